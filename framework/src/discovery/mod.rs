@@ -1,0 +1,317 @@
+//! Discovery: edge attribution patching (EAP) and its integrated-gradients form (EAP-IG).
+//!
+//! With a_u what writer u wrote, ã_u its ablated value and g_d the metric's gradient at reader d's
+//! input, an edge's worth is ⟨a_u − ã_u, g_d⟩. All edges take one forward and one backward pass.
+//! Scores are defined over all examples together; how they are split into batches changes nothing.
+
+mod smoothing;
+mod sums;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+pub use smoothing::{Smoother, Smoothing};
+use sums::{BatchView, Sums};
+
+use crate::circuit::Scores;
+use crate::example::{Batch, Example, pad};
+use crate::graph::{Graph, Kind};
+use crate::metric::PatchingMetric;
+use crate::model::Model;
+use crate::pass::{Captured, Pass, Readout, Written};
+use crate::progress::{Progress, Report};
+use crate::{Error, Result, refuse};
+
+/// Where the gradient is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// At the clean input.
+    #[default]
+    Eap,
+    /// Averaged over inputs between the counterfactual's embeddings and the clean ones.
+    EapIg,
+}
+
+/// What a writer's output is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Ablation {
+    /// Its mean over the examples.
+    #[default]
+    Mean,
+    /// Nothing.
+    Zero,
+    /// Its output on the counterfactual.
+    Corrupt,
+}
+
+/// At which positions the graph is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Positions {
+    /// Where a key token is predicted.
+    #[default]
+    Key,
+    /// Everywhere.
+    All,
+}
+
+/// How edges are scored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discovery {
+    /// `eap` or `eap-ig`.
+    pub method: Method,
+    /// Inputs that `eap-ig` averages the gradient over.
+    pub ig_steps: usize,
+    /// `mean`, `zero` or `corrupt`.
+    pub ablation: Ablation,
+    /// `key` or `all`.
+    pub positions: Positions,
+    /// The kinds of nodes in the graph: `head`, `mlp`, `embed`, `logits`.
+    pub nodes: Vec<Kind>,
+    /// Sequences a forward pass; the scores do not depend on it.
+    pub batch_size: usize,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self {
+            method: Method::default(),
+            ig_steps: 5,
+            ablation: Ablation::default(),
+            positions: Positions::default(),
+            nodes: vec![Kind::Head, Kind::Mlp],
+            batch_size: 16,
+        }
+    }
+}
+
+impl Discovery {
+    /// Refuses examples that can't be scored this way, naming the first. `why` is a task's reason
+    /// for having no counterfactuals.
+    ///
+    /// # Errors
+    /// If an example is out of the model's range, or lacks keys, answers or a counterfactual.
+    pub fn check(
+        &self,
+        model: &dyn Model,
+        examples: &[Example],
+        metric: &dyn PatchingMetric,
+        why: Option<&str>,
+    ) -> Result<()> {
+        if examples.is_empty() {
+            refuse!("there are no examples to discover a circuit on; give the task some");
+        }
+        if self.batch_size == 0 || (self.method == Method::EapIg && self.ig_steps == 0) {
+            refuse!("batch_size and ig_steps must be at least 1");
+        }
+        let needs_counterfactual = self.method == Method::EapIg || self.ablation == Ablation::Corrupt;
+        for example in examples {
+            let origin = &example.origin;
+            example.check(model.vocabulary(), model.context())?;
+            metric.check(example).map_err(|error| Error::input(format!("{origin}: {error}")))?;
+            if self.positions == Positions::Key && example.keys.is_empty() {
+                refuse!("{origin}: no key positions; discover with positions = \"all\"");
+            }
+            if !needs_counterfactual {
+                continue;
+            }
+            let Some(counterfactual) = &example.counterfactual else {
+                let reason = why.map_or(String::new(), |why| format!(" ({why})"));
+                refuse!(
+                    "{origin}: no counterfactual, which ablation `corrupt` and method `eap-ig` \
+                     need{reason}; use method `eap` with ablation `mean` or `zero`"
+                );
+            };
+            let same_length = counterfactual.tokens.len() == example.tokens.len();
+            if (self.positions == Positions::All || self.method == Method::EapIg) && !same_length {
+                refuse!(
+                    "{origin}: {} tokens, but {} in its counterfactual; positions `all` and \
+                     `eap-ig` need equal lengths",
+                    example.tokens.len(),
+                    counterfactual.tokens.len()
+                );
+            }
+            if self.positions == Positions::Key
+                && self.ablation == Ablation::Corrupt
+                && counterfactual.key_positions.is_empty()
+            {
+                refuse!("{origin}: the counterfactual has no key positions");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What discovery found.
+#[derive(Clone, Debug)]
+pub struct Discovered {
+    pub scores: Scores,
+    /// The metric over all examples.
+    pub metric: f64,
+}
+
+/// Scores every edge over all `examples`.
+///
+/// # Errors
+/// As for [`Discovery::check`], and if a tensor operation fails.
+pub fn discover(
+    model: &dyn Model,
+    examples: &[&Example],
+    metric: &dyn PatchingMetric,
+    options: &Discovery,
+    report: &Report,
+) -> Result<Discovered> {
+    let mut attribution = Attribution::new(model, examples, metric, options)?;
+    let mut done = 0;
+    for chunk in examples.chunks(options.batch_size) {
+        attribution.add(&Batch::new(chunk.to_vec(), &model.device())?)?;
+        done += chunk.len();
+        report(Progress {
+            stage: "discover",
+            done,
+            total: examples.len(),
+            figure: Some(("metric", attribution.metric())),
+        });
+    }
+    attribution.finish()
+}
+
+/// A scoring under way: batches are added one by one.
+pub struct Attribution<'a> {
+    model: &'a dyn Model,
+    metric: &'a dyn PatchingMetric,
+    options: &'a Discovery,
+    graph: Graph,
+    sums: Sums,
+    metric_sum: f64,
+    /// Σ weight over all examples, those not yet added included.
+    total_weight: f64,
+    added_weight: f64,
+}
+
+/// A forward pass with the backward pass of the metric behind it, for whoever goes on with it.
+pub struct Run {
+    pub pass: Pass,
+    pub readout: Readout,
+    /// What the metric's backward pass left.
+    pub captured: Vec<Captured>,
+}
+
+impl<'a> Attribution<'a> {
+    /// `examples` are all that will be added.
+    ///
+    /// # Errors
+    /// If a tensor can't be allocated.
+    pub fn new(
+        model: &'a dyn Model,
+        examples: &[&Example],
+        metric: &'a dyn PatchingMetric,
+        options: &'a Discovery,
+    ) -> Result<Self> {
+        let graph = model.graph().subset(&options.nodes);
+        if graph.edge_count() == 0 {
+            refuse!("no edges between nodes of the kinds {:?}; take `head` and `mlp` in", options.nodes);
+        }
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        Ok(Self {
+            model,
+            metric,
+            options,
+            sums: Sums::new(&graph, options, longest),
+            graph,
+            metric_sum: 0.0,
+            total_weight: examples.iter().map(|example| metric.weight(example)).sum(),
+            added_weight: 0.0,
+        })
+    }
+
+    /// The metric over the examples added so far.
+    pub fn metric(&self) -> f64 {
+        self.metric_sum / self.added_weight
+    }
+
+    /// Adds a batch. With method `eap` the forward pass is handed on.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
+        let view = BatchView::new(batch, self.options)?;
+        let corrupt = self.corrupt_run(batch)?;
+        let weights = batch.examples.iter().map(|example| self.metric.weight(example));
+        self.added_weight += weights.sum::<f64>();
+        if self.options.method == Method::Eap {
+            let run = self.run(batch, Pass::with_gradients(&self.model.device())?, true)?;
+            let difference = self.sums.add_writes(&view, &run.pass.written(), corrupt.as_deref())?;
+            self.sums.add_gradients(&self.graph, &view, &difference, &run.captured, 1.0)?;
+            return Ok(Some(run));
+        }
+        let clean = Pass::forward_only();
+        let readout = self.model.forward(&clean, &batch.tokens)?;
+        self.metric_sum += f64::from(self.metric.sum(&readout, batch)?.to_scalar::<f32>()?);
+        let clean = clean.written();
+        let ablated = corrupt.as_deref().filter(|_| self.options.ablation == Ablation::Corrupt);
+        let difference = self.sums.add_writes(&view, &clean, ablated)?;
+        let (from, to) = (embedding_of(corrupt.as_deref().unwrap_or(&[]))?, embedding_of(&clean)?);
+        let steps = self.options.ig_steps;
+        for step in 0..steps {
+            let share = step as f64 / steps as f64;
+            let input = (from.affine(1.0 - share, 0.0)? + to.affine(share, 0.0)?)?;
+            let pass = Pass::with_gradients(&self.model.device())?.with_input(input);
+            let run = self.run(batch, pass, false)?;
+            let fraction = 1.0 / steps as f64;
+            self.sums.add_gradients(&self.graph, &view, &difference, &run.captured, fraction)?;
+        }
+        Ok(None)
+    }
+
+    /// Forward, and backward from the metric's share of the whole mean.
+    fn run(&mut self, batch: &Batch, pass: Pass, counts: bool) -> Result<Run> {
+        let readout = self.model.forward(&pass, &batch.tokens)?;
+        let sum = self.metric.sum(&readout, batch)?;
+        if counts {
+            self.metric_sum += f64::from(sum.to_scalar::<f32>()?);
+        }
+        let captured = pass.backward(&sum.affine(1.0 / self.total_weight, 0.0)?)?;
+        Ok(Run { pass, readout, captured })
+    }
+
+    /// What is written on the counterfactuals, where they are needed.
+    fn corrupt_run(&self, batch: &Batch) -> Result<Option<Vec<Written>>> {
+        if self.options.ablation != Ablation::Corrupt && self.options.method != Method::EapIg {
+            return Ok(None);
+        }
+        let counterfactuals: Vec<&[u32]> = (batch.examples.iter())
+            .filter_map(|example| example.counterfactual.as_ref())
+            .map(|counterfactual| &counterfactual.tokens[..])
+            .collect();
+        let (tokens, _) = pad(counterfactuals.into_iter(), &self.model.device())?;
+        let pass = Pass::forward_only();
+        self.model.forward(&pass, &tokens)?;
+        Ok(Some(pass.written()))
+    }
+
+    /// The scores of all that was added.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn finish(self) -> Result<Discovered> {
+        let metric = self.metric();
+        let values = self.sums.finish(&self.graph)?;
+        Ok(Discovered {
+            scores: Scores { graph: self.graph, values },
+            metric,
+        })
+    }
+}
+
+/// The embedding's output in a pass.
+fn embedding_of(written: &[Written]) -> Result<&Tensor> {
+    let output = written.iter().find_map(|written| match written {
+        Written::Embedding { output, .. } => Some(output),
+        Written::Projected { .. } => None,
+    });
+    output.ok_or_else(|| Error::input("the model announces no embedding"))
+}

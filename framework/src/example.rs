@@ -1,0 +1,128 @@
+//! What a task gives the engine: pre-tokenised examples, and batches of them.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+
+use crate::{Result, refuse};
+
+/// A token at which the task looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The index of the token itself, never 0: it is predicted, and the graph is read, at the
+    /// position before it.
+    pub position: usize,
+    /// The token that counts as right.
+    pub correct: u32,
+    /// The token it is held against, where the task has one.
+    pub wrong: Option<u32>,
+}
+
+/// The same example with what matters changed, for ablation `corrupt` and for EAP-IG.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counterfactual {
+    pub tokens: Vec<u32>,
+    pub key_positions: Vec<usize>,
+}
+
+/// One sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    pub tokens: Vec<u32>,
+    /// The tokens that the loss is taken over, by index; within 1..tokens.len().
+    pub predicted: Range<usize>,
+    pub keys: Vec<Key>,
+    pub counterfactual: Option<Counterfactual>,
+    /// Where it came from, for messages: "file:line".
+    pub origin: String,
+}
+
+impl Example {
+    /// Refuses what no model with this vocabulary and context could run.
+    pub fn check(&self, vocabulary: usize, context: usize) -> Result<()> {
+        let origin = &self.origin;
+        let counterfactual = self.counterfactual.as_ref();
+        let corrupt_tokens = counterfactual.map_or(&[][..], |c| &c.tokens);
+        if self.tokens.len() < 2 {
+            refuse!("{origin}: {} tokens; nothing can be predicted from fewer than 2", self.tokens.len());
+        }
+        let longest = self.tokens.len().max(corrupt_tokens.len());
+        if longest > context {
+            refuse!("{origin}: {longest} tokens, but the model's context is {context}; shorten the example");
+        }
+        let answers = self.keys.iter().flat_map(|key| [Some(key.correct), key.wrong]).flatten();
+        let mut ids = self.tokens.iter().chain(corrupt_tokens).copied().chain(answers);
+        if let Some(id) = ids.find(|&id| id as usize >= vocabulary) {
+            refuse!("{origin}: token id {id}, but the model's vocabulary has {vocabulary}; ids go from 0 to {}", vocabulary - 1);
+        }
+        for key in &self.keys {
+            check_key(origin, key.position, self.tokens.len())?;
+        }
+        for &position in counterfactual.map_or(&[][..], |c| &c.key_positions) {
+            check_key(origin, position, corrupt_tokens.len())?;
+        }
+        Ok(())
+    }
+}
+
+fn check_key(origin: &str, position: usize, length: usize) -> Result<()> {
+    if position == 0 || position >= length {
+        refuse!(
+            "{origin}: key position {position}; it is a token's index from 1 to {}, since a token \
+             is predicted at the position before it",
+            length - 1
+        );
+    }
+    Ok(())
+}
+
+/// Examples padded on the right to one length. A row is `example · seq + position`.
+pub struct Batch<'a> {
+    pub examples: Vec<&'a Example>,
+    /// u32 [batch, seq]
+    pub tokens: Tensor,
+    pub seq: usize,
+}
+
+impl<'a> Batch<'a> {
+    pub fn new(examples: Vec<&'a Example>, device: &Device) -> Result<Self> {
+        let (tokens, seq) = pad(examples.iter().map(|example| &example.tokens[..]), device)?;
+        Ok(Self { examples, tokens, seq })
+    }
+
+    /// The row of a position.
+    pub fn row(&self, example: usize, position: usize) -> u32 {
+        (example * self.seq + position) as u32
+    }
+
+    /// Every key of every example: its example, itself, and the row that predicts it.
+    pub fn keys(&self) -> impl Iterator<Item = (usize, &'a Key, u32)> + '_ {
+        (self.examples.iter().enumerate()).flat_map(move |(index, example)| {
+            (example.keys.iter()).map(move |key| (index, key, self.row(index, key.position - 1)))
+        })
+    }
+
+    /// Every token the loss is taken over: its example, its position, and the row that predicts it.
+    pub fn predicted(&self) -> impl Iterator<Item = (usize, usize, u32)> + '_ {
+        (self.examples.iter().enumerate()).flat_map(move |(index, example)| {
+            (example.predicted.clone())
+                .map(move |position| (index, position, self.row(index, position - 1)))
+        })
+    }
+}
+
+/// Sequences as one tensor u32 [batch, seq], padded on the right with token 0, and its length.
+pub fn pad<'t>(
+    sequences: impl Iterator<Item = &'t [u32]> + Clone,
+    device: &Device,
+) -> Result<(Tensor, usize)> {
+    let seq = sequences.clone().map(<[u32]>::len).max().unwrap_or(0);
+    let mut ids = Vec::new();
+    let mut batch = 0;
+    for tokens in sequences {
+        ids.extend_from_slice(tokens);
+        ids.resize(ids.len() + seq - tokens.len(), 0);
+        batch += 1;
+    }
+    Ok((Tensor::from_vec(ids, (batch, seq), device)?, seq))
+}

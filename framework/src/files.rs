@@ -1,0 +1,74 @@
+//! Files that are whole or not there: everything is written under a temporary name in the target's
+//! folder and renamed.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
+
+/// Writes `content` to `path` in one step.
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempfile_in(folder)
+        .map_err(Error::io(path))?;
+    file.write_all(content).map_err(Error::io(path))?;
+    make_readable(file.as_file()).map_err(Error::io(path))?;
+    file.persist(path)
+        .map_err(|error| Error::io(path)(error.error))?;
+    Ok(())
+}
+
+/// Temporary files are the owner's alone; results are as readable as any other new file.
+#[cfg(unix)]
+fn make_readable(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &std::fs::File) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Writes `value` as indented JSON with a final newline.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
+    text.push('\n');
+    write_atomically(path, text.as_bytes())
+}
+
+/// The file's text; an error names the file.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(Error::io(path))
+}
+
+/// A JSON file; an error names the file and the line.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_str(&read_text(path)?)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())))
+}
+
+/// A JSON Lines file, each value with its line number; blank lines are passed over.
+pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
+    let text = read_text(path)?;
+    let parse = |(index, line): (usize, &str)| {
+        let number = index + 1;
+        serde_json::from_str(line)
+            .map(|value| (number, value))
+            .map_err(|error| Error::input(format!("{}:{number}: {error}", path.display())))
+    };
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(parse)
+        .collect()
+}

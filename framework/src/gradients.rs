@@ -1,0 +1,160 @@
+//! Weight gradients of the selected rows, formed from what a backward pass left: for a projection
+//! with input x and output gradient dy, the rows in question of dyᵀ·x, and nothing for the rest.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::ops::cross_entropy;
+use crate::parameters::{Param, ParamId, Parameters, Selection};
+use crate::pass::Captured;
+
+/// Gradients of the selected rows, compact: for each parameter [selected rows, width].
+pub struct Gradients {
+    selection: Selection,
+    sums: Vec<Option<Tensor>>,
+}
+
+impl Gradients {
+    /// No gradient yet, for these rows.
+    pub fn new(parameters: &Parameters, selection: Selection) -> Self {
+        Self {
+            selection,
+            sums: vec![None; parameters.len()],
+        }
+    }
+
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// The gradient of a parameter's selected rows [selected rows, width]; none where no backward
+    /// pass reached it.
+    pub fn get(&self, id: ParamId) -> Option<&Tensor> {
+        self.sums[id.0].as_ref()
+    }
+
+    /// Adds the gradients of one backward pass.
+    pub fn accumulate(&mut self, captured: &[Captured]) -> Result<()> {
+        for captured in captured {
+            match captured {
+                Captured::Embedding { embedding, tokens, gradient } => {
+                    let index = tokens.flatten_all()?;
+                    self.add_scattered(&embedding.tokens, &index, gradient)?;
+                    if let Some(positions) = &embedding.positions {
+                        let (batch, seq) = tokens.dims2()?;
+                        let index = Tensor::arange(0u32, seq as u32, tokens.device())?;
+                        self.add_scattered(positions, &index.repeat(batch)?, gradient)?;
+                    }
+                }
+                Captured::Reading { reading, x, normed, projected } => {
+                    if self.selection.contains(reading.weight.id) {
+                        let input = reading.norm.forward(x)?;
+                        self.add_product(&reading.weight, projected, &input)?;
+                    }
+                    if let Some(bias) = &reading.bias {
+                        self.add_rows(bias.id, |range| {
+                            let columns = projected.narrow(1, range.start, range.len())?;
+                            Ok(columns.sum_keepdim(0)?.t()?)
+                        })?;
+                    }
+                    self.add_norm(&reading.norm, x, normed)?;
+                }
+                Captured::Writing { writing, z, gradient } => {
+                    self.add_product(&writing.weight, z, gradient)?;
+                    if let Some(bias) = &writing.bias {
+                        self.add_rows(bias.id, |_| Ok(gradient.sum_keepdim(0)?))?;
+                    }
+                }
+                Captured::FinalNorm { unembedding, x, normed } => {
+                    self.add_norm(&unembedding.norm, x, normed)?;
+                }
+                Captured::Logits { unembedding, hidden, gradient } => {
+                    self.add_product(&unembedding.weight, gradient, hidden)?;
+                }
+                Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
+                    let weight = &unembedding.weight;
+                    if self.selection.contains(weight.id) {
+                        let gradient =
+                            cross_entropy::unembedding_gradient(hidden, &weight.tensor, targets)?
+                                .affine(*factor, 0.0)?;
+                        self.add_rows(weight.id, |range| {
+                            Ok(gradient.narrow(0, range.start, range.len())?)
+                        })?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the selected rows of narrowᵀ · wide, for narrow [n, rows] and wide [n, width].
+    fn add_product(&mut self, param: &Param, narrow: &Tensor, wide: &Tensor) -> Result<()> {
+        self.add_rows(param.id, |range| {
+            Ok(narrow.narrow(1, range.start, range.len())?.t()?.matmul(wide)?)
+        })
+    }
+
+    /// Adds gradient [n, width] to the rows that `index` [n] names.
+    fn add_scattered(&mut self, param: &Param, index: &Tensor, gradient: &Tensor) -> Result<()> {
+        if !self.selection.contains(param.id) {
+            return Ok(());
+        }
+        let full = param.tensor.zeros_like()?.index_add(index, gradient, 0)?;
+        self.add_rows(param.id, |range| Ok(full.narrow(0, range.start, range.len())?))
+    }
+
+    fn add_norm(&mut self, norm: &crate::ops::norm::Norm, x: &Tensor, gradient: &Tensor) -> Result<()> {
+        let bias = norm.bias.as_ref().map(|bias| bias.id);
+        if !self.selection.contains(norm.weight.id)
+            && !bias.is_some_and(|bias| self.selection.contains(bias))
+        {
+            return Ok(());
+        }
+        let (d_weight, d_bias) = norm.parameter_gradients(x, gradient)?;
+        self.add_rows(norm.weight.id, |_| Ok(d_weight.clone()))?;
+        match bias {
+            Some(bias) => self.add_rows(bias, |_| Ok(d_bias.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds `of` each selected range of a parameter.
+    fn add_rows(&mut self, id: ParamId, of: impl Fn(&Range<usize>) -> Result<Tensor>) -> Result<()> {
+        let ranges = self.selection.ranges(id);
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let pieces = ranges.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let gradient = match &pieces[..] {
+            [only] => only.contiguous()?,
+            _ => Tensor::cat(&pieces, 0)?,
+        };
+        let sum = &mut self.sums[id.0];
+        *sum = Some(match sum.take() {
+            None => gradient,
+            Some(sum) => (sum + gradient)?,
+        });
+        Ok(())
+    }
+
+    /// The joint Euclidean norm, summed in float64.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.sums.iter().flatten() {
+            // Row by row in float32, then in float64: as exact as needed and one pass.
+            let squares = gradient.sqr()?.sum(1)?.to_vec1::<f32>()?;
+            sum += squares.into_iter().map(f64::from).sum::<f64>();
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Multiplies every gradient by `factor`.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.sums.iter_mut().flatten() {
+            *gradient = gradient.affine(factor, 0.0)?;
+        }
+        Ok(())
+    }
+}

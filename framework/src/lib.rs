@@ -1,0 +1,41 @@
+//! The framework of `circuit-tuning`: the four extension points ([`Model`], [`Task`],
+//! [`PatchingMetric`], [`ParamSelector`]), the registry that knows their implementations, the
+//! graph of a model, edge attribution patching and circuit tuning.
+//!
+//! It knows no concrete model, task, metric or selector. Terms are TransformerLens', EAP-IG's and
+//! Hugging Face's; what is computed is defined in the paper, arXiv 2502.06106.
+
+pub mod circuit;
+pub mod discovery;
+mod error;
+pub mod evaluation;
+pub mod example;
+pub mod files;
+pub mod gradients;
+pub mod graph;
+pub mod metric;
+pub mod model;
+pub mod ops;
+pub mod parameters;
+pub mod pass;
+pub mod progress;
+pub mod registry;
+pub mod selector;
+pub mod task;
+pub mod tokenizer;
+pub mod tuning;
+
+pub use candle_core::{Device, Tensor};
+pub use circuit::{Circuit, Pruning, Scores};
+pub use error::{Error, Result, suggestion};
+pub use evaluation::Evaluation;
+pub use example::{Batch, Example, Key};
+pub use graph::Graph;
+pub use inventory;
+pub use metric::PatchingMetric;
+pub use model::{Architecture, Checkpoint, Model};
+pub use parameters::{Owner, Parameters, Selection};
+pub use pass::{Pass, Readout};
+pub use registry::{Options, Plugin};
+pub use selector::ParamSelector;
+pub use task::{Figures, Setting, Split, Task};

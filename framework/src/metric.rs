@@ -1,0 +1,76 @@
+//! The third extension point: what an edge's worth is measured by.
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::example::{Batch, Example};
+use crate::pass::Readout;
+
+/// From a model's output to a differentiable number. A metric is a weighted mean over examples, so
+/// that it comes out the same however they are split into batches: the engine adds up [`sum`] over
+/// the batches and divides by the added [`weight`]s.
+///
+/// [`sum`]: PatchingMetric::sum
+/// [`weight`]: PatchingMetric::weight
+///
+/// ```
+/// use circuit_framework::{Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor};
+/// use circuit_framework::{inventory, origin};
+///
+/// /// The logit of the right answer at the first key position.
+/// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// #[serde(default, deny_unknown_fields)]
+/// struct FirstLogit {}
+///
+/// impl PatchingMetric for FirstLogit {
+///     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
+///         let (mut rows, mut answers) = (Vec::new(), Vec::new());
+///         for (index, example) in batch.examples.iter().enumerate() {
+///             rows.push(batch.row(index, example.keys[0].position - 1));
+///             answers.push(example.keys[0].correct);
+///         }
+///         let answers = Tensor::new(answers, batch.tokens.device())?.unsqueeze(1)?;
+///         Ok(readout.logits(&rows)?.gather(&answers, 1)?.sum_all()?)
+///     }
+/// }
+///
+/// impl Options<dyn PatchingMetric> for FirstLogit {
+///     fn build(self) -> Result<Box<dyn PatchingMetric>> {
+///         Ok(Box::new(self))
+///     }
+/// }
+///
+/// inventory::submit! {
+///     Plugin::<dyn PatchingMetric>::new::<FirstLogit>("first_logit", "one logit", origin!())
+/// }
+///
+/// let plugin = circuit_framework::registry::find::<dyn PatchingMetric>("metric", "first_logit")?;
+/// assert!(plugin.build(&Default::default()).is_ok());
+/// # Ok::<(), circuit_framework::Error>(())
+/// ```
+pub trait PatchingMetric: Send + Sync {
+    /// The sum of `weight · value` over the batch's examples: a scalar whose gradient reaches the
+    /// model through the readout.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor>;
+
+    /// What an example counts in the mean.
+    fn weight(&self, _example: &Example) -> f64 {
+        1.0
+    }
+
+    /// Refuses an example the metric can't be computed on, saying what it lacks.
+    ///
+    /// # Errors
+    /// If the example doesn't fit.
+    fn check(&self, _example: &Example) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether this is the training loss itself, whose backward pass then serves for both.
+    fn is_loss(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,132 @@
+//! The first extension point: a model as the framework sees it.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+use crate::graph::Graph;
+use crate::parameters::Parameters;
+use crate::pass::{Pass, Readout};
+use crate::{Result, refuse};
+
+/// A decoder-only transformer that reads and writes its residual stream through a [`Pass`].
+pub trait Model: Send + Sync {
+    /// The nodes in computation order, `embed` and `logits` included.
+    fn graph(&self) -> &Graph;
+
+    /// Every weight with its owners. Updates are made in place and take effect at once.
+    fn parameters(&self) -> &Parameters;
+
+    /// Runs tokens u32 [batch, seq], padded on the right, through the model. Every site of the
+    /// graph is announced to the pass, in order.
+    ///
+    /// # Errors
+    /// If the sequence is longer than the context, or a tensor operation fails.
+    fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout>;
+
+    /// The number of token ids.
+    fn vocabulary(&self) -> usize;
+
+    /// The longest sequence, in tokens.
+    fn context(&self) -> usize;
+
+    /// The configuration as Hugging Face's config.json.
+    fn config(&self) -> &serde_json::Value;
+
+    /// The weights under Hugging Face's names and in its layout, for saving.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>>;
+
+    /// Where the weights are.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// What a registered architecture is built from: the content of a checkpoint, whichever file
+/// format it came in.
+pub struct Checkpoint {
+    /// Hugging Face's config.json.
+    pub config: serde_json::Value,
+    pub weights: Weights,
+    /// What messages call it: its file or folder.
+    pub origin: String,
+}
+
+/// Where an architecture's weights come from.
+pub enum Weights {
+    /// By Hugging Face's names, float32.
+    Given(BTreeMap<String, Tensor>),
+    /// Drawn as they are asked for: matrices from N(0, 0.02²), norms one, biases zero.
+    Random(Box<ChaCha8Rng>),
+}
+
+/// The standard deviation of random matrices, GPT-2's and Llama's `initializer_range`.
+const INITIALIZER_RANGE: f32 = 0.02;
+
+impl Checkpoint {
+    /// Takes a tensor out, or draws it.
+    ///
+    /// # Errors
+    /// If it is missing or its shape is another, naming it.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensors = match &mut self.weights {
+            Weights::Given(tensors) => tensors,
+            Weights::Random(random) => return draw(name, shape, random),
+        };
+        let Some(tensor) = tensors.remove(name) else {
+            refuse!("{}: there is no tensor `{name}`", self.origin);
+        };
+        if tensor.dims() != shape {
+            refuse!(
+                "{}: tensor `{name}` is {:?}, but config.json says {shape:?}",
+                self.origin,
+                tensor.dims()
+            );
+        }
+        Ok(tensor)
+    }
+
+    /// Ends the loading: a tensor that is left over means that the model isn't the one it is taken
+    /// for.
+    ///
+    /// # Errors
+    /// Naming the first tensor for which `ignored` doesn't hold.
+    pub fn finish(self, ignored: impl Fn(&str) -> bool) -> Result<()> {
+        if let Weights::Given(tensors) = &self.weights
+            && let Some(name) = tensors.keys().find(|name| !ignored(name))
+        {
+            refuse!(
+                "{}: tensor `{name}` is no part of this architecture as config.json describes it",
+                self.origin
+            );
+        }
+        Ok(())
+    }
+}
+
+fn draw(name: &str, shape: &[usize], random: &mut ChaCha8Rng) -> Result<Tensor> {
+    if shape.len() == 1 {
+        let value = if name.ends_with("bias") { 0f32 } else { 1f32 };
+        return Ok(Tensor::full(value, shape, &Device::Cpu)?);
+    }
+    let values: Vec<f32> = (random.sample_iter::<f32, _>(StandardNormal))
+        .take(shape.iter().product())
+        .map(|value| value * INITIALIZER_RANGE)
+        .collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// Builds a model of one architecture; what a model plugin registers. Options are the fields of
+/// the type that implements it.
+pub trait Architecture: Send + Sync {
+    /// # Errors
+    /// If a tensor is missing or misshapen, or the configuration asks for what this architecture
+    /// can't do; each names what and where.
+    fn build(&self, checkpoint: Checkpoint) -> Result<Box<dyn Model>>;
+}

@@ -1,0 +1,204 @@
+//! Causal softmax attention from stacked queries, keys and values, with grouped heads and an
+//! optional rotary embedding. The probabilities are recomputed in the backward pass, so nothing of
+//! size [seq, seq] is kept.
+//!
+//! Sequences are padded on the right, so the causal mask alone hides the padding from every token.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::rotary::Rotary;
+use super::{contiguous_f32, differentiable, lanes};
+
+/// The geometry of an attention layer.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    pub heads: usize,
+    /// Key/value heads; `heads / kv_heads` query heads share one.
+    pub kv_heads: usize,
+    pub d_head: usize,
+    pub rotary: Option<Arc<Rotary>>,
+}
+
+/// One key/value head of one sequence with the query heads that share it, gathered and rotated.
+struct Group {
+    /// [heads a group][seq, d_head], scaled by 1/√d_head.
+    queries: Vec<Vec<f32>>,
+    /// [seq, d_head]
+    keys: Vec<f32>,
+    /// [seq, d_head]
+    values: Vec<f32>,
+}
+
+impl Attention {
+    /// The width of the stacked projections: all query heads, then key heads, then value heads.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.d_head
+    }
+
+    /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
+    pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
+        let (batch, seq, _) = qkv.dims3()?;
+        if let Some(rotary) = &self.rotary {
+            rotary.check(seq)?;
+        }
+        let input = qkv.detach().contiguous()?;
+        let output = {
+            let data = contiguous_f32(&input)?;
+            let z = self.for_each_group(batch, |b, g| self.group_forward(&data, seq, b, g));
+            let mut output = vec![0f32; batch * seq * self.heads * self.d_head];
+            self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| g * self.group() + part);
+            Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())?
+        };
+        let attention = self.clone();
+        differentiable(qkv, output, move |gradient| attention.backward(&input, gradient))
+    }
+
+    /// Query heads a key/value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// One call for each key/value head of each sequence, in parallel; results in that order.
+    fn for_each_group<T: Send>(&self, batch: usize, f: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
+        (0..batch * self.kv_heads)
+            .into_par_iter()
+            .map(|index| f(index / self.kv_heads, index % self.kv_heads))
+            .collect()
+    }
+
+    /// Copies per-group pieces, each [seq, d_head], to their heads in [batch, seq, heads·d_head].
+    fn scatter(
+        &self,
+        output: &mut [f32],
+        heads: usize,
+        batch: usize,
+        seq: usize,
+        pieces: &[Vec<Vec<f32>>],
+        head_of: impl Fn(usize, usize) -> usize + Sync,
+    ) {
+        let width = heads * self.d_head;
+        debug_assert_eq!(output.len(), batch * seq * width);
+        output.par_chunks_mut(seq * width).enumerate().for_each(|(b, output)| {
+            for g in 0..self.kv_heads {
+                for (part, piece) in pieces[b * self.kv_heads + g].iter().enumerate() {
+                    let offset = head_of(g, part) * self.d_head;
+                    for (position, row) in piece.chunks(self.d_head).enumerate() {
+                        output[position * width + offset..][..self.d_head].copy_from_slice(row);
+                    }
+                }
+            }
+        });
+    }
+
+    fn gather(&self, qkv: &[f32], seq: usize, b: usize, g: usize) -> Group {
+        let (width, d) = (self.width(), self.d_head);
+        let column = |head: usize, rotated: bool, scale: f32| {
+            let mut rows = Vec::with_capacity(seq * d);
+            for position in 0..seq {
+                let row = &qkv[(b * seq + position) * width + head * d..][..d];
+                rows.extend(row.iter().map(|value| value * scale));
+                if let (true, Some(rotary)) = (rotated, &self.rotary) {
+                    rotary.rotate(&mut rows[position * d..], position);
+                }
+            }
+            rows
+        };
+        let scale = 1.0 / (d as f32).sqrt();
+        Group {
+            queries: (0..self.group()).map(|part| column(g * self.group() + part, true, scale)).collect(),
+            keys: column(self.heads + g, true, 1.0),
+            values: column(self.heads + self.kv_heads + g, false, 1.0),
+        }
+    }
+
+    /// softmax(q · kⱼ) over j ≤ position.
+    fn probabilities(&self, query: &[f32], keys: &[f32], position: usize, out: &mut Vec<f32>) {
+        out.clear();
+        out.extend(keys.chunks(self.d_head).take(position + 1).map(|key| lanes::dot(query, key)));
+        let largest = lanes::max(out);
+        out.iter_mut().for_each(|score| *score = lanes::exp(*score - largest));
+        let factor = 1.0 / lanes::sum(out, |p| p);
+        out.iter_mut().for_each(|p| *p *= factor);
+    }
+
+    fn group_forward(&self, qkv: &[f32], seq: usize, b: usize, g: usize) -> Vec<Vec<f32>> {
+        let d = self.d_head;
+        let group = self.gather(qkv, seq, b, g);
+        let mut probabilities = Vec::with_capacity(seq);
+        let mut attend = |queries: &Vec<f32>| {
+            let mut z = vec![0f32; seq * d];
+            for (position, (query, z)) in queries.chunks(d).zip(z.chunks_mut(d)).enumerate() {
+                self.probabilities(query, &group.keys, position, &mut probabilities);
+                for (p, value) in probabilities.iter().zip(group.values.chunks(d)) {
+                    lanes::add_scaled(z, *p, value);
+                }
+            }
+            z
+        };
+        group.queries.iter().map(&mut attend).collect()
+    }
+
+    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv.
+    fn backward(&self, qkv: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        let (batch, seq, width) = qkv.dims3()?;
+        let (qkv_data, dz) = (contiguous_f32(qkv)?, contiguous_f32(gradient)?);
+        let pieces =
+            self.for_each_group(batch, |b, g| self.group_backward(&qkv_data, &dz, seq, b, g));
+        let mut output = vec![0f32; batch * seq * width];
+        let stacked = self.heads + 2 * self.kv_heads;
+        self.scatter(&mut output, stacked, batch, seq, &pieces, |g, part| {
+            match part.checked_sub(self.group()) {
+                None => g * self.group() + part,
+                Some(kind) => self.heads + kind * self.kv_heads + g,
+            }
+        });
+        Tensor::from_vec(output, (batch, seq, width), qkv.device())
+    }
+
+    /// The gradients of the group's query heads, then of its key head, then of its value head.
+    fn group_backward(&self, qkv: &[f32], dz: &[f32], seq: usize, b: usize, g: usize) -> Vec<Vec<f32>> {
+        let d = self.d_head;
+        let group = self.gather(qkv, seq, b, g);
+        let scale = 1.0 / (d as f32).sqrt();
+        let (mut d_keys, mut d_values) = (vec![0f32; seq * d], vec![0f32; seq * d]);
+        let mut probabilities = Vec::with_capacity(seq);
+        let mut d_scores = Vec::with_capacity(seq);
+        let mut pieces = Vec::with_capacity(self.group() + 2);
+        for (part, queries) in group.queries.iter().enumerate() {
+            let head = g * self.group() + part;
+            let mut d_queries = vec![0f32; seq * d];
+            for (position, query) in queries.chunks(d).enumerate() {
+                self.probabilities(query, &group.keys, position, &mut probabilities);
+                let dz = &dz[((b * seq + position) * self.heads + head) * d..][..d];
+                // ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ), with ∂L/∂pⱼ = dz · vⱼ.
+                d_scores.clear();
+                let values = group.values.chunks(d).take(position + 1);
+                d_scores.extend(values.map(|value| lanes::dot(dz, value)));
+                let mean = lanes::dot(&probabilities, &d_scores);
+                let d_query = &mut d_queries[position * d..][..d];
+                for (j, p) in probabilities.iter().enumerate() {
+                    let d_score = p * (d_scores[j] - mean);
+                    let at = j * d..(j + 1) * d;
+                    lanes::add_scaled(&mut d_values[at.clone()], *p, dz);
+                    lanes::add_scaled(d_query, d_score, &group.keys[at.clone()]);
+                    lanes::add_scaled(&mut d_keys[at], d_score, query);
+                }
+                d_query.iter_mut().for_each(|value| *value *= scale);
+            }
+            pieces.push(d_queries);
+        }
+        pieces.push(d_keys);
+        if let Some(rotary) = &self.rotary {
+            for piece in &mut pieces {
+                for (position, vector) in piece.chunks_mut(d).enumerate() {
+                    rotary.rotate_back(vector, position);
+                }
+            }
+        }
+        pieces.push(d_values);
+        pieces
+    }
+}

@@ -1,0 +1,16 @@
+//! The differentiable operations a transformer is made of, each with its backward pass written by
+//! hand, because candle's own fused ones have none: the gradient would silently stop there.
+//!
+//! One operation a file. Each takes and returns float32 tensors; a loop over rows is split between
+//! threads at row boundaries and summed inside a row in a fixed order, so results are the same
+//! bits on any number of threads.
+
+pub mod activation;
+pub mod attention;
+pub mod cross_entropy;
+mod function;
+mod lanes;
+pub mod norm;
+pub mod rotary;
+
+pub(crate) use function::{contiguous_f32, differentiable, differentiable2};

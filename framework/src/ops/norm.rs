@@ -1,0 +1,100 @@
+//! Layer norm and RMS norm over rows, and their pull-back.
+//!
+//! y = x̂ ⊙ γ (+ β), with x̂ = (x − mean x) / √(var x + ε) for layer norm and x̂ = x / √(mean x² + ε)
+//! for RMS norm. With s the factor 1/√… and v = γ ⊙ g, the pull-back of g is
+//! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::{contiguous_f32, lanes};
+use crate::parameters::Param;
+
+/// A normalisation with its parameters, each [1, d_model].
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// γ.
+    pub weight: Param,
+    /// β of a layer norm; an RMS norm has none.
+    pub bias: Option<Param>,
+    pub epsilon: f64,
+}
+
+/// mean and 1/√(variance + ε) of a row; an RMS norm's mean is 0.
+fn statistics(x: &[f32], centred: bool, epsilon: f64) -> (f32, f32) {
+    let d = x.len() as f32;
+    let mean = if centred { lanes::sum(x, |x| x) / d } else { 0.0 };
+    let variance = lanes::sum(x, |x| (x - mean) * (x - mean)) / d;
+    (mean, (1.0 / (f64::from(variance) + epsilon).sqrt()) as f32)
+}
+
+impl Norm {
+    fn centred(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    /// x [rows, d_model] → y [rows, d_model].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, d) = x.dims2()?;
+        let x = x.contiguous()?;
+        let x = contiguous_f32(&x)?;
+        let weight = contiguous_f32(&self.weight.tensor)?;
+        let bias = self.bias.as_ref().map(|bias| contiguous_f32(&bias.tensor)).transpose()?;
+        let mut y = vec![0f32; rows * d];
+        y.par_chunks_mut(d).zip(x.par_chunks(d)).for_each(|(y, x)| {
+            let (mean, scale) = statistics(x, self.centred(), self.epsilon);
+            for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
+                *y = (x - mean) * scale * weight;
+            }
+            if let Some(bias) = &bias {
+                lanes::add_scaled(y, 1.0, bias);
+            }
+        });
+        Tensor::from_vec(y, (rows, d), self.weight.tensor.device())
+    }
+
+    /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i
+    /// belongs to row i mod rows of x.
+    pub fn pull_back(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+        let (rows, d) = x.dims2()?;
+        let (x, gradients) = (x.contiguous()?, gradients.contiguous()?);
+        let shape = gradients.shape().clone();
+        let (x, g) = (contiguous_f32(&x)?, contiguous_f32(&gradients)?);
+        let weight = contiguous_f32(&self.weight.tensor)?;
+        let statistics: Vec<(f32, f32)> = (x.par_chunks(d))
+            .map(|x| statistics(x, self.centred(), self.epsilon))
+            .collect();
+        let mut out = vec![0f32; g.len()];
+        let pull_back = |(index, (out, g)): (usize, (&mut [f32], &[f32]))| {
+            let x = &x[index % rows * d..][..d];
+            let (mean, scale) = statistics[index % rows];
+            for ((out, g), weight) in out.iter_mut().zip(g).zip(weight.iter()) {
+                *out = g * weight;
+            }
+            let along = lanes::sum2(out, x, |v, x| v * (x - mean)) * scale / d as f32;
+            let centre = if self.centred() { lanes::sum(out, |v| v) / d as f32 } else { 0.0 };
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = scale * (*out - centre - (x - mean) * scale * along);
+            }
+        };
+        (out.par_chunks_mut(d).zip(g.par_chunks(d)).enumerate()).for_each(pull_back);
+        Tensor::from_vec(out, shape, gradients.device())
+    }
+
+    /// The gradients of γ and β [1, d_model], from x and the gradient at y, both [rows, d_model].
+    pub fn parameter_gradients(&self, x: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
+        let d = x.dims2()?.1;
+        let (x, gradient) = (x.contiguous()?, gradient.contiguous()?);
+        let (x, g) = (contiguous_f32(&x)?, contiguous_f32(&gradient)?);
+        let (mut weight, mut bias) = (vec![0f32; d], vec![0f32; d]);
+        for (x, g) in x.chunks(d).zip(g.chunks(d)) {
+            let (mean, scale) = statistics(x, self.centred(), self.epsilon);
+            for ((weight, g), x) in weight.iter_mut().zip(g).zip(x) {
+                *weight += g * (x - mean) * scale;
+            }
+            lanes::add_scaled(&mut bias, 1.0, g);
+        }
+        let tensor = |values| Tensor::from_vec(values, (1, d), gradient.device());
+        Ok((tensor(weight)?, tensor(bias)?))
+    }
+}

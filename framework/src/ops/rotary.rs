@@ -1,0 +1,58 @@
+//! Rotary position embedding as Hugging Face's Llama applies it: the two halves of a head's width
+//! form the pairs that are rotated.
+
+use candle_core::{Result, bail};
+
+/// cos and sin for every position, each [positions, d_head / 2].
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl Rotary {
+    /// Tables for `positions` positions; `frequencies` [d_head / 2], in radians a position.
+    pub fn new(frequencies: &[f64], positions: usize) -> Self {
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+        let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+        Self {
+            cos,
+            sin,
+            half: frequencies.len(),
+        }
+    }
+
+    /// The positions the tables reach.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+
+    pub(super) fn check(&self, seq: usize) -> Result<()> {
+        if seq > self.positions() {
+            bail!("a sequence of {seq} tokens is longer than the context of {}", self.positions());
+        }
+        Ok(())
+    }
+
+    /// Rotates one head's vector at `position` in place.
+    pub(super) fn rotate(&self, vector: &mut [f32], position: usize) {
+        self.turn(vector, position, 1.0);
+    }
+
+    /// The inverse rotation, which is also its pull-back.
+    pub(super) fn rotate_back(&self, vector: &mut [f32], position: usize) {
+        self.turn(vector, position, -1.0);
+    }
+
+    fn turn(&self, vector: &mut [f32], position: usize, sign: f32) {
+        let row = position * self.half..(position + 1) * self.half;
+        let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
+        let (first, second) = vector.split_at_mut(self.half);
+        for index in 0..self.half {
+            let (a, b) = (first[index], second[index]);
+            first[index] = a * cos[index] - b * sign * sin[index];
+            second[index] = b * cos[index] + a * sign * sin[index];
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! A model's weights as rows with owners. Every matrix that touches the residual stream is stored
+//! row-blocked, [owner blocks × width, d_model]: what a node owns is a range of rows, so selecting,
+//! the sparse gradient, the optimizer's state and "unchanged outside the circuit" are all ranges
+//! of rows. A bias of a reading projection is [rows, 1] beside it, owned row by row like it; a
+//! vector of d_model that one node owns, or that is shared, is one row.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::graph::{Input, Node};
+
+/// Index of a parameter in [`Parameters`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub usize);
+
+/// Which node a block of rows belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// Rows of the projection an input reads through.
+    Reader(Input),
+    /// Rows of the projection a node writes through.
+    Writer(Node),
+    /// Embeddings, norms, the attention output bias, the unembedding: no node's own.
+    Shared,
+}
+
+/// A range of rows, the node that owns them, and the projection they are part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub rows: Range<usize>,
+    pub owner: Owner,
+    /// Which of the parameter's stacked projections the rows lie in: 0 for query, 1 for key, and
+    /// so on. What selector `modules` takes whole.
+    pub module: usize,
+}
+
+/// One weight matrix.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// The Hugging Face name, or for stacked projections the common part of their names.
+    pub name: String,
+    /// float32 [rows, width]; updated in place, so clones see every update.
+    pub tensor: Tensor,
+    /// The rows in order, every row in exactly one block.
+    pub blocks: Vec<Block>,
+}
+
+impl Parameter {
+    pub fn rows(&self) -> usize {
+        self.tensor.dims()[0]
+    }
+
+    pub fn width(&self) -> usize {
+        self.tensor.dims()[1]
+    }
+}
+
+/// A handle to a parameter: what a model's layers hold.
+#[derive(Clone, Debug)]
+pub struct Param {
+    pub id: ParamId,
+    pub tensor: Tensor,
+}
+
+/// All parameters of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Parameters {
+    parameters: Vec<Parameter>,
+}
+
+impl Parameters {
+    /// Adds a parameter whose rows are split evenly among `owners`, `owners[i]` being the owner of
+    /// the i-th block and the module it is part of. A vector becomes one row.
+    ///
+    /// # Errors
+    /// If the tensor's storage can't be made contiguous.
+    pub fn add(
+        &mut self,
+        name: impl Into<String>,
+        tensor: Tensor,
+        owners: &[(Owner, usize)],
+    ) -> Result<Param> {
+        let tensor = match tensor.rank() {
+            1 => tensor.unsqueeze(0)?.contiguous()?,
+            _ => tensor.contiguous()?,
+        };
+        let height = tensor.dims()[0] / owners.len().max(1);
+        let blocks = (owners.iter().enumerate())
+            .map(|(index, &(owner, module))| Block {
+                rows: index * height..(index + 1) * height,
+                owner,
+                module,
+            })
+            .collect();
+        let id = ParamId(self.parameters.len());
+        self.parameters.push(Parameter {
+            name: name.into(),
+            tensor: tensor.clone(),
+            blocks,
+        });
+        Ok(Param { id, tensor })
+    }
+
+    /// Adds a parameter that no node owns.
+    pub fn add_shared(&mut self, name: impl Into<String>, tensor: Tensor) -> Result<Param> {
+        self.add(name, tensor, &[(Owner::Shared, 0)])
+    }
+
+    pub fn get(&self, id: ParamId) -> &Parameter {
+        &self.parameters[id.0]
+    }
+
+    pub fn len(&self) -> usize {
+        self.parameters.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.parameters.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Parameter)> {
+        (self.parameters.iter().enumerate()).map(|(index, parameter)| (ParamId(index), parameter))
+    }
+
+    /// The number of entries of all parameters together.
+    pub fn count(&self) -> usize {
+        (self.parameters.iter())
+            .map(|parameter| parameter.tensor.elem_count())
+            .sum()
+    }
+}
+
+/// Rows to train, parameter by parameter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Indexed by [`ParamId`]; ranges sorted, disjoint and not touching.
+    ranges: Vec<Vec<Range<usize>>>,
+}
+
+impl Selection {
+    /// The blocks for which `keep` holds.
+    pub fn blocks(parameters: &Parameters, keep: impl Fn(ParamId, &Block) -> bool) -> Self {
+        let select = |(id, parameter): (ParamId, &Parameter)| {
+            let mut ranges: Vec<Range<usize>> = Vec::new();
+            for block in parameter.blocks.iter().filter(|block| keep(id, block)) {
+                match ranges.last_mut() {
+                    Some(last) if last.end == block.rows.start => last.end = block.rows.end,
+                    _ => ranges.push(block.rows.clone()),
+                }
+            }
+            ranges
+        };
+        Self {
+            ranges: parameters.iter().map(select).collect(),
+        }
+    }
+
+    /// The selected rows of a parameter: sorted, disjoint, not touching.
+    pub fn ranges(&self, id: ParamId) -> &[Range<usize>] {
+        self.ranges.get(id.0).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many rows of a parameter are selected.
+    pub fn rows(&self, id: ParamId) -> usize {
+        self.ranges(id).iter().map(Range::len).sum()
+    }
+
+    pub fn contains(&self, id: ParamId) -> bool {
+        !self.ranges(id).is_empty()
+    }
+
+    /// The number of entries selected.
+    pub fn count(&self, parameters: &Parameters) -> usize {
+        (parameters.iter())
+            .map(|(id, parameter)| self.rows(id) * parameter.width())
+            .sum()
+    }
+
+    /// Adds what `other` selects.
+    pub fn extend(&mut self, other: &Selection) {
+        self.ranges.resize(self.ranges.len().max(other.ranges.len()), Vec::new());
+        for (mine, theirs) in self.ranges.iter_mut().zip(&other.ranges) {
+            mine.extend(theirs.iter().cloned());
+            mine.sort_by_key(|range| range.start);
+            let mut merged: Vec<Range<usize>> = Vec::with_capacity(mine.len());
+            for range in mine.drain(..) {
+                match merged.last_mut() {
+                    Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                    _ => merged.push(range),
+                }
+            }
+            *mine = merged;
+        }
+    }
+}

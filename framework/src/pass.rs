@@ -1,0 +1,370 @@
+//! One forward pass, and what it announces. A model's layers read the residual stream and write to
+//! it through a [`Pass`]; the pass computes the projections, notes what every writer wrote, and,
+//! after a backward pass, holds for every projection its input and its output's gradient.
+//!
+//! Nothing else is formed on the way: a head's output over all positions, a reader's gradient, a
+//! weight's gradient are all made from these later, for the nodes, positions and rows that are
+//! wanted ([`crate::discovery`], [`crate::gradients`]).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Tensor, Var};
+
+use crate::Result;
+use crate::ops::cross_entropy::{self, Target};
+use crate::ops::norm::Norm;
+use crate::ops::{differentiable, differentiable2};
+use crate::parameters::Param;
+
+/// Token embedding, and learned position embedding where the model has one.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// [vocabulary, d_model]
+    pub tokens: Param,
+    /// [positions, d_model]
+    pub positions: Option<Param>,
+}
+
+/// How a site reads the residual stream: normalise, then project.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The site's index in the model's graph.
+    pub site: usize,
+    pub norm: Norm,
+    /// [readers × width, d_model], one block a reader of the site, in the graph's order.
+    pub weight: Param,
+    /// [readers × width, 1]
+    pub bias: Option<Param>,
+}
+
+/// How a site writes to the residual stream: project, then add.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    /// The site's index in the model's graph.
+    pub site: usize,
+    /// [writers × width, d_model], one block a writer of the site, in the graph's order.
+    pub weight: Param,
+    /// [1, d_model]
+    pub bias: Option<Param>,
+    /// Whether the bias is part of what the site's only writer writes.
+    pub bias_is_written: bool,
+}
+
+/// Final normalisation and projection to the vocabulary.
+#[derive(Clone, Debug)]
+pub struct Unembedding {
+    /// The site's index in the model's graph.
+    pub site: usize,
+    pub norm: Norm,
+    /// [vocabulary, d_model]
+    pub weight: Param,
+}
+
+/// What one site wrote.
+#[derive(Clone, Debug)]
+pub enum Written {
+    /// The embedding's output [batch·seq, d_model].
+    Embedding { site: usize, output: Tensor },
+    /// z [batch·seq, writers × width], of which a writer's output is its columns times its rows of
+    /// the weight.
+    Projected { writing: Arc<Writing>, z: Tensor },
+}
+
+/// What one operation leaves of a backward pass. All tensors are [batch·seq or rows, width].
+#[derive(Clone, Debug)]
+pub enum Captured {
+    /// The gradient at the embedding's output.
+    Embedding {
+        embedding: Arc<Embedding>,
+        tokens: Tensor,
+        gradient: Tensor,
+    },
+    /// x is the residual stream that was read, `normed` the gradient at the normalised stream,
+    /// `projected` the gradient at the projection's output.
+    Reading {
+        reading: Arc<Reading>,
+        x: Tensor,
+        normed: Tensor,
+        projected: Tensor,
+    },
+    /// z is the projection's input, `gradient` the one at its output.
+    Writing {
+        writing: Arc<Writing>,
+        z: Tensor,
+        gradient: Tensor,
+    },
+    /// The final normalisation: the stream it read and the gradient at its output.
+    FinalNorm {
+        unembedding: Arc<Unembedding>,
+        x: Tensor,
+        normed: Tensor,
+    },
+    /// Logits [rows, vocabulary] that were asked for: the hidden states and the logits' gradient.
+    Logits {
+        unembedding: Arc<Unembedding>,
+        hidden: Tensor,
+        gradient: Tensor,
+    },
+    /// A cross-entropy, scaled by `factor`.
+    CrossEntropy {
+        unembedding: Arc<Unembedding>,
+        hidden: Tensor,
+        targets: Arc<Vec<Target>>,
+        factor: f64,
+    },
+}
+
+#[derive(Default)]
+struct Record {
+    written: Vec<Written>,
+    captured: Vec<Captured>,
+}
+
+/// One forward pass and, where gradients are wanted, the backward passes that follow it.
+#[derive(Clone)]
+pub struct Pass {
+    /// What gradients flow back to; nothing is tracked without it.
+    anchor: Option<Var>,
+    /// Stands in for the embedding's output: EAP-IG's interpolated inputs.
+    input: Option<Tensor>,
+    record: Arc<Mutex<Record>>,
+}
+
+impl Pass {
+    /// A pass without gradients.
+    pub fn forward_only() -> Self {
+        Self {
+            anchor: None,
+            input: None,
+            record: Arc::default(),
+        }
+    }
+
+    /// A pass that [`Pass::backward`] can follow.
+    ///
+    /// # Errors
+    /// If candle can't allocate.
+    pub fn with_gradients(device: &candle_core::Device) -> Result<Self> {
+        Ok(Self {
+            anchor: Some(Var::zeros((), DType::F32, device)?),
+            ..Self::forward_only()
+        })
+    }
+
+    /// The same, with `input` [batch·seq, d_model] in place of the embedding's output.
+    pub fn with_input(self, input: Tensor) -> Self {
+        Self {
+            input: Some(input),
+            ..self
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was written, in computation order.
+    pub fn written(&self) -> Vec<Written> {
+        self.record().written.clone()
+    }
+
+    /// Runs backward from a scalar and returns what each operation left.
+    ///
+    /// # Errors
+    /// If an operation on the way has no gradient.
+    pub fn backward(&self, scalar: &Tensor) -> Result<Vec<Captured>> {
+        self.record().captured.clear();
+        scalar.backward()?;
+        Ok(std::mem::take(&mut self.record().captured))
+    }
+
+    /// tokens u32 [batch, seq] → the residual stream [batch, seq, d_model].
+    pub fn embed(&self, embedding: &Arc<Embedding>, tokens: &Tensor) -> Result<Tensor> {
+        let (batch, seq) = tokens.dims2()?;
+        let flat = tokens.flatten_all()?;
+        let output = match &self.input {
+            Some(input) => input.clone(),
+            None => {
+                let embedded = embedding.tokens.tensor.index_select(&flat, 0)?;
+                match &embedding.positions {
+                    None => embedded,
+                    Some(positions) => {
+                        let d_model = embedded.dim(1)?;
+                        let positions = positions.tensor.narrow(0, 0, seq)?.unsqueeze(0)?;
+                        (embedded.reshape((batch, seq, d_model))?.broadcast_add(&positions))?
+                            .reshape((batch * seq, d_model))?
+                    }
+                }
+            }
+        };
+        let d_model = output.dim(1)?;
+        self.record().written.push(Written::Embedding {
+            site: 0,
+            output: output.clone(),
+        });
+        let shape = (batch, seq, d_model);
+        let Some(anchor) = &self.anchor else {
+            return Ok(output.reshape(shape)?);
+        };
+        let (record, embedding, tokens) = (self.record.clone(), embedding.clone(), tokens.clone());
+        let output = output.copy()?.reshape(shape)?;
+        Ok(differentiable(anchor.as_tensor(), output, move |gradient| {
+            capture(&record, Captured::Embedding {
+                embedding: embedding.clone(),
+                tokens: tokens.clone(),
+                gradient: rows(gradient)?,
+            });
+            Tensor::zeros((), DType::F32, gradient.device())
+        })?)
+    }
+
+    /// Reads the stream x [batch, seq, d_model] → projections [batch, seq, readers × width].
+    pub fn read(&self, reading: &Arc<Reading>, x: &Tensor) -> Result<Tensor> {
+        let (batch, seq, _) = x.dims3()?;
+        let flat = rows(&x.detach())?;
+        let normed = reading.norm.forward(&flat)?;
+        let mut output = normed.matmul(&reading.weight.tensor.t()?)?;
+        if let Some(bias) = &reading.bias {
+            output = output.broadcast_add(&bias.tensor.t()?)?;
+        }
+        let output = output.reshape((batch, seq, reading.weight.tensor.dim(0)?))?;
+        let (record, reading) = (self.record.clone(), reading.clone());
+        Ok(differentiable(x, output, move |gradient| {
+            let projected = rows(gradient)?;
+            let normed = projected.matmul(&reading.weight.tensor)?;
+            let pulled = reading.norm.pull_back(&flat, &normed)?;
+            capture(&record, Captured::Reading {
+                reading: reading.clone(),
+                x: flat.clone(),
+                normed,
+                projected,
+            });
+            pulled.reshape((batch, seq, pulled.dim(1)?))
+        })?)
+    }
+
+    /// Writes z [batch, seq, writers × width] to the stream x: x + z·W (+ bias).
+    pub fn write(&self, writing: &Arc<Writing>, x: &Tensor, z: &Tensor) -> Result<Tensor> {
+        let (batch, seq, d_model) = x.dims3()?;
+        let flat = rows(&z.detach())?;
+        let mut output = flat.matmul(&writing.weight.tensor)?;
+        if let Some(bias) = &writing.bias {
+            output = output.broadcast_add(&bias.tensor)?;
+        }
+        let output = (output + rows(&x.detach())?)?.reshape((batch, seq, d_model))?;
+        self.record().written.push(Written::Projected {
+            writing: writing.clone(),
+            z: flat.clone(),
+        });
+        let (record, writing) = (self.record.clone(), writing.clone());
+        Ok(differentiable2([x, z], output, move |gradient| {
+            let at_output = rows(gradient)?;
+            let at_z = at_output.matmul(&writing.weight.tensor.t()?)?;
+            capture(&record, Captured::Writing {
+                writing: writing.clone(),
+                z: flat.clone(),
+                gradient: at_output,
+            });
+            let at_z = at_z.reshape((batch, seq, at_z.dim(1)?))?;
+            Ok([gradient.clone(), at_z])
+        })?)
+    }
+
+    /// Ends the pass: normalises the stream x [batch, seq, d_model] for reading logits.
+    pub fn finish(&self, unembedding: &Arc<Unembedding>, x: &Tensor) -> Result<Readout> {
+        let (_, seq, _) = x.dims3()?;
+        let stream = x.flatten(0, 1)?;
+        let flat = stream.detach();
+        let normed = unembedding.norm.forward(&flat)?;
+        let (record, captured) = (self.record.clone(), unembedding.clone());
+        let hidden = differentiable(&stream, normed, move |gradient| {
+            capture(&record, Captured::FinalNorm {
+                unembedding: captured.clone(),
+                x: flat.clone(),
+                normed: gradient.clone(),
+            });
+            captured.norm.pull_back(&flat, gradient)
+        })?;
+        Ok(Readout {
+            hidden,
+            seq,
+            unembedding: unembedding.clone(),
+            record: self.record.clone(),
+        })
+    }
+}
+
+fn capture(record: &Mutex<Record>, captured: Captured) {
+    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+    record.captured.push(captured);
+}
+
+/// [..., width] → [rows, width], contiguous.
+fn rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    let width = tensor.dim(candle_core::D::Minus1)?;
+    tensor.reshape(((), width))?.contiguous()
+}
+
+/// The end of a forward pass: logits and losses, computed only for the rows that are asked for. A
+/// row is `example · seq + position` in the batch.
+pub struct Readout {
+    /// [batch·seq, d_model]
+    hidden: Tensor,
+    seq: usize,
+    unembedding: Arc<Unembedding>,
+    record: Arc<Mutex<Record>>,
+}
+
+impl Readout {
+    /// The padded length of the batch.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    fn select(&self, rows: &[u32]) -> Result<Tensor> {
+        let index = Tensor::new(rows, self.hidden.device())?;
+        Ok(self.hidden.index_select(&index, 0)?)
+    }
+
+    /// Differentiable logits [rows, vocabulary].
+    pub fn logits(&self, rows: &[u32]) -> Result<Tensor> {
+        let selected = self.select(rows)?;
+        let hidden = selected.detach();
+        let weight = self.unembedding.weight.tensor.clone();
+        let output = hidden.matmul(&weight.t()?)?;
+        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        Ok(differentiable(&selected, output, move |gradient| {
+            capture(&record, Captured::Logits {
+                unembedding: unembedding.clone(),
+                hidden: hidden.clone(),
+                gradient: gradient.clone(),
+            });
+            gradient.matmul(&weight)
+        })?)
+    }
+
+    /// The differentiable scalar Σ weight · (−log p(token)), a target a row.
+    pub fn cross_entropy(&self, rows: &[u32], targets: Vec<Target>) -> Result<Tensor> {
+        let selected = self.select(rows)?;
+        let hidden = selected.detach();
+        let tracked = selected.track_op();
+        let weight = &self.unembedding.weight.tensor;
+        let result = cross_entropy::weighted(&hidden, weight, &targets, tracked)?;
+        let loss = Tensor::new(result.loss as f32, hidden.device())?;
+        let Some(at_hidden) = result.gradient else {
+            return Ok(loss);
+        };
+        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        let targets = Arc::new(targets);
+        Ok(differentiable(&selected, loss, move |gradient| {
+            let factor = f64::from(gradient.to_scalar::<f32>()?);
+            capture(&record, Captured::CrossEntropy {
+                unembedding: unembedding.clone(),
+                hidden: hidden.clone(),
+                targets: targets.clone(),
+                factor,
+            });
+            at_hidden.affine(factor, 0.0)
+        })?)
+    }
+}

@@ -1,0 +1,152 @@
+//! What is registered: every plugin of every kind, by name. A plugin is its options, a serde struct
+//! with a doc comment a field, that builds the running object; one [`inventory::submit!`] line next
+//! to it makes every command know it.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Result, refuse, suggestion};
+
+/// Options of a plugin of kind `T` (`dyn Task`, `dyn PatchingMetric`, …).
+pub trait Options<T: ?Sized>: Serialize + DeserializeOwned + Default + schemars::JsonSchema {
+    /// # Errors
+    /// If the options contradict each other.
+    fn build(self) -> Result<Box<T>>;
+}
+
+/// Where a plugin was registered; made by [`origin!`](crate::origin).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub crate_name: &'static str,
+    pub version: &'static str,
+    /// "file:line"
+    pub location: &'static str,
+}
+
+/// The [`Origin`](crate::registry::Origin) of the line it stands on.
+#[macro_export]
+macro_rules! origin {
+    () => {
+        $crate::registry::Origin {
+            crate_name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            location: concat!(file!(), ":", line!()),
+        }
+    };
+}
+
+type Deserializer<'a> = &'a mut dyn erased_serde::Deserializer<'static>;
+
+/// A registered plugin of kind `T`.
+pub struct Plugin<T: ?Sized + 'static> {
+    pub name: &'static str,
+    /// One line that says what it is.
+    pub summary: &'static str,
+    pub origin: Origin,
+    schema: fn() -> schemars::Schema,
+    defaults: fn() -> serde_json::Result<serde_json::Value>,
+    build: fn(Deserializer<'_>) -> Result<Result<Box<T>>, erased_serde::Error>,
+}
+
+/// One option of a plugin, for `list`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OptionDescription {
+    pub name: String,
+    /// The field's doc comment.
+    pub description: String,
+    /// The value where none is given; null where it is left open.
+    pub default: serde_json::Value,
+}
+
+impl<T: ?Sized> Plugin<T> {
+    pub const fn new<O: Options<T>>(name: &'static str, summary: &'static str, origin: Origin) -> Self {
+        Self {
+            name,
+            summary,
+            origin,
+            schema: || schemars::schema_for!(O),
+            defaults: || serde_json::to_value(O::default()),
+            build: |deserializer| Ok(erased_serde::deserialize::<O>(deserializer)?.build()),
+        }
+    }
+
+    /// The options in the order they are declared.
+    pub fn options(&self) -> Vec<OptionDescription> {
+        let schema = (self.schema)().to_value();
+        let defaults = (self.defaults)().unwrap_or_default();
+        let Some(properties) = schema["properties"].as_object() else {
+            return Vec::new();
+        };
+        let describe = |(name, property): (&String, &serde_json::Value)| OptionDescription {
+            name: name.clone(),
+            description: property["description"].as_str().unwrap_or_default().replace('\n', " "),
+            default: defaults[name].clone(),
+        };
+        properties.iter().map(describe).collect()
+    }
+
+    /// Builds the plugin from a table of options.
+    ///
+    /// # Errors
+    /// If an option is unknown or its value doesn't fit; the message names the plugin, the option
+    /// and the known ones.
+    pub fn build(&self, options: &toml::Table) -> Result<Box<T>> {
+        let known = self.options();
+        if let Some(unknown) = options.keys().find(|key| known.iter().all(|o| o.name != **key)) {
+            let names = known.iter().map(|option| option.name.as_str());
+            refuse!("{}: no option `{unknown}`{}", self.name, suggestion(unknown, names));
+        }
+        let mut erased = <dyn erased_serde::Deserializer>::erase(options.clone());
+        match (self.build)(&mut erased) {
+            Ok(built) => built,
+            Err(error) => refuse!("{}: {}", self.name, one_line(&error.to_string())),
+        }
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// All plugins of one kind, sorted by name. Two of one name are an error that names both crates.
+pub fn all<T: ?Sized>() -> Result<Vec<&'static Plugin<T>>>
+where
+    Plugin<T>: inventory::Collect,
+{
+    let mut plugins: Vec<&'static Plugin<T>> = inventory::iter::<Plugin<T>>().collect();
+    plugins.sort_by_key(|plugin| (plugin.name, plugin.origin.location));
+    for pair in plugins.windows(2) {
+        if pair[0].name == pair[1].name {
+            let [a, b] = [pair[0].origin, pair[1].origin];
+            refuse!(
+                "`{}` is registered twice: by {} ({}) and by {} ({}); rename one",
+                pair[0].name,
+                a.crate_name,
+                a.location,
+                b.crate_name,
+                b.location
+            );
+        }
+    }
+    Ok(plugins)
+}
+
+/// The plugin of this name; an unknown one is answered with the nearest known.
+pub fn find<T: ?Sized>(kind: &str, name: &str) -> Result<&'static Plugin<T>>
+where
+    Plugin<T>: inventory::Collect,
+{
+    let plugins = all::<T>()?;
+    match plugins.iter().find(|plugin| plugin.name == name) {
+        Some(plugin) => Ok(plugin),
+        None => {
+            let known = plugins.iter().map(|plugin| plugin.name);
+            refuse!("there is no {kind} `{name}`{}", suggestion(name, known))
+        }
+    }
+}
+
+inventory::collect!(Plugin<dyn crate::model::Architecture>);
+inventory::collect!(Plugin<dyn crate::task::Task>);
+inventory::collect!(Plugin<dyn crate::metric::PatchingMetric>);
+inventory::collect!(Plugin<dyn crate::selector::ParamSelector>);

@@ -1,0 +1,457 @@
+//! Tuning: at every step discover (or keep) the circuit, select what it owns, and update only that.
+//!
+//! A step: score the edges on the step's examples, prune, select rows, take the loss's gradients of
+//! those rows, clip their joint norm, update. Where one micro-batch is the whole step, discovery's
+//! forward pass serves the loss too; where the metric is the loss, so does its backward pass.
+
+mod objective;
+mod optimizer;
+mod order;
+mod schedule;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub use objective::Objective;
+pub use optimizer::{Algorithm, Optimizer};
+pub use schedule::{Shape, TopNSchedule};
+
+use crate::circuit::{Circuit, Pruning};
+use crate::discovery::{Attribution, Discovery, Run, Smoother, Smoothing};
+use crate::example::{Batch, Example};
+use crate::gradients::Gradients;
+use crate::graph::Graph;
+use crate::metric::PatchingMetric;
+use crate::model::Model;
+use crate::parameters::Selection;
+use crate::pass::Pass;
+use crate::selector::ParamSelector;
+use crate::{Error, Result, refuse};
+use objective::Terms;
+use order::Order;
+
+/// How a circuit is tuned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tuning {
+    /// Update steps; without it, `epochs` counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Passes over the training examples, where `steps` is not given.
+    pub epochs: usize,
+    /// Examples a step.
+    pub batch_size: usize,
+    /// Examples a forward pass, where a step's are too many for one; their gradients add up to the
+    /// step's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// Whether to shuffle the examples every epoch, with the seed.
+    pub shuffle: bool,
+    /// `standard`, `weighted` or `alone`.
+    pub objective: Objective,
+    /// p: objective `weighted` multiplies the key tokens' terms by 1/p.
+    pub key_weight_p: f64,
+    /// β: adds β·|metric of the step| to the loss.
+    pub metric_penalty: f64,
+    /// `sgd`, `adam` or `adamw`, as PyTorch's.
+    pub optimizer: Algorithm,
+    /// The learning rate.
+    pub lr: f64,
+    /// Of `sgd`.
+    pub momentum: f64,
+    /// Of `adam` and `adamw`.
+    pub beta1: f64,
+    /// Of `adam` and `adamw`.
+    pub beta2: f64,
+    /// Of `adam` and `adamw`.
+    pub eps: f64,
+    /// Added to the gradient, or for `adamw` taken off the weight.
+    pub weight_decay: f64,
+    /// Steps over which the learning rate rises linearly.
+    pub warmup_steps: usize,
+    /// The learning rate is multiplied by this after each epoch.
+    pub lr_decay: f64,
+    /// Gradients are scaled down to this joint norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// Steps between discoveries; 0 keeps the first circuit.
+    pub rediscover_every: usize,
+    /// A circuit file to tune instead of discovering one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<PathBuf>,
+    /// Start with another number of edges and move to the pruning's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_n_schedule: Option<TopNSchedule>,
+    /// Rank edges by a running average of |score|.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoothing: Option<Smoothing>,
+    /// Steps between evaluations; 0 for none on the way.
+    pub evaluate_every: usize,
+    /// Steps between saved checkpoints; 0 for none on the way.
+    pub checkpoint_every: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: 1,
+            batch_size: 16,
+            micro_batch_size: None,
+            shuffle: true,
+            objective: Objective::default(),
+            key_weight_p: 1.0,
+            metric_penalty: 0.0,
+            optimizer: Algorithm::default(),
+            lr: 1e-3,
+            momentum: 0.9,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            warmup_steps: 0,
+            lr_decay: 1.0,
+            max_grad_norm: None,
+            rediscover_every: 1,
+            circuit: None,
+            top_n_schedule: None,
+            smoothing: None,
+            evaluate_every: 0,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+impl Tuning {
+    /// The number of update steps on this many examples.
+    pub fn total_steps(&self, examples: usize) -> usize {
+        match self.steps {
+            Some(steps) => steps,
+            None => (self.epochs * examples).div_ceil(self.batch_size.max(1)),
+        }
+    }
+
+    /// Refuses settings that can't be followed.
+    ///
+    /// # Errors
+    /// Naming the setting and what would be right.
+    pub fn check(&self) -> Result<()> {
+        if self.batch_size == 0 || self.micro_batch_size == Some(0) {
+            refuse!("batch_size and micro_batch_size must be at least 1");
+        }
+        if !(self.lr.is_finite() && self.lr >= 0.0) {
+            refuse!("lr is {}; it must be a number from 0 up", self.lr);
+        }
+        if self.key_weight_p.is_nan() || self.key_weight_p <= 0.0 {
+            refuse!("key_weight_p is {}; it must be above 0", self.key_weight_p);
+        }
+        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                refuse!("{name} is {beta}; it must be from 0 to below 1");
+            }
+        }
+        if self.max_grad_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
+            refuse!("max_grad_norm must be above 0; leave it out for no clipping");
+        }
+        if self.circuit.is_some() && (self.top_n_schedule.is_some() || self.smoothing.is_some()) {
+            refuse!("a circuit from a file is neither scheduled nor smoothed; leave one out");
+        }
+        Ok(())
+    }
+
+    /// The learning rate at a step, counted from 0.
+    pub fn learning_rate(&self, step: usize, examples: usize) -> f64 {
+        let warm = match self.warmup_steps {
+            0 => 1.0,
+            warmup => ((step + 1) as f64 / warmup as f64).min(1.0),
+        };
+        let epoch = step * self.batch_size / examples.max(1);
+        self.lr * warm * self.lr_decay.powi(epoch as i32)
+    }
+}
+
+/// What a step did: a line of `log.jsonl`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Counted from 0.
+    pub step: usize,
+    /// The objective over the step's examples, before the update, without the metric's penalty.
+    pub loss: f64,
+    /// The metric over the step's examples, before the update.
+    pub metric: f64,
+    pub learning_rate: f64,
+    /// Before clipping.
+    pub gradient_norm: f64,
+    /// The number of edges asked for.
+    pub top_n: usize,
+    pub tuned_parameters: usize,
+    /// Of all parameters.
+    pub tuned_share: f64,
+    /// Of the circuit.
+    pub nodes: usize,
+    /// Of the circuit.
+    pub edges: usize,
+    /// Jaccard overlap of the circuit's edges with the step's before; 1 at the first.
+    pub overlap: f64,
+    pub discovery_seconds: f64,
+    pub tuning_seconds: f64,
+}
+
+/// What happens on the way, for whoever writes it down.
+pub enum Event<'e> {
+    /// A circuit was discovered, before the step's update.
+    Circuit {
+        step: usize,
+        circuit: &'e Circuit,
+        graph: &'e Graph,
+    },
+    /// A step was made.
+    Step { step: &'e Step, total: usize },
+}
+
+/// What is tuned, and with what.
+pub struct Tuner<'a> {
+    pub model: &'a dyn Model,
+    pub metric: &'a dyn PatchingMetric,
+    pub selector: &'a dyn ParamSelector,
+    pub discovery: &'a Discovery,
+    pub pruning: &'a Pruning,
+    pub tuning: &'a Tuning,
+    pub seed: u64,
+}
+
+/// What tuning left behind.
+pub struct Tuned {
+    /// The last circuit; none where the selector needs none.
+    pub circuit: Option<Circuit>,
+    /// Every row that any step tuned.
+    pub tuned: Selection,
+    pub discovery_seconds: f64,
+    pub tuning_seconds: f64,
+}
+
+/// The state of a run between steps.
+struct State {
+    circuit: Option<Circuit>,
+    smoother: Option<Smoother>,
+    optimizer: Optimizer,
+    tuned: Selection,
+}
+
+impl Tuner<'_> {
+    /// Tunes the model in place on `examples`.
+    ///
+    /// # Errors
+    /// If settings or examples don't fit, if `event` fails, or if the loss stops being a number:
+    /// then the model is as the failing step found it.
+    pub fn run(
+        &self,
+        examples: &[Example],
+        event: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<Tuned> {
+        self.tuning.check()?;
+        if examples.is_empty() {
+            refuse!("there are no examples to tune on; give the task some");
+        }
+        let graph = self.model.graph().subset(&self.discovery.nodes);
+        let circuit = match &self.tuning.circuit {
+            Some(path) => Some(Circuit::load(path, &graph)?),
+            None => None,
+        };
+        let mut state = State {
+            circuit,
+            smoother: self.tuning.smoothing.map(Smoother::new),
+            optimizer: Optimizer::new(self.tuning, self.model.parameters().len()),
+            tuned: Selection::default(),
+        };
+        let mut order = Order::new(examples.len(), self.tuning.shuffle, self.seed);
+        let total = self.tuning.total_steps(examples.len());
+        let (mut discovery_seconds, mut tuning_seconds) = (0.0, 0.0);
+        for step in 0..total {
+            let batch: Vec<&Example> = (order.take(self.tuning.batch_size))
+                .map(|index| &examples[index])
+                .collect();
+            let made = self.step(step, &graph, &batch, examples.len(), &mut state, event)?;
+            discovery_seconds += made.discovery_seconds;
+            tuning_seconds += made.tuning_seconds;
+            event(Event::Step { step: &made, total })?;
+        }
+        Ok(Tuned {
+            circuit: state.circuit,
+            tuned: state.tuned,
+            discovery_seconds,
+            tuning_seconds,
+        })
+    }
+
+    /// Whether the circuit is discovered at this step.
+    fn discovers(&self, step: usize, state: &State) -> bool {
+        let every = self.tuning.rediscover_every;
+        let due = state.circuit.is_none() || (every > 0 && step.is_multiple_of(every));
+        due && self.selector.needs_circuit() && self.tuning.circuit.is_none()
+    }
+
+    fn step(
+        &self,
+        step: usize,
+        graph: &Graph,
+        examples: &[&Example],
+        all_examples: usize,
+        state: &mut State,
+        event: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<Step> {
+        let start = Instant::now();
+        let size = self.tuning.micro_batch_size.unwrap_or(examples.len());
+        let batches = (examples.chunks(size))
+            .map(|examples| Batch::new(examples.to_vec(), &self.model.device()))
+            .collect::<Result<Vec<_>>>()?;
+        let top_n = self.top_n(step, graph)?;
+        let mut overlap = 1.0;
+        let mut metric = None;
+        let mut kept = None;
+        if self.discovers(step, state) {
+            let mut attribution =
+                Attribution::new(self.model, examples, self.metric, self.discovery)?;
+            for batch in &batches {
+                kept = attribution.add(batch)?.filter(|_| batches.len() == 1);
+            }
+            let found = attribution.finish()?;
+            if !found.metric.is_finite() {
+                return Err(Error::Diverged { step, loss: found.metric });
+            }
+            metric = Some(found.metric);
+            let magnitudes = found.scores.magnitudes();
+            let importance = match &mut state.smoother {
+                Some(smoother) => smoother.update(&magnitudes),
+                None => magnitudes,
+            };
+            let circuit = self.pruning.prune(&found.scores, &importance, top_n);
+            overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
+            event(Event::Circuit { step, circuit: &circuit, graph })?;
+            state.circuit = Some(circuit);
+        }
+        let discovery_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let circuit = state.circuit.clone().unwrap_or_default();
+        let selection = self.selector.select(&circuit, self.model, self.seed)?;
+        let (loss, metric, mut gradients) =
+            self.gradients(selection.clone(), examples, &batches, kept, metric)?;
+        let gradient_norm = gradients.norm()?;
+        if !(loss.is_finite() && gradient_norm.is_finite()) {
+            let loss = if loss.is_finite() { f64::NAN } else { loss };
+            return Err(Error::Diverged { step, loss });
+        }
+        if let Some(limit) = self.tuning.max_grad_norm
+            && gradient_norm > limit
+        {
+            gradients.scale(limit / (gradient_norm + 1e-6))?;
+        }
+        let parameters = self.model.parameters();
+        let learning_rate = self.tuning.learning_rate(step, all_examples);
+        state.optimizer.update(parameters, &gradients, learning_rate)?;
+        state.tuned.extend(&selection);
+        let tuned_parameters = selection.count(parameters);
+        Ok(Step {
+            step,
+            loss,
+            metric,
+            learning_rate,
+            gradient_norm,
+            top_n,
+            tuned_parameters,
+            tuned_share: tuned_parameters as f64 / parameters.count() as f64,
+            nodes: circuit.writers().len() + circuit.readers().len(),
+            edges: circuit.edges.len(),
+            overlap,
+            discovery_seconds,
+            tuning_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {
+        let last = self.pruning.top_n(graph)?;
+        match &self.tuning.top_n_schedule {
+            None => Ok(last),
+            Some(schedule) if schedule.start == 0 || schedule.start > graph.edge_count() => {
+                refuse!(
+                    "top_n_schedule.start is {}; it must be from 1 to the graph's {} edges",
+                    schedule.start,
+                    graph.edge_count()
+                )
+            }
+            Some(schedule) => Ok(schedule.at(step, last)),
+        }
+    }
+
+    /// The step's loss, metric, and gradients of the selected rows. `kept` is discovery's pass over
+    /// the step's one micro-batch, `metric` the value it found.
+    fn gradients(
+        &self,
+        selection: Selection,
+        examples: &[&Example],
+        batches: &[Batch],
+        kept: Option<Run>,
+        metric: Option<f64>,
+    ) -> Result<(f64, f64, Gradients)> {
+        let mut gradients = Gradients::new(self.model.parameters(), selection);
+        let terms = Terms::of(self.tuning, examples)?;
+        let metric_is_objective =
+            self.metric.is_loss() && self.tuning.objective == Objective::Standard;
+        let penalty = self.tuning.metric_penalty;
+        if let (true, Some(run), Some(value), true) =
+            (metric_is_objective, &kept, metric, penalty == 0.0)
+        {
+            gradients.accumulate(&run.captured)?;
+            return Ok((value, value, gradients));
+        }
+        let total_weight: f64 = examples.iter().map(|example| self.metric.weight(example)).sum();
+        // d|m| = sign(m)·dm, where m is the metric of the whole step: known before any of its
+        // micro-batches is differentiated.
+        let sign = match (penalty == 0.0, metric) {
+            (true, _) => 0.0,
+            (_, Some(metric)) => metric.signum(),
+            (_, None) => self.metric_of(batches, total_weight)?.signum(),
+        };
+        let (mut loss, mut metric_sum) = (0.0, 0.0);
+        let mut kept = kept.map(|run| (run.pass, run.readout));
+        for batch in batches {
+            let (pass, readout) = match kept.take() {
+                Some(run) => run,
+                None => {
+                    let pass = Pass::with_gradients(&self.model.device())?;
+                    let readout = self.model.forward(&pass, &batch.tokens)?;
+                    (pass, readout)
+                }
+            };
+            let objective = terms.loss(batch, &readout)?;
+            loss += f64::from(objective.to_scalar::<f32>()?);
+            let mut scalar = objective;
+            if penalty != 0.0 || (metric.is_none() && !metric_is_objective) {
+                let sum = self.metric.sum(&readout, batch)?;
+                metric_sum += f64::from(sum.to_scalar::<f32>()?);
+                if penalty != 0.0 {
+                    scalar = (scalar + sum.affine(penalty * sign / total_weight, 0.0)?)?;
+                }
+            }
+            gradients.accumulate(&pass.backward(&scalar)?)?;
+        }
+        let metric = match metric {
+            Some(metric) => metric,
+            None if metric_is_objective && penalty == 0.0 => loss,
+            None => metric_sum / total_weight,
+        };
+        Ok((loss, metric, gradients))
+    }
+
+    /// The metric over the batches, without gradients.
+    fn metric_of(&self, batches: &[Batch], total_weight: f64) -> Result<f64> {
+        let mut sum = 0.0;
+        for batch in batches {
+            let readout = self.model.forward(&Pass::forward_only(), &batch.tokens)?;
+            sum += f64::from(self.metric.sum(&readout, batch)?.to_scalar::<f32>()?);
+        }
+        Ok(sum / total_weight)
+    }
+}

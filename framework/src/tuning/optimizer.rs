@@ -1,0 +1,183 @@
+//! SGD with momentum, Adam and AdamW as PyTorch defines them, on selected rows. Moments and step
+//! counts are kept row by row, so a row that was not selected for a while goes on where it stopped;
+//! rows that are not selected are not touched, bit for bit.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, bail};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::Tuning;
+use crate::Result;
+use crate::gradients::Gradients;
+use crate::parameters::Parameters;
+
+/// The update rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    Sgd,
+    Adam,
+    #[default]
+    AdamW,
+}
+
+/// The settings of an update, as float64 like PyTorch's.
+#[derive(Clone, Copy)]
+struct Rule {
+    algorithm: Algorithm,
+    momentum: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+}
+
+/// The optimizer's state, for all parameters.
+pub struct Optimizer {
+    rule: Rule,
+    states: Vec<State>,
+}
+
+/// Of one parameter; empty until one of its rows is first selected.
+#[derive(Default)]
+struct State {
+    /// Momentum buffer or first moment, [rows, width].
+    first: Vec<f32>,
+    /// Second moment, [rows, width]; none for SGD.
+    second: Vec<f32>,
+    /// Updates each row has had, [rows].
+    counts: Vec<u32>,
+}
+
+impl Optimizer {
+    pub fn new(tuning: &Tuning, parameters: usize) -> Self {
+        Self {
+            rule: Rule {
+                algorithm: tuning.optimizer,
+                momentum: tuning.momentum,
+                beta1: tuning.beta1,
+                beta2: tuning.beta2,
+                eps: tuning.eps,
+                weight_decay: tuning.weight_decay,
+            },
+            states: std::iter::repeat_with(State::default).take(parameters).collect(),
+        }
+    }
+
+    /// Updates the selected rows in place. A selected row that no gradient reached counts as having
+    /// gradient 0.
+    ///
+    /// # Errors
+    /// If a tensor is not float32 on the CPU.
+    pub fn update(&mut self, parameters: &Parameters, gradients: &Gradients, lr: f64) -> Result<()> {
+        for (id, parameter) in parameters.iter() {
+            let ranges = gradients.selection().ranges(id);
+            if ranges.is_empty() {
+                continue;
+            }
+            let (rows, width) = (parameter.rows(), parameter.width());
+            let state = &mut self.states[id.0];
+            state.counts.resize(rows, 0);
+            state.first.resize(rows * width, 0.0);
+            if self.rule.algorithm != Algorithm::Sgd {
+                state.second.resize(rows * width, 0.0);
+            }
+            let selected: Vec<usize> = ranges.iter().cloned().flatten().collect();
+            let gradient = match gradients.get(id) {
+                Some(gradient) => gradient.contiguous()?,
+                None => parameter.tensor.narrow(0, 0, selected.len())?.zeros_like()?,
+            };
+            parameter.tensor.inplace_op2(&gradient, &Update {
+                rule: self.rule,
+                lr,
+                width,
+                selected: &selected,
+                state: Mutex::new(state),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The update of one parameter's selected rows.
+struct Update<'a> {
+    rule: Rule,
+    lr: f64,
+    width: usize,
+    selected: &'a [usize],
+    state: Mutex<&'a mut State>,
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "optimizer update"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weight: &mut CpuStorage,
+        weight_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(weight), CpuStorage::F32(gradient)) = (weight, gradient) else {
+            bail!("the optimizer updates float32 weights only");
+        };
+        let weight = &mut weight[weight_layout.start_offset()..];
+        let gradient = &gradient[gradient_layout.start_offset()..];
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { first, second, counts } = &mut **state;
+        // Marks which compact gradient row belongs to which row, so that rows run in parallel.
+        let mut compact = vec![usize::MAX; counts.len()];
+        for (index, &row) in self.selected.iter().enumerate() {
+            compact[row] = index;
+        }
+        let width = self.width;
+        // SGD has no second moment; an empty slice a row stands in.
+        let second_rows: Vec<&mut [f32]> = match second.is_empty() {
+            true => counts.iter().map(|_| &mut [][..]).collect(),
+            false => second.chunks_mut(width).collect(),
+        };
+        (weight.par_chunks_mut(width).zip(first.par_chunks_mut(width)))
+            .zip(second_rows)
+            .zip(counts)
+            .zip(&compact)
+            .with_min_len(64)
+            .filter(|(_, compact)| **compact != usize::MAX)
+            .for_each(|((((weight, first), second), count), compact)| {
+                let gradient = &gradient[compact * width..][..width];
+                *count += 1;
+                self.update_row(weight, first, second, *count, gradient);
+            });
+        Ok(())
+    }
+}
+
+impl Update<'_> {
+    fn update_row(&self, weight: &mut [f32], first: &mut [f32], second: &mut [f32], count: u32, gradient: &[f32]) {
+        let Rule { algorithm, momentum, beta1, beta2, eps, weight_decay } = self.rule;
+        let (lr, decay) = (self.lr as f32, weight_decay as f32);
+        if algorithm == Algorithm::Sgd {
+            for ((weight, buffer), gradient) in weight.iter_mut().zip(first).zip(gradient) {
+                *buffer = momentum as f32 * *buffer + gradient + decay * *weight;
+                *weight -= lr * *buffer;
+            }
+            return;
+        }
+        let coupled = if algorithm == Algorithm::Adam { decay } else { 0.0 };
+        let shrink = if algorithm == Algorithm::AdamW { (1.0 - self.lr * weight_decay) as f32 } else { 1.0 };
+        let rate = (self.lr / (1.0 - beta1.powi(count as i32))) as f32;
+        let scale = (1.0 / (1.0 - beta2.powi(count as i32)).sqrt()) as f32;
+        let (keep1, add1) = (beta1 as f32, (1.0 - beta1) as f32);
+        let (keep2, add2, eps) = (beta2 as f32, (1.0 - beta2) as f32, eps as f32);
+        let moments = first.iter_mut().zip(second);
+        for ((weight, (first, second)), gradient) in weight.iter_mut().zip(moments).zip(gradient) {
+            let gradient = gradient + coupled * *weight;
+            *first = keep1 * *first + add1 * gradient;
+            *second = keep2 * *second + add2 * gradient * gradient;
+            *weight = *weight * shrink - rate * *first / (second.sqrt() * scale + eps);
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! logit(correct) − logit(wrong) at each key position, averaged over an example's key positions,
+//!
+//! then over examples (Wang et al., 2022, arXiv 2211.00593).
+
+use circuit_framework::{
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::answers;
+
+/// No options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct LogitDiff {}
+
+impl PatchingMetric for LogitDiff {
+    fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
+        let logits = readout.logits(&answers::key_rows(batch))?;
+        answers::sum_of_differences(&logits, batch)
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        answers::check("logit_diff", example)
+    }
+}
+
+impl Options<dyn PatchingMetric> for LogitDiff {
+    fn build(self) -> Result<Box<dyn PatchingMetric>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn PatchingMetric>::new::<LogitDiff>("logit_diff", "logit(correct) − logit(wrong) at the key positions", origin!())
+}

@@ -1,0 +1,87 @@
+//! What GPT-2 and Llama have in common: alternating attention and MLP layers, and which node owns
+//! which rows of their projections.
+
+use circuit_framework::graph::{Graph, Input, Node, Port};
+use circuit_framework::{Owner, Result, refuse};
+
+/// How an MLP of some hidden width is split into nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MlpHeads {
+    /// How many heads; none where the MLP is one node.
+    count: Option<usize>,
+}
+
+impl MlpHeads {
+    /// Heads of `head_width` of an MLP's `width` neurons.
+    pub(crate) fn new(width: usize, head_width: Option<usize>) -> Result<Self> {
+        let Some(head_width) = head_width else {
+            return Ok(Self { count: None });
+        };
+        if head_width == 0 || width % head_width != 0 {
+            refuse!("mlp_head_width is {head_width}, which does not divide the MLP's {width} neurons");
+        }
+        Ok(Self { count: Some(width / head_width) })
+    }
+
+    /// The MLP's nodes, in the order of their rows.
+    pub(crate) fn nodes(&self, layer: usize) -> Vec<Node> {
+        match self.count {
+            None => vec![Node::Mlp { layer, part: None }],
+            Some(count) => (0..count).map(|part| Node::Mlp { layer, part: Some(part) }).collect(),
+        }
+    }
+
+    /// The MLP's inputs in the order of its stacked projections, one a port.
+    pub(crate) fn inputs(&self, layer: usize, ports: &[Port]) -> Vec<Input> {
+        let nodes = self.nodes(layer);
+        (ports.iter())
+            .flat_map(|&port| nodes.iter().map(move |&node| Input { node, port }))
+            .collect()
+    }
+}
+
+/// An attention layer's nodes.
+pub(crate) fn attention_nodes(layer: usize, heads: usize) -> Vec<Node> {
+    (0..heads).map(|head| Node::Head { layer, head }).collect()
+}
+
+/// An attention layer's inputs in the order of its stacked projections: queries, keys, values.
+pub(crate) fn attention_inputs(layer: usize, heads: usize, kv_heads: usize) -> Vec<Input> {
+    let ports = [(Port::Query, heads), (Port::Key, kv_heads), (Port::Value, kv_heads)];
+    (ports.into_iter())
+        .flat_map(|(port, heads)| {
+            (attention_nodes(layer, heads).into_iter()).map(move |node| Input { node, port })
+        })
+        .collect()
+}
+
+/// Each input as the owner of its rows; the module is its place among the stacked projections.
+pub(crate) fn reader_rows(inputs: &[Input]) -> Vec<(Owner, usize)> {
+    let mut ports: Vec<Port> = inputs.iter().map(|input| input.port).collect();
+    ports.dedup();
+    let module = |input: &Input| ports.iter().position(|port| *port == input.port).unwrap_or(0);
+    inputs.iter().map(|input| (Owner::Reader(*input), module(input))).collect()
+}
+
+/// Each node as the owner of its rows of the projection it writes through.
+pub(crate) fn writer_rows(nodes: &[Node]) -> Vec<(Owner, usize)> {
+    nodes.iter().map(|&node| (Owner::Writer(node), 0)).collect()
+}
+
+/// Embedding, then an attention site and an MLP site a layer, then the unembedding.
+pub(crate) fn transformer_graph(
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    mlp: &MlpHeads,
+    mlp_ports: &[Port],
+) -> Graph {
+    let mut sites = vec![(Vec::new(), vec![Node::Embed])];
+    for layer in 0..layers {
+        sites.push((attention_inputs(layer, heads, kv_heads), attention_nodes(layer, heads)));
+        sites.push((mlp.inputs(layer, mlp_ports), mlp.nodes(layer)));
+    }
+    let logits = Input { node: Node::Logits, port: Port::Input };
+    sites.push((vec![logits], Vec::new()));
+    Graph::new(sites)
+}

@@ -1,0 +1,67 @@
+//! The models: GPT-2 and Llama as plugins, and getting them into and out of files.
+
+mod blocks;
+mod gguf;
+mod gpt2;
+mod hugging_face;
+mod llama;
+
+use std::path::Path;
+
+use circuit_framework::model::Weights;
+use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::{Architecture, Checkpoint, Model, Result, files, refuse, registry};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+pub use hugging_face::save;
+
+/// A model with what came beside its weights.
+pub struct Loaded {
+    pub model: Box<dyn Model>,
+    pub tokenizer: Option<Tokenizer>,
+}
+
+/// Loads a model from a Hugging Face folder or a GGUF file, or the one that is built in, `embedded`.
+/// With `random_init` the weights are drawn with that seed and only the configuration is read.
+/// `options` are the architecture's.
+///
+/// # Errors
+/// If a file is missing, cut short or contradicts the configuration, naming it; if the architecture
+/// isn't registered or doesn't know an option.
+pub fn load(path: &Path, random_init: Option<u64>, options: &toml::Table) -> Result<Loaded> {
+    let (mut checkpoint, tokenizer) = read(path, random_init.is_some())?;
+    if let Some(seed) = random_init {
+        checkpoint.weights = Weights::Random(Box::new(ChaCha8Rng::seed_from_u64(seed)));
+    }
+    let Some(architecture) = checkpoint.config["model_type"].as_str() else {
+        refuse!("{}: config.json has no `model_type`", checkpoint.origin);
+    };
+    let plugin = registry::find::<dyn Architecture>("model architecture", architecture)
+        .map_err(|error| circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin)))?;
+    let model = plugin.build(options)?.build(checkpoint)?;
+    Ok(Loaded { model, tokenizer })
+}
+
+fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokenizer>)> {
+    if path.extension().is_some_and(|extension| extension == "gguf") {
+        let (checkpoint, tokenizer) = gguf::read(path)?;
+        return Ok((checkpoint, Some(tokenizer)));
+    }
+    if !path.is_dir() {
+        refuse!(
+            "{}: there is no such model; give a Hugging Face folder, a .gguf file or `embedded`",
+            path.display()
+        );
+    }
+    let checkpoint = match without_weights {
+        true => Checkpoint {
+            config: files::read_json(&path.join("config.json"))?,
+            weights: Weights::Given(Default::default()),
+            origin: path.display().to_string(),
+        },
+        false => hugging_face::read_checkpoint(path)?,
+    };
+    let tokenizer = hugging_face::read_tokenizer(path, &checkpoint.config)?;
+    Ok((checkpoint, tokenizer))
+}

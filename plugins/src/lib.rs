@@ -1,0 +1,7 @@
+//! The parameter selectors: what of a circuit is tuned. One file each, its stem the registered
+//! name.
+
+mod all;
+mod modules;
+mod nodes;
+mod random;

@@ -1,0 +1,29 @@
+//! The rows that the circuit's nodes own: a writer its rows of the output projection, a reader its
+//! rows of the projection it reads through and of that projection's bias (arXiv 2502.06106).
+
+use circuit_framework::{
+    Circuit, Model, Options, ParamSelector, Plugin, Result, Selection, inventory, origin,
+};
+use serde::{Deserialize, Serialize};
+
+/// No options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Nodes {}
+
+impl ParamSelector for Nodes {
+    fn select(&self, circuit: &Circuit, model: &dyn Model, _seed: u64) -> Result<Selection> {
+        let owners = circuit.owners();
+        Ok(Selection::blocks(model.parameters(), |_, block| owners.contains(&block.owner)))
+    }
+}
+
+impl Options<dyn ParamSelector> for Nodes {
+    fn build(self) -> Result<Box<dyn ParamSelector>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn ParamSelector>::new::<Nodes>("nodes", "the rows that the circuit's nodes own", origin!())
+}

@@ -1,0 +1,4 @@
+//! The tasks: what a circuit is searched for and tuned on. One file each, its stem the registered
+//! name.
+
+mod tokens;

@@ -1,0 +1,143 @@
+//! Pre-tokenised examples from JSON Lines, so that anyone can bring data without writing a plugin.
+//!
+//! A line is `{"tokens": […], "key_positions": […], "correct": […], "wrong": […], "corrupt_tokens":
+//! […], "corrupt_key_positions": […]}`; only `tokens` is required. A key position is the index of
+//! the key token itself; it is predicted, and the graph is read, at the position before it. Without
+//! `correct`, the right answers are the key tokens. Other fields are passed over.
+
+use std::path::{Path, PathBuf};
+
+use circuit_framework::example::Counterfactual;
+use circuit_framework::{
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory,
+    origin, refuse,
+};
+use serde::{Deserialize, Serialize};
+
+/// Where the examples are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Tokens {
+    /// The JSON Lines file to discover and tune on.
+    data: Option<PathBuf>,
+    /// The JSON Lines file to evaluate on; without it, `data`.
+    test_data: Option<PathBuf>,
+}
+
+/// A line of the file.
+#[derive(Deserialize)]
+struct Line {
+    tokens: Vec<u32>,
+    #[serde(default)]
+    key_positions: Vec<usize>,
+    correct: Option<Vec<u32>>,
+    wrong: Option<Vec<u32>>,
+    corrupt_tokens: Option<Vec<u32>>,
+    #[serde(default)]
+    corrupt_key_positions: Vec<usize>,
+}
+
+impl Line {
+    fn into_example(self, origin: String) -> Result<Example> {
+        let keys = self.key_positions.len();
+        for (name, answers) in [("correct", &self.correct), ("wrong", &self.wrong)] {
+            if let Some(answers) = answers
+                && answers.len() != keys
+            {
+                refuse!("{origin}: {} `{name}` for {keys} key positions; give one each", answers.len());
+            }
+        }
+        let mut found = Vec::with_capacity(keys);
+        for (index, &position) in self.key_positions.iter().enumerate() {
+            let Some(&token) = self.tokens.get(position) else {
+                refuse!(
+                    "{origin}: key position {position}, but there are {} tokens; it is a token's \
+                     index from 1 up",
+                    self.tokens.len()
+                );
+            };
+            found.push(Key {
+                position,
+                correct: self.correct.as_ref().map_or(token, |correct| correct[index]),
+                wrong: self.wrong.as_ref().map(|wrong| wrong[index]),
+            });
+        }
+        Ok(Example {
+            predicted: 1..self.tokens.len().max(1),
+            tokens: self.tokens,
+            keys: found,
+            counterfactual: self.corrupt_tokens.map(|tokens| Counterfactual {
+                tokens,
+                key_positions: self.corrupt_key_positions,
+            }),
+            origin,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Example>> {
+    let lines = files::read_jsonl::<Line>(path)?;
+    if lines.is_empty() {
+        refuse!("{}: no examples; give a JSON object with `tokens` a line", path.display());
+    }
+    (lines.into_iter())
+        .map(|(number, line)| line.into_example(format!("{}:{number}", path.display())))
+        .collect()
+}
+
+impl Task for Tokens {
+    fn default_metric(&self) -> &str {
+        "logit_diff"
+    }
+
+    fn examples(&self, split: Split, _: &Setting) -> Result<Vec<Example>> {
+        let test = self.test_data.as_ref().filter(|_| split == Split::Test);
+        match test.or(self.data.as_ref()) {
+            Some(path) => read(path),
+            None => refuse!("task `tokens` needs data: a JSON Lines file of pre-tokenised examples"),
+        }
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        evaluation.language_modelling(&self.examples(Split::Test, &evaluation.setting)?)
+    }
+}
+
+impl Options<dyn Task> for Tokens {
+    fn build(self) -> Result<Box<dyn Task>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Task>::new::<Tokens>("tokens", "pre-tokenised examples from JSON Lines", origin!())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(json: &str) -> Result<Example> {
+        let line: Line = serde_json::from_str(json).expect("a line");
+        line.into_example("data.jsonl:3".to_owned())
+    }
+
+    #[test]
+    fn a_line_becomes_an_example() {
+        let found = example(r#"{"tokens": [5, 6, 7], "key_positions": [2], "wrong": [8]}"#);
+        let found = found.expect("a good line");
+        assert_eq!(found.keys, [Key { position: 2, correct: 7, wrong: Some(8) }]);
+        assert_eq!(found.predicted, 1..3);
+    }
+
+    #[test]
+    fn refusals_name_the_line() {
+        for line in [
+            r#"{"tokens": [5, 6, 7], "key_positions": [3]}"#,
+            r#"{"tokens": [5, 6, 7], "key_positions": [1, 2], "wrong": [8]}"#,
+        ] {
+            let error = example(line).expect_err("a bad line").to_string();
+            assert!(error.starts_with("data.jsonl:3: "), "{error}");
+        }
+    }
+}

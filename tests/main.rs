@@ -1,0 +1,9 @@
+//! Integration tests of the whole program, in one binary so that it links once.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+// Linked for what they register.
+use circuit_metrics as _;
+use circuit_plugins as _;
+use circuit_tasks as _;
+
+mod reference;

@@ -1,0 +1,257 @@
+//! The reference cases: numbers computed in float64 by a slow, explicit implementation that agrees
+//! with Hugging Face, with the published circuit-tuning code and with EAP-IG. Their definition is
+//! in tests/reference/README.md.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use circuit_framework::discovery::{Discovered, Discovery, discover};
+use circuit_framework::tuning::{Event, Step, Tuner, Tuning};
+use circuit_framework::{
+    Device, Example, Model, ParamSelector, Pass, PatchingMetric, Pruning, Setting, Split, Task, Tensor,
+    registry,
+};
+use serde_json::Value;
+
+/// A case's files.
+struct Case {
+    folder: PathBuf,
+    settings: Value,
+    expected: Value,
+    tensors: std::collections::HashMap<String, Tensor>,
+}
+
+impl Case {
+    fn open(folder: PathBuf) -> Self {
+        let json = |name: &str| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
+        };
+        let file = folder.join("expected.safetensors");
+        Self {
+            settings: json("settings.json"),
+            expected: json("expected.json"),
+            tensors: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
+            folder,
+        }
+    }
+
+    fn small(name: &str) -> Self {
+        Self::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name))
+    }
+
+    fn model(&self, path: &Path) -> Box<dyn Model> {
+        let mut options = toml::Table::new();
+        if let Some(width) = self.settings["mlp_head_width"].as_i64() {
+            options.insert("mlp_head_width".into(), width.into());
+        }
+        circuit_models::load(path, None, &options).unwrap().model
+    }
+
+    fn examples(&self) -> Vec<Example> {
+        let options = toml::Table::from_iter([(
+            "data".to_owned(),
+            self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
+        )]);
+        let task = registry::find::<dyn Task>("task", "tokens").unwrap().build(&options).unwrap();
+        task.examples(Split::Train, &Setting { tokenizer: None, seed: 0 }).unwrap()
+    }
+
+    fn metric(&self) -> Box<dyn PatchingMetric> {
+        let name = self.settings["metric"].as_str().unwrap();
+        registry::find::<dyn PatchingMetric>("metric", name).unwrap().build(&toml::Table::new()).unwrap()
+    }
+
+    /// The settings that a serde struct knows, under its own names.
+    fn options<T: serde::de::DeserializeOwned>(&self, names: &[&str]) -> T {
+        let settings = self.settings.as_object().unwrap();
+        let known = settings.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        serde_json::from_value(Value::Object(known.map(|(k, v)| (k.clone(), v.clone())).collect())).unwrap()
+    }
+
+    fn discovery(&self, batch_size: usize) -> Discovery {
+        Discovery {
+            batch_size,
+            ..self.options(&["method", "ig_steps", "ablation", "positions"])
+        }
+    }
+
+    fn check_scores(&self, found: &Discovered, tolerance: f64) {
+        let metric = self.expected["metric"].as_f64().unwrap();
+        assert!((found.metric - metric).abs() <= tolerance * metric.abs().max(1.0), "metric {} for {metric}", found.metric);
+        let graph = &found.scores.graph;
+        if let Some(edges) = self.expected["n_edges"].as_u64() {
+            assert_eq!(graph.edge_count() as u64, edges);
+        }
+        let names = |key: &str| -> Vec<String> {
+            (self.expected[key].as_array().unwrap().iter())
+                .map(|name| name.as_str().unwrap().to_owned())
+                .collect()
+        };
+        let (upstream, downstream) = (names("upstream"), names("downstream"));
+        assert_eq!(graph.writers().len(), upstream.len());
+        assert_eq!(graph.readers().len(), downstream.len());
+        let expected = self.tensors["scores"].to_vec2::<f32>().unwrap();
+        let largest = expected.iter().flatten().fold(0f32, |a, b| a.max(b.abs()));
+        let mut worst = 0f32;
+        for (u, writer) in upstream.iter().enumerate() {
+            for (d, reader) in downstream.iter().enumerate() {
+                let score = found.scores.of(graph.writer(writer).unwrap(), graph.reader(reader).unwrap());
+                worst = worst.max((score - expected[u][d]).abs());
+            }
+        }
+        assert!(
+            f64::from(worst) <= tolerance * f64::from(largest),
+            "scores differ by {:e} of the largest",
+            worst / largest
+        );
+    }
+
+    /// The best edges in order, up to swaps of edges whose scores differ by less than rounding.
+    fn check_top(&self, found: &Discovered, key: &str, rule: &str) {
+        let Some(expected) = self.expected[key].as_array() else { return };
+        let pruning: Pruning = serde_json::from_value(serde_json::json!({ "rule": rule })).unwrap();
+        let circuit = pruning.prune(&found.scores, &found.scores.magnitudes(), expected.len());
+        for (edge, expected) in circuit.edges.iter().zip(expected) {
+            let names = [edge.writer.to_string(), edge.reader.to_string()];
+            assert_eq!(Value::from(names.to_vec()), Value::from(&expected.as_array().unwrap()[..2]), "{key}");
+        }
+    }
+
+    /// Hugging Face's logits, where the case has them.
+    fn check_logits(&self, model: &dyn Model, examples: &[Example]) {
+        let Some(expected) = self.tensors.get("logits") else { return };
+        for (index, example) in examples.iter().enumerate() {
+            let tokens = Tensor::new(&example.tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            let readout = model.forward(&Pass::forward_only(), &tokens).unwrap();
+            let rows: Vec<u32> = (0..example.tokens.len() as u32).collect();
+            let difference = (readout.logits(&rows).unwrap() - expected.get(index).unwrap()).unwrap();
+            let worst = difference.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(worst < 1e-4, "logits of example {index} differ by {worst}");
+        }
+    }
+}
+
+fn discovers(name: &str) {
+    let case = Case::small(name);
+    let model = case.model(&case.folder.join("model"));
+    let examples = case.examples();
+    case.check_logits(&*model, &examples);
+    let metric = case.metric();
+    // The scores do not depend on how the examples are split into batches.
+    for batch_size in [1, 3, 100] {
+        let options = case.discovery(batch_size);
+        options.check(&*model, &examples, &*metric, None).unwrap();
+        let all: Vec<&Example> = examples.iter().collect();
+        let found = discover(&*model, &all, &*metric, &options, &circuit_framework::progress::silent).unwrap();
+        case.check_scores(&found, 1e-5);
+        case.check_top(&found, "top_edges", "top_edges");
+        case.check_top(&found, "top_nodes", "top_nodes");
+    }
+}
+
+/// Weights by name, as saved.
+fn weights(model: &dyn Model) -> BTreeMap<String, Vec<f32>> {
+    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    model.state_dict().unwrap().iter().map(|(name, tensor)| (name.clone(), flat(tensor))).collect()
+}
+
+fn tunes(name: &str) {
+    let case = Case::small(name);
+    let model = case.model(&case.folder.join("model"));
+    let before = weights(&*model);
+    let metric = case.metric();
+    let selector = case.settings["selector"].as_str().unwrap();
+    let selector = registry::find::<dyn ParamSelector>("selector", selector).unwrap();
+    let selector = selector.build(&toml::Table::new()).unwrap();
+    let tuning: Tuning = Tuning {
+        shuffle: false,
+        ..case.options(&[
+            "steps", "batch_size", "optimizer", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay",
+            "warmup_steps", "max_grad_norm", "objective", "key_weight_p",
+        ])
+    };
+    let pruning: Pruning = serde_json::from_value(serde_json::json!({
+        "rule": case.settings["prune"], "top_n": case.settings["top_n"],
+    })).unwrap();
+    let tuner = Tuner {
+        model: &*model,
+        metric: &*metric,
+        selector: &*selector,
+        discovery: &case.discovery(16),
+        pruning: &pruning,
+        tuning: &tuning,
+        seed: 0,
+    };
+    let mut steps: Vec<Step> = Vec::new();
+    (tuner.run(&case.examples(), &mut |event| {
+        if let Event::Step { step, .. } = event {
+            steps.push(step.clone());
+        }
+        Ok(())
+    }))
+    .unwrap();
+    let expected = |key: &str| -> Vec<f64> {
+        case.expected[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-4 * expected.abs();
+    for (step, loss) in steps.iter().zip(expected("losses")) {
+        eprintln!("loss rel {:e}", step.loss/loss-1.0);
+        assert!(close(step.loss, loss), "loss {} for {loss} at step {}", step.loss, step.step);
+    }
+    for (step, norm) in steps.iter().zip(expected("gradient_norms")) {
+        eprintln!("norm rel {:e}", step.gradient_norm/norm-1.0);
+        assert!(close(step.gradient_norm, norm), "norm {} for {norm} at step {}", step.gradient_norm, step.step);
+    }
+    let tuned: Vec<f64> = steps.iter().map(|step| step.tuned_parameters as f64).collect();
+    assert_eq!(tuned, expected("tuned_parameters"));
+    check_weights(&before, &weights(&*model), &case.tensors);
+}
+
+/// Tuned weights within 1e-3 of the largest change of any weight; what is not tuned, bit for bit.
+fn check_weights(
+    before: &BTreeMap<String, Vec<f32>>,
+    after: &BTreeMap<String, Vec<f32>>,
+    expected: &std::collections::HashMap<String, Tensor>,
+) {
+    let (mut largest, mut worst) = (0f32, 0f32);
+    for (name, before) in before {
+        let expected = expected[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for ((before, after), expected) in before.iter().zip(&after[name]).zip(&expected) {
+            largest = largest.max((expected - before).abs());
+            if (expected - after).abs() > 5e-6 { eprintln!("{name} {before} {after} {expected}"); }
+            worst = worst.max((expected - after).abs());
+            if expected == before {
+                assert_eq!(after.to_bits(), before.to_bits(), "{name} is not tuned in the reference");
+            }
+        }
+    }
+    assert!(worst <= 1e-3 * largest, "weights differ by {:e} of the largest change", worst / largest);
+}
+
+macro_rules! cases {
+    ($check:ident: $($test:ident = $name:literal),* $(,)?) => {
+        $(#[test] fn $test() { $check($name) })*
+    };
+}
+
+cases!(discovers:
+    gpt2_all_mean = "gpt2-all-mean",
+    gpt2_all_zero_loss = "gpt2-all-zero-loss",
+    gpt2_eap_ig = "gpt2-eap-ig",
+    gpt2_key_corrupt = "gpt2-key-corrupt",
+    gpt2_key_mean = "gpt2-key-mean",
+    gpt2_key_zero = "gpt2-key-zero",
+    gpt2_lengths_all = "gpt2-lengths-all",
+    gpt2_lengths_key = "gpt2-lengths-key",
+    llama_all_corrupt = "llama-all-corrupt",
+    llama_all_mean_loss = "llama-all-mean-loss",
+    llama_key_mean = "llama-key-mean",
+    llama_tied_lengths = "llama-tied-lengths",
+);
+
+cases!(tunes:
+    gpt2_tune_adamw = "gpt2-tune-adamw",
+    gpt2_tune_sgd = "gpt2-tune-sgd",
+    gpt2_tune_weighted = "gpt2-tune-weighted",
+    llama_tune_sgd = "llama-tune-sgd",
+);
