@@ -7,9 +7,11 @@
 
 pub mod circuit;
 pub mod discovery;
+pub mod drawing;
 mod error;
 pub mod evaluation;
 pub mod example;
+pub mod experiment;
 pub mod files;
 pub mod gradients;
 pub mod graph;
@@ -20,6 +22,7 @@ pub mod parameters;
 pub mod pass;
 pub mod progress;
 pub mod registry;
+pub mod run;
 pub mod selector;
 pub mod task;
 pub mod tokenizer;

@@ -124,6 +124,22 @@ impl Parameters {
         (self.parameters.iter().enumerate()).map(|(index, parameter)| (ParamId(index), parameter))
     }
 
+    /// A copy of all values, for [`Parameters::restore`].
+    pub fn snapshot(&self) -> Result<Vec<Tensor>> {
+        (self.parameters.iter()).map(|parameter| Ok(parameter.tensor.copy()?)).collect()
+    }
+
+    /// Puts all values back in place.
+    ///
+    /// # Errors
+    /// If the snapshot is another model's.
+    pub fn restore(&self, snapshot: &[Tensor]) -> Result<()> {
+        for (parameter, values) in self.parameters.iter().zip(snapshot) {
+            parameter.tensor.slice_set(values, 0, 0)?;
+        }
+        Ok(())
+    }
+
     /// The number of entries of all parameters together.
     pub fn count(&self) -> usize {
         (self.parameters.iter())

@@ -1,6 +1,7 @@
 //! The models: GPT-2 and Llama as plugins, and getting them into and out of files.
 
 mod blocks;
+mod embedded;
 mod gguf;
 mod gpt2;
 mod hugging_face;
@@ -44,6 +45,10 @@ pub fn load(path: &Path, random_init: Option<u64>, options: &toml::Table) -> Res
 }
 
 fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokenizer>)> {
+    if path == Path::new(embedded::NAME) {
+        let (checkpoint, tokenizer) = embedded::read(without_weights)?;
+        return Ok((checkpoint, Some(tokenizer)));
+    }
     if path.extension().is_some_and(|extension| extension == "gguf") {
         let (checkpoint, tokenizer) = gguf::read(path)?;
         return Ok((checkpoint, Some(tokenizer)));

@@ -73,6 +73,9 @@ pub struct Discovery {
     pub nodes: Vec<Kind>,
     /// Sequences a forward pass; the scores do not depend on it.
     pub batch_size: usize,
+    /// Score on the first so many examples; without it, on all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub examples: Option<usize>,
 }
 
 impl Default for Discovery {
@@ -84,6 +87,7 @@ impl Default for Discovery {
             positions: Positions::default(),
             nodes: vec![Kind::Head, Kind::Mlp],
             batch_size: 16,
+            examples: None,
         }
     }
 }
@@ -103,6 +107,9 @@ impl Discovery {
     ) -> Result<()> {
         if examples.is_empty() {
             refuse!("there are no examples to discover a circuit on; give the task some");
+        }
+        if self.examples == Some(0) {
+            refuse!("discovery.examples is 0; score on at least one");
         }
         if self.batch_size == 0 || (self.method == Method::EapIg && self.ig_steps == 0) {
             refuse!("batch_size and ig_steps must be at least 1");

@@ -1,0 +1,181 @@
+//! An experiment as data: which model, task, metric, selector, and every setting of discovery and
+//! tuning. It is read from TOML, changed by `--set`, and written back fully resolved.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::circuit::Pruning;
+use crate::discovery::Discovery;
+use crate::metric::PatchingMetric;
+use crate::registry::{self, Plugin};
+use crate::selector::ParamSelector;
+use crate::task::Task;
+use crate::tuning::Tuning;
+use crate::{Error, Result, refuse};
+
+/// A plugin by name, with its options beside the name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    pub name: String,
+    #[serde(flatten)]
+    pub options: toml::Table,
+}
+
+impl Choice {
+    /// This plugin, its options left at their defaults.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), options: toml::Table::new() }
+    }
+
+    fn build<T: ?Sized>(&self, kind: &str) -> Result<Box<T>>
+    where
+        Plugin<T>: inventory::Collect,
+    {
+        registry::find::<T>(kind, &self.name)?.build(&self.options)
+    }
+
+    /// The same choice with every option spelt out.
+    fn resolved<T: ?Sized>(&self, kind: &str) -> Result<Self>
+    where
+        Plugin<T>: inventory::Collect,
+    {
+        let mut options = toml::Table::new();
+        for option in registry::find::<T>(kind, &self.name)?.options() {
+            // An option left open has no TOML value and is left out.
+            if let Ok(default) = toml::Value::try_from(option.default) {
+                options.insert(option.name, default);
+            }
+        }
+        options.extend(self.options.clone());
+        Ok(Self { name: self.name.clone(), options })
+    }
+}
+
+/// Which model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelChoice {
+    /// A Hugging Face folder, a GGUF file, or `embedded`.
+    pub path: PathBuf,
+    /// Draw the weights with this seed instead of reading them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_init: Option<u64>,
+    /// The architecture's options.
+    #[serde(flatten)]
+    pub options: toml::Table,
+}
+
+impl Default for ModelChoice {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("embedded"),
+            random_init: None,
+            options: toml::Table::new(),
+        }
+    }
+}
+
+/// An experiment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Experiment {
+    pub name: String,
+    pub description: String,
+    /// Of everything random: generated data, shuffling, the random control.
+    pub seed: u64,
+    /// Sequences a forward pass in evaluation.
+    pub evaluation_batch_size: usize,
+    pub model: ModelChoice,
+    pub task: Choice,
+    /// Without it, the task's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Choice>,
+    pub selector: Choice,
+    /// A second selector, tuned from the same start in the same way, to compare with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<Choice>,
+    pub discovery: Discovery,
+    pub pruning: Pruning,
+    pub tuning: Tuning,
+}
+
+impl Default for Experiment {
+    fn default() -> Self {
+        Self {
+            name: "experiment".to_owned(),
+            description: String::new(),
+            seed: 0,
+            evaluation_batch_size: 32,
+            model: ModelChoice::default(),
+            task: Choice::named("agreement"),
+            metric: None,
+            selector: Choice::named("nodes"),
+            control: None,
+            discovery: Discovery::default(),
+            pruning: Pruning::default(),
+            tuning: Tuning::default(),
+        }
+    }
+}
+
+/// The plugins an experiment is made of.
+pub struct Plugins {
+    pub task: Box<dyn Task>,
+    pub metric: Box<dyn PatchingMetric>,
+    pub selector: Box<dyn ParamSelector>,
+    pub control: Option<Box<dyn ParamSelector>>,
+}
+
+impl Experiment {
+    /// An experiment from a table; `origin` is what messages call it.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value doesn't fit.
+    pub fn from_table(table: toml::Table, origin: &str) -> Result<Self> {
+        let one_line = |error: toml::de::Error| {
+            let words: Vec<&str> = error.message().split_whitespace().collect();
+            Error::input(format!("{origin}: {}", words.join(" ")))
+        };
+        table.try_into().map_err(one_line)
+    }
+
+    /// Builds the plugins, refusing unknown names and options.
+    ///
+    /// # Errors
+    /// Naming what is unknown, and the nearest known.
+    pub fn plugins(&self) -> Result<Plugins> {
+        let task: Box<dyn Task> = self.task.build("task")?;
+        let metric = match &self.metric {
+            Some(metric) => metric.build("metric")?,
+            None => Choice::named(task.default_metric()).build("metric")?,
+        };
+        if self.evaluation_batch_size == 0 {
+            refuse!("evaluation_batch_size must be at least 1");
+        }
+        Ok(Plugins {
+            metric,
+            selector: self.selector.build("selector")?,
+            control: self.control.as_ref().map(|control| control.build("selector")).transpose()?,
+            task,
+        })
+    }
+
+    /// The same experiment with every default spelt out, as TOML.
+    ///
+    /// # Errors
+    /// If a plugin is unknown.
+    pub fn resolved(&self) -> Result<String> {
+        let task: Box<dyn Task> = self.task.build("task")?;
+        let default_metric = Choice::named(task.default_metric());
+        let metric = self.metric.as_ref().unwrap_or(&default_metric);
+        let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>("selector"));
+        let resolved = Self {
+            task: self.task.resolved::<dyn Task>("task")?,
+            metric: Some(metric.resolved::<dyn PatchingMetric>("metric")?),
+            selector: self.selector.resolved::<dyn ParamSelector>("selector")?,
+            control: control.transpose()?,
+            ..self.clone()
+        };
+        toml::to_string(&resolved).map_err(|error| Error::input(format!("{}: {error}", self.name)))
+    }
+}

@@ -1,0 +1,46 @@
+//! `discover`: score the edges, cut the circuit, write both down.
+
+use anyhow::Result;
+use circuit_framework::files;
+use clap::{Arg, ArgMatches, Command};
+
+use super::{path, with_runner};
+use crate::flags::{self, COMMON, DISCOVERY, DISCOVERY_BATCH, Flag};
+
+const FLAGS: &[&[Flag]] = &[COMMON, DISCOVERY, DISCOVERY_BATCH];
+
+pub(crate) fn command() -> Command {
+    let output = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    flags::add(Command::new("discover").about("Find the circuit: score every edge, keep the best"), FLAGS)
+        .arg(output("scores", "OUT.safetensors", "Write all scores here"))
+        .arg(output("circuit", "OUT.json", "Write the circuit here"))
+        .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let experiment = flags::experiment(matches, FLAGS)?;
+    with_runner(&experiment, |runner| {
+        let examples = runner.examples()?;
+        let (found, circuit) = runner.discover(&examples)?;
+        if let Some(path) = path(matches, "scores") {
+            found.scores.save(&path)?;
+        }
+        if let Some(path) = path(matches, "circuit") {
+            circuit.save(&path)?;
+        }
+        if let Some(path) = path(matches, "drawing") {
+            let title = format!("{}: {}", experiment.model.path.display(), experiment.task.name);
+            let drawing = circuit_framework::drawing::svg(&circuit, &found.scores.graph, &title);
+            files::write_atomically(&path, drawing.as_bytes())?;
+        }
+        println!("metric   {:.6}", found.metric);
+        println!("circuit  {} of {} edges", circuit.edges.len(), found.scores.graph.edge_count());
+        println!("the strongest:");
+        for edge in circuit.edges.iter().take(10) {
+            println!("  {:>12.4e}  {} → {}", edge.score, edge.writer, edge.reader);
+        }
+        Ok(())
+    })
+}

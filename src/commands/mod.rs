@@ -1,0 +1,78 @@
+//! One file a subcommand.
+
+pub(crate) mod discover;
+pub(crate) mod eval;
+pub(crate) mod list;
+pub(crate) mod run;
+pub(crate) mod tune;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use circuit_framework::Figures;
+use circuit_framework::experiment::Experiment;
+use circuit_framework::run::{Runner, Summary};
+use clap::ArgMatches;
+
+use crate::progress::Display;
+
+/// Loads an experiment's model and plugins and hands them to `work`.
+fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<T>) -> Result<T> {
+    let plugins = experiment.plugins()?;
+    let model = &experiment.model;
+    let loaded = circuit_models::load(&model.path, model.random_init, &model.options)?;
+    let tokenizer = loaded.tokenizer;
+    let display = Display::new();
+    work(&Runner {
+        experiment,
+        plugins: &plugins,
+        model: &*loaded.model,
+        tokenizer: tokenizer.as_ref(),
+        save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
+        report: &|progress| display.show(&progress),
+    })
+}
+
+/// A flag's path, where given.
+fn path(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
+    matches.get_one::<String>(name).map(PathBuf::from)
+}
+
+/// Prints a run's figures side by side.
+fn print_summary(summary: &Summary, folder: &Path) {
+    let mut columns = vec![("before", &summary.before), ("after", &summary.after)];
+    columns.extend(summary.control.as_ref().map(|control| ("control", control)));
+    print_figures(&columns);
+    let percent = |ratio: f64| format!("{:.1} %", 100.0 * ratio);
+    println!();
+    println!(
+        "tuned       {} of {} parameters ({}) in {} steps",
+        summary.tuned_parameters,
+        summary.parameters,
+        percent(summary.tuned_parameter_ratio),
+        summary.steps
+    );
+    if let Some(ratio) = summary.control_tuned_parameter_ratio {
+        println!("control     {}", percent(ratio));
+    }
+    println!("discovery   {:.1} s", summary.discovery_seconds);
+    println!("tuning      {:.1} s", summary.tuning_seconds);
+    println!("written to  {}", folder.display());
+}
+
+/// A row a figure, a column a model.
+fn print_figures(columns: &[(&str, &Figures)]) {
+    print!("{:14}", "");
+    columns.iter().for_each(|(name, _)| print!("{name:>12}"));
+    println!();
+    for name in columns.iter().flat_map(|(_, figures)| figures.keys().next().map(|_| figures)).take(1).flat_map(|f| f.keys()) {
+        print!("{name:14}");
+        for (_, figures) in columns {
+            match figures.get(name) {
+                Some(value) => print!("{value:>12.4}"),
+                None => print!("{:>12}", "-"),
+            }
+        }
+        println!();
+    }
+}

@@ -1,0 +1,39 @@
+//! `run`: a whole experiment, shipped or from a TOML file, into a run folder.
+
+use std::path::Path;
+
+use anyhow::Result;
+use circuit_framework::run::next_folder;
+use clap::{Arg, ArgMatches, Command};
+
+use super::{path, print_summary, with_runner};
+use crate::{experiments, flags};
+
+pub(crate) fn command() -> Command {
+    flags::add(Command::new("run").about("Run an experiment: discover, tune, evaluate before and after"), &[])
+        .arg(
+            Arg::new("experiment")
+                .value_name("EXPERIMENT|FILE.toml")
+                .default_value(experiments::DEFAULT)
+                .help("A shipped experiment (see `list`) or a TOML file"),
+        )
+        .arg(Arg::new("out").long("out").value_name("DIR").help("The run folder; runs/EXPERIMENT-N without it"))
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let name = matches.get_one::<String>("experiment").map_or(experiments::DEFAULT, String::as_str);
+    let mut table = experiments::find(name)?;
+    let stem = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
+    table.entry("name").or_insert_with(|| stem.into_owned().into());
+    flags::apply(matches, &[], &mut table)?;
+    let experiment = flags::from_table(table, name)?;
+    let folder =
+        path(matches, "out").unwrap_or_else(|| next_folder(Path::new("runs"), &experiment.name));
+    if !experiment.description.is_empty() {
+        println!("{}\n", experiment.description);
+    }
+    with_runner(&experiment, |runner| {
+        print_summary(&runner.run(&folder)?, &folder);
+        Ok(())
+    })
+}

@@ -1,0 +1,35 @@
+//! `tune`: discover and tune from flags alone, into a run folder.
+
+use anyhow::Result;
+use circuit_framework::run::next_folder;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::path::Path;
+
+use super::{path, print_summary, with_runner};
+use crate::flags::{self, COMMON, DISCOVERY, Flag, TUNING};
+
+const FLAGS: &[&[Flag]] = &[COMMON, DISCOVERY, TUNING];
+
+pub(crate) fn command() -> Command {
+    flags::add(Command::new("tune").about("Fine-tune only the circuit"), FLAGS)
+        .arg(
+            Arg::new("no-shuffle")
+                .long("no-shuffle")
+                .action(ArgAction::SetTrue)
+                .help("Take the examples in file order"),
+        )
+        .arg(Arg::new("out").long("out").value_name("DIR").help("The run folder; runs/tune-N without it"))
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let mut experiment = flags::experiment(matches, FLAGS)?;
+    experiment.name = "tune".to_owned();
+    if matches.get_flag("no-shuffle") {
+        experiment.tuning.shuffle = false;
+    }
+    let folder = path(matches, "out").unwrap_or_else(|| next_folder(Path::new("runs"), "tune"));
+    with_runner(&experiment, |runner| {
+        print_summary(&runner.run(&folder)?, &folder);
+        Ok(())
+    })
+}

@@ -1,0 +1,281 @@
+//! Subject-verb agreement and disagreement (arXiv 2502.06106, section 4.1).
+//!
+//! Sentences come from annotated JSON Lines (`clean_text`, `corr_text` with its verbs flipped,
+//! `clean_verbs`, `corr_verbs`) or, where no file is given, from a grammar. Positions and token ids
+//! are derived from the text with the model's own tokenizer; GPT-2's, which the files carry too,
+//! serve as a check. Trained on are the grammatical sentences (`agreement`) or the flipped ones
+//! (`disagreement`); evaluation is always from the side of the grammatical form.
+//!
+//! A flipped verb stands behind the position that is read, so it is no counterfactual. Generated
+//! sentences carry one: the subject's number flipped.
+
+mod alignment;
+mod grammar;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use circuit_framework::example::Counterfactual;
+use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::{
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory,
+    origin, refuse,
+};
+use serde::{Deserialize, Serialize};
+
+/// Which sentences are trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Direction {
+    #[default]
+    Agreement,
+    Disagreement,
+}
+
+/// Where the sentences come from, and which way.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Agreement {
+    /// Annotated JSON Lines to discover and tune on; without it, sentences are generated.
+    data: Option<PathBuf>,
+    /// Annotated JSON Lines to evaluate on; without it, `data`, or generated sentences with an
+    /// attractor.
+    test_data: Option<PathBuf>,
+    /// Train on the grammatical sentences (`agreement`) or the flipped ones (`disagreement`).
+    direction: Direction,
+    /// At most so many sentences to discover and tune on; of generated ones, 2000 without it.
+    train_examples: Option<usize>,
+    /// At most so many sentences to evaluate on; of generated ones, 500 without it.
+    test_examples: Option<usize>,
+}
+
+/// A verb in a text: where it stands, and the form it is flipped to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verb {
+    span: Range<usize>,
+    flipped: String,
+}
+
+/// A text with its verbs, and a text of the same form whose subject has the other number.
+#[derive(Clone, Debug)]
+struct Sentence {
+    text: String,
+    verbs: Vec<Verb>,
+    counterfactual: Option<Box<Sentence>>,
+    origin: String,
+}
+
+impl Sentence {
+    /// The text with one verb in its other form.
+    fn flip(&self, verb: &Verb) -> String {
+        format!("{}{}{}", &self.text[..verb.span.start], verb.flipped, &self.text[verb.span.end..])
+    }
+
+    /// The text's tokens, and for each verb the first token that differs when it alone is flipped:
+    /// what is compared, even where a form is several tokens. None where no token can be compared.
+    fn tokenise(&self, tokenizer: &Tokenizer) -> Result<Option<(Vec<u32>, Vec<Key>)>> {
+        let mut tokens: Vec<u32> = tokenizer.prefix().into_iter().collect();
+        let prefix = tokens.len();
+        tokens.extend(tokenizer.encode(&self.text)?);
+        let mut keys = Vec::with_capacity(self.verbs.len());
+        for verb in &self.verbs {
+            let flipped = tokenizer.encode(&self.flip(verb))?;
+            let own = &tokens[prefix..];
+            let Some(at) = own.iter().zip(&flipped).position(|(own, flipped)| own != flipped) else {
+                return Ok(None);
+            };
+            if prefix + at == 0 {
+                return Ok(None);
+            }
+            keys.push(Key { position: prefix + at, correct: own[at], wrong: Some(flipped[at]) });
+        }
+        Ok(Some((tokens, keys)))
+    }
+
+    fn example(&self, tokenizer: &Tokenizer) -> Result<Option<Example>> {
+        let Some((tokens, keys)) = self.tokenise(tokenizer)? else {
+            return Ok(None);
+        };
+        let counterfactual = match &self.counterfactual {
+            None => None,
+            Some(sentence) => match sentence.tokenise(tokenizer)? {
+                Some((other, other_keys)) if other.len() == tokens.len() => Some(Counterfactual {
+                    tokens: other,
+                    key_positions: other_keys.iter().map(|key| key.position).collect(),
+                }),
+                // Without a counterfactual of the same length the sentence is left out, and counted.
+                _ => return Ok(None),
+            },
+        };
+        Ok(Some(Example {
+            predicted: 1..tokens.len(),
+            tokens,
+            keys,
+            counterfactual,
+            origin: self.origin.clone(),
+        }))
+    }
+}
+
+/// A line of the annotated files.
+#[derive(Deserialize)]
+struct Line {
+    clean_text: String,
+    corr_text: String,
+    clean_verbs: Vec<String>,
+    corr_verbs: Vec<String>,
+    clean_verb_pos: Option<Vec<usize>>,
+    clean_verb_ids: Option<Vec<u32>>,
+}
+
+/// Counts of what a file's lines came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    /// Lines whose verbs could not be found in both texts, or told apart by any token.
+    unaligned: Vec<usize>,
+    /// Lines whose stored GPT-2 ids do not fit the text, where the tokenizer is GPT-2's.
+    misfits: Vec<usize>,
+}
+
+/// The file's sentences, grammatical or flipped, as examples.
+fn read(path: &Path, direction: Direction, tokenizer: &Tokenizer, most: usize) -> Result<(Vec<Example>, Tally)> {
+    let lines = files::read_jsonl::<Line>(path)?;
+    let is_gpt2 = tokenizer.encode("hello world")? == [31373, 995];
+    let mut tally = Tally::default();
+    let mut examples = Vec::new();
+    for (number, line) in lines {
+        if examples.len() == most {
+            break;
+        }
+        let origin = format!("{}:{number}", path.display());
+        if line.clean_verbs.len() != line.corr_verbs.len() || line.clean_verbs.is_empty() {
+            refuse!(
+                "{origin}: {} clean_verbs and {} corr_verbs; there must be as many of both, and one at least",
+                line.clean_verbs.len(),
+                line.corr_verbs.len()
+            );
+        }
+        let Some((clean, flipped)) = alignment::align(&line, &origin) else {
+            tally.unaligned.push(number);
+            continue;
+        };
+        if is_gpt2 && !gpt2_ids_fit(&line, &clean, tokenizer)? {
+            tally.misfits.push(number);
+        }
+        let sentence = match direction {
+            Direction::Agreement => clean,
+            Direction::Disagreement => flipped,
+        };
+        match sentence.example(tokenizer)? {
+            Some(example) => examples.push(example),
+            None => tally.unaligned.push(number),
+        }
+    }
+    Ok((examples, tally))
+}
+
+/// Whether the stored positions and ids are those derived from the text.
+fn gpt2_ids_fit(line: &Line, clean: &Sentence, tokenizer: &Tokenizer) -> Result<bool> {
+    let (Some(positions), Some(ids)) = (&line.clean_verb_pos, &line.clean_verb_ids) else {
+        return Ok(true);
+    };
+    let Some((_, keys)) = clean.tokenise(tokenizer)? else {
+        return Ok(false);
+    };
+    Ok(keys.iter().map(|key| key.position).eq(positions.iter().copied())
+        && keys.iter().map(|key| key.correct).eq(ids.iter().copied()))
+}
+
+impl Agreement {
+    fn sentences(&self, split: Split, direction: Direction, setting: &Setting) -> Result<Vec<Example>> {
+        let (test, limit) = match split {
+            Split::Train => (None, self.train_examples),
+            Split::Test => (self.test_data.as_ref(), self.test_examples),
+        };
+        let tokenizer = setting.tokenizer()?;
+        let Some(path) = test.or(self.data.as_ref()) else {
+            return generated(split, direction, limit, tokenizer, setting.seed);
+        };
+        let (examples, tally) = read(path, direction, tokenizer, limit.unwrap_or(usize::MAX))?;
+        report(path, &tally);
+        if examples.is_empty() {
+            refuse!("{}: none of its sentences could be aligned", path.display());
+        }
+        Ok(examples)
+    }
+}
+
+/// Names what could not be used: nothing vanishes without a count.
+fn report(path: &Path, tally: &Tally) {
+    if !tally.unaligned.is_empty() {
+        let (path, count, lines) = (path.display(), tally.unaligned.len(), &tally.unaligned);
+        log::warn!("{path}: {count} sentences left out, their verbs could not be aligned: lines {lines:?}");
+    }
+    if !tally.misfits.is_empty() {
+        let (path, count, lines) = (path.display(), tally.misfits.len(), &tally.misfits);
+        log::warn!("{path}: in {count} rows the stored GPT-2 ids do not fit the text; the text counts: lines {lines:?}");
+    }
+}
+
+/// Sentences of the grammar; the test split's all have an attractor.
+fn generated(
+    split: Split,
+    direction: Direction,
+    limit: Option<usize>,
+    tokenizer: &Tokenizer,
+    seed: u64,
+) -> Result<Vec<Example>> {
+    let count = limit.unwrap_or(match split {
+        Split::Train => 2000,
+        Split::Test => 500,
+    });
+    let mut examples = Vec::with_capacity(count);
+    let mut left_out = 0;
+    for sentence in grammar::sentences(split, seed, direction == Direction::Disagreement).take(4 * count) {
+        match sentence.example(tokenizer)? {
+            Some(example) => examples.push(example),
+            None => left_out += 1,
+        }
+        if examples.len() == count {
+            break;
+        }
+    }
+    if left_out > 0 {
+        log::warn!("{left_out} generated sentences left out: in this tokenizer their counterfactual has another length");
+    }
+    if examples.is_empty() {
+        refuse!("no generated sentence has a counterfactual of its own length in this tokenizer; give data");
+    }
+    Ok(examples)
+}
+
+impl Task for Agreement {
+    fn default_metric(&self) -> &str {
+        "logit_diff"
+    }
+
+    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
+        self.sentences(split, self.direction, setting)
+    }
+
+    fn why_no_counterfactual(&self) -> Option<&str> {
+        (self.data.as_ref()).map(|_| "a flipped verb stands behind the position that is read")
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        let examples = self.sentences(Split::Test, Direction::Agreement, &evaluation.setting)?;
+        evaluation.language_modelling(&examples)
+    }
+}
+
+impl Options<dyn Task> for Agreement {
+    fn build(self) -> Result<Box<dyn Task>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Task>::new::<Agreement>(
+        "agreement", "subject-verb agreement, or disagreement: from files or a grammar", origin!(),
+    )
+}
