@@ -159,7 +159,7 @@ fn read(path: &Path, direction: Direction, tokenizer: &Tokenizer, most: usize) -
             tally.unaligned.push(number);
             continue;
         };
-        if is_gpt2 && !gpt2_ids_fit(&line, &clean, tokenizer)? {
+        if is_gpt2 && !gpt2_ids_fit(&line, tokenizer)? {
             tally.misfits.push(number);
         }
         let sentence = match direction {
@@ -174,16 +174,13 @@ fn read(path: &Path, direction: Direction, tokenizer: &Tokenizer, most: usize) -
     Ok((examples, tally))
 }
 
-/// Whether the stored positions and ids are those derived from the text.
-fn gpt2_ids_fit(line: &Line, clean: &Sentence, tokenizer: &Tokenizer) -> Result<bool> {
+/// Whether the stored GPT-2 ids are those of the text at the stored positions.
+fn gpt2_ids_fit(line: &Line, tokenizer: &Tokenizer) -> Result<bool> {
     let (Some(positions), Some(ids)) = (&line.clean_verb_pos, &line.clean_verb_ids) else {
         return Ok(true);
     };
-    let Some((_, keys)) = clean.tokenise(tokenizer)? else {
-        return Ok(false);
-    };
-    Ok(keys.iter().map(|key| key.position).eq(positions.iter().copied())
-        && keys.iter().map(|key| key.correct).eq(ids.iter().copied()))
+    let tokens = tokenizer.encode(&line.clean_text)?;
+    Ok(positions.iter().map(|&position| tokens.get(position)).eq(ids.iter().map(Some)))
 }
 
 impl Agreement {

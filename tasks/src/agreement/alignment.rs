@@ -1,39 +1,39 @@
-//! Finding a line's verbs in its two texts by walking them side by side. A verb's word may occur
-//! elsewhere unannotated, so a word counts only where both texts have their form of it; between
-//! the verbs the texts may differ in spaces ("it's" / "it 's").
+//! Finding a line's verbs in its two texts by walking them side by side, word by word. A verb's word
+//! may occur elsewhere unannotated, so it counts only where both texts have their form of it; the
+//! texts may differ in spaces ("it's" / "it 's"), and in verbs that were flipped but not annotated.
+
+use std::ops::Range;
 
 use super::{Line, Sentence, Verb};
 
 /// The line's two sentences, or none where the texts don't run in parallel.
 pub(super) fn align(line: &Line, origin: &str) -> Option<(Sentence, Sentence)> {
     let (clean, flipped) = (&line.clean_text, &line.corr_text);
+    let (clean_words, flipped_words) = (words(clean), words(flipped));
     let mut pairs = line.clean_verbs.iter().zip(&line.corr_verbs).peekable();
     let (mut clean_verbs, mut flipped_verbs) = (Vec::new(), Vec::new());
     let (mut i, mut j) = (0, 0);
-    while i < clean.len() || j < flipped.len() {
-        if let Some((a, b)) = pairs.peek()
-            && stands_at(clean, i, a)
-            && stands_at(flipped, j, b)
-        {
-            clean_verbs.push(Verb { span: i..i + a.len(), flipped: b.to_string() });
-            flipped_verbs.push(Verb { span: j..j + b.len(), flipped: a.to_string() });
-            i += a.len();
-            j += b.len();
-            pairs.next();
-            continue;
-        }
-        let (x, y) = (clean[i..].chars().next(), flipped[j..].chars().next());
-        match (x, y) {
-            (Some(x), Some(y)) if x == y => {
-                i += x.len_utf8();
-                j += y.len_utf8();
+    while i < clean_words.len() && j < flipped_words.len() {
+        let found = pairs.peek().and_then(|(a, b)| {
+            let a_span = form_at(clean, &clean_words[i..], a)?;
+            Some((*a, a_span, *b, form_at(flipped, &flipped_words[j..], b)?))
+        });
+        match found {
+            Some((a, a_span, b, b_span)) => {
+                clean_verbs.push(Verb { span: a_span, flipped: b.clone() });
+                flipped_verbs.push(Verb { span: b_span, flipped: a.clone() });
+                // The forms may differ in length: "I've" is flipped to "I has".
+                i += words(a).len();
+                j += words(b).len();
+                pairs.next();
             }
-            (Some(x), _) if x.is_whitespace() => i += x.len_utf8(),
-            (_, Some(y)) if y.is_whitespace() => j += y.len_utf8(),
-            _ => return None,
+            None => {
+                i += 1;
+                j += 1;
+            }
         }
     }
-    if pairs.peek().is_some() {
+    if pairs.peek().is_some() || clean_words.len() - i != flipped_words.len() - j {
         return None;
     }
     let sentence = |text: &str, verbs| Sentence {
@@ -45,23 +45,35 @@ pub(super) fn align(line: &Line, origin: &str) -> Option<(Sentence, Sentence)> {
     Some((sentence(clean, clean_verbs), sentence(flipped, flipped_verbs)))
 }
 
-/// Whether `word` stands at `at` as a word of its own; "n't" may follow, and an apostrophe is where
-/// a contracted verb begins.
-fn stands_at(text: &str, at: usize, word: &str) -> bool {
-    let Some(rest) = text[at..].strip_prefix(word) else {
-        return false;
-    };
-    let inside = |c: char| c.is_alphanumeric();
-    let begins = word.starts_with(['\'', '’']) || !text[..at].ends_with(inside);
-    let ends = !rest.starts_with(inside) || rest.starts_with("n't") || rest.starts_with("n’t");
-    begins && ends
+/// The text's words and, one by one, its other signs that are no spaces.
+fn words(text: &str) -> Vec<Range<usize>> {
+    let mut words: Vec<Range<usize>> = Vec::new();
+    let mut in_word = false;
+    for (at, c) in text.char_indices() {
+        let end = at + c.len_utf8();
+        match words.last_mut() {
+            Some(word) if in_word && c.is_alphanumeric() => word.end = end,
+            _ if !c.is_whitespace() => words.push(at..end),
+            _ => {}
+        }
+        in_word = c.is_alphanumeric();
+    }
+    words
+}
+
+/// Where `form` stands if the next words spell it.
+fn form_at(text: &str, next: &[Range<usize>], form: &str) -> Option<Range<usize>> {
+    let parts = words(form);
+    let spelt = next.len() >= parts.len()
+        && (parts.iter().zip(next)).all(|(part, word)| form[part.clone()] == text[word.clone()]);
+    (spelt && !parts.is_empty()).then(|| next[0].start..next[parts.len() - 1].end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn spans(clean: &str, flipped: &str, verbs: [&[&str]; 2]) -> Option<Vec<std::ops::Range<usize>>> {
+    fn spans(clean: &str, flipped: &str, verbs: [&[&str]; 2]) -> Option<Vec<Range<usize>>> {
         let words = |verbs: &[&str]| verbs.iter().map(|verb| verb.to_string()).collect();
         let line = Line {
             clean_text: clean.to_owned(),
@@ -90,8 +102,14 @@ mod tests {
     }
 
     #[test]
+    fn other_verbs_may_be_flipped_too() {
+        let found = spans("he says it isn't so", "he say it aren't so", [&["isn"], &["aren"]]);
+        assert_eq!(found, Some(vec![11..14]));
+    }
+
+    #[test]
     fn texts_that_do_not_run_in_parallel_are_not_aligned() {
-        assert_eq!(spans("a dog is", "a cat are", [&["is"], &["are"]]), None);
+        assert_eq!(spans("a dog is", "a big dog are", [&["is"], &["are"]]), None);
         assert_eq!(spans("a dog barks", "a dog barks", [&["is"], &["are"]]), None);
     }
 }
