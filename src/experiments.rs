@@ -30,9 +30,10 @@ pub(crate) fn find(name: &str) -> Result<Table> {
 
 fn parse(text: &str, origin: &str) -> Result<Table> {
     let table: Result<Table, toml::de::Error> = toml::from_str(text);
-    table.map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-        anyhow::anyhow!("{origin}:{line}: {}", error.message())
-    })
-    .context("the experiment can't be read")
+    table
+        .map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            anyhow::anyhow!("{origin}:{line}: {}", error.message())
+        })
+        .context("the experiment can't be read")
 }

@@ -15,13 +15,23 @@ pub(crate) struct Flag {
     help: &'static str,
 }
 
-const fn flag(name: &'static str, key: &'static str, value: &'static str, help: &'static str) -> Flag {
+const fn flag(
+    name: &'static str,
+    key: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Flag {
     Flag { name, key, value, help }
 }
 
 /// Of every command that works on a model and a task.
 pub(crate) const COMMON: &[Flag] = &[
-    flag("model", "model.path", "DIR|FILE.gguf|embedded", "The model: a Hugging Face folder, a GGUF file, or the built-in one"),
+    flag(
+        "model",
+        "model.path",
+        "DIR|FILE.gguf|embedded",
+        "The model: a Hugging Face folder, a GGUF file, or the built-in one",
+    ),
     flag("mlp-head-width", "model.mlp_head_width", "W", "Split each MLP into heads of W neurons"),
     flag("task", "task.name", "TASK", "The task; see `list`"),
     flag("data", "task.data", "FILE", "The task's data"),
@@ -33,15 +43,24 @@ pub(crate) const DISCOVERY: &[Flag] = &[
     flag("metric", "metric.name", "METRIC", "What an edge's worth is measured by; see `list`"),
     flag("method", "discovery.method", "eap|eap-ig", "Where the gradient is taken"),
     flag("ig-steps", "discovery.ig_steps", "N", "Inputs that eap-ig averages over"),
-    flag("ablation", "discovery.ablation", "mean|zero|corrupt", "What a writer's output is compared with"),
+    flag(
+        "ablation",
+        "discovery.ablation",
+        "mean|zero|corrupt",
+        "What a writer's output is compared with",
+    ),
     flag("positions", "discovery.positions", "key|all", "At which positions the graph is read"),
     flag("top-n", "pruning.top_n", "N", "Edges to keep"),
     flag("prune", "pruning.rule", "top_edges|top_nodes", "How edges are ranked"),
 ];
 
 /// Sequences a forward pass, where nothing is tuned.
-pub(crate) const DISCOVERY_BATCH: &[Flag] =
-    &[flag("batch-size", "discovery.batch_size", "N", "Sequences a forward pass; changes no score")];
+pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag(
+    "batch-size",
+    "discovery.batch_size",
+    "N",
+    "Sequences a forward pass; changes no score",
+)];
 
 /// How a circuit is tuned.
 pub(crate) const TUNING: &[Flag] = &[
@@ -59,15 +78,34 @@ pub(crate) const TUNING: &[Flag] = &[
     flag("weight-decay", "tuning.weight_decay", "X", "Weight decay"),
     flag("warmup-steps", "tuning.warmup_steps", "N", "Steps of linear warm-up"),
     flag("max-grad-norm", "tuning.max_grad_norm", "X", "Clip the gradients' joint norm to this"),
-    flag("objective", "tuning.objective", "standard|weighted|alone", "Which tokens the loss counts, and how much"),
-    flag("key-weight-p", "tuning.key_weight_p", "P", "Objective weighted: the key tokens' terms times 1/P"),
-    flag("circuit", "tuning.circuit", "FILE", "Tune the circuit in this file instead of discovering one"),
+    flag(
+        "objective",
+        "tuning.objective",
+        "standard|weighted|alone",
+        "Which tokens the loss counts, and how much",
+    ),
+    flag(
+        "key-weight-p",
+        "tuning.key_weight_p",
+        "P",
+        "Objective weighted: the key tokens' terms times 1/P",
+    ),
+    flag(
+        "circuit",
+        "tuning.circuit",
+        "FILE",
+        "Tune the circuit in this file instead of discovering one",
+    ),
 ];
 
 /// Adds flags to a command, and `--set`.
 pub(crate) fn add(command: Command, tables: &[&[Flag]]) -> Command {
     let value_flag = |flag: &Flag| {
-        Arg::new(flag.name).long(flag.name).value_name(flag.value).help(flag.help).allow_negative_numbers(true)
+        Arg::new(flag.name)
+            .long(flag.name)
+            .value_name(flag.value)
+            .help(flag.help)
+            .allow_negative_numbers(true)
     };
     let set = Arg::new("set")
         .long("set")
@@ -78,7 +116,11 @@ pub(crate) fn add(command: Command, tables: &[&[Flag]]) -> Command {
 }
 
 /// Writes what the flags and `--set` say into an experiment's table. Flags go first.
-pub(crate) fn apply(matches: &ArgMatches, tables: &[&[Flag]], experiment: &mut Table) -> Result<()> {
+pub(crate) fn apply(
+    matches: &ArgMatches,
+    tables: &[&[Flag]],
+    experiment: &mut Table,
+) -> Result<()> {
     for flag in tables.iter().copied().flatten() {
         if let Some(value) = matches.get_one::<String>(flag.name) {
             set(experiment, flag.key, parse(value)).with_context(|| format!("--{}", flag.name))?;
@@ -88,7 +130,8 @@ pub(crate) fn apply(matches: &ArgMatches, tables: &[&[Flag]], experiment: &mut T
         let Some((key, value)) = assignment.split_once('=') else {
             bail!("--set {assignment}: write it as KEY=VALUE, as in --set tuning.lr=1e-4");
         };
-        set(experiment, key.trim(), parse(value.trim())).with_context(|| format!("--set {assignment}"))?;
+        set(experiment, key.trim(), parse(value.trim()))
+            .with_context(|| format!("--set {assignment}"))?;
     }
     Ok(())
 }

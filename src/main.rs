@@ -39,7 +39,9 @@ fn main() -> ExitCode {
 
 fn command() -> Command {
     Command::new("circuit-tuning")
-        .about("Finds the circuit a language model uses for a task and fine-tunes only that circuit")
+        .about(
+            "Finds the circuit a language model uses for a task and fine-tunes only that circuit",
+        )
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)

@@ -6,4 +6,9 @@ use circuit_metrics as _;
 use circuit_plugins as _;
 use circuit_tasks as _;
 
+mod command_line;
+mod files;
+mod properties;
 mod reference;
+mod smollm2;
+mod support;

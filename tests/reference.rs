@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use circuit_framework::discovery::{Discovered, Discovery, discover};
 use circuit_framework::tuning::{Event, Step, Tuner, Tuning};
 use circuit_framework::{
-    Device, Example, Model, ParamSelector, Pass, PatchingMetric, Pruning, Setting, Split, Task, Tensor,
-    registry,
+    Device, Example, Model, ParamSelector, Pass, PatchingMetric, Pruning, Setting, Split, Task,
+    Tensor, registry,
 };
 use serde_json::Value;
 
+use crate::support::weights;
+
 /// A case's files.
-struct Case {
+pub struct Case {
     folder: PathBuf,
     settings: Value,
     expected: Value,
@@ -22,7 +24,7 @@ struct Case {
 }
 
 impl Case {
-    fn open(folder: PathBuf) -> Self {
+    pub fn open(folder: PathBuf) -> Self {
         let json = |name: &str| -> Value {
             serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
         };
@@ -33,6 +35,17 @@ impl Case {
             tensors: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
             folder,
         }
+    }
+
+    /// A tensor of what is expected.
+    pub fn tensor(&self, name: &str) -> &Tensor {
+        &self.tensors[name]
+    }
+
+    /// The examples as they stand in the file.
+    pub fn lines(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.folder.join("examples.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     fn small(name: &str) -> Self {
@@ -47,7 +60,7 @@ impl Case {
         circuit_models::load(path, None, &options).unwrap().model
     }
 
-    fn examples(&self) -> Vec<Example> {
+    pub fn examples(&self) -> Vec<Example> {
         let options = toml::Table::from_iter([(
             "data".to_owned(),
             self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
@@ -56,28 +69,33 @@ impl Case {
         task.examples(Split::Train, &Setting { tokenizer: None, seed: 0 }).unwrap()
     }
 
-    fn metric(&self) -> Box<dyn PatchingMetric> {
+    pub fn metric(&self) -> Box<dyn PatchingMetric> {
         let name = self.settings["metric"].as_str().unwrap();
-        registry::find::<dyn PatchingMetric>("metric", name).unwrap().build(&toml::Table::new()).unwrap()
+        registry::find::<dyn PatchingMetric>("metric", name)
+            .unwrap()
+            .build(&toml::Table::new())
+            .unwrap()
     }
 
     /// The settings that a serde struct knows, under its own names.
     fn options<T: serde::de::DeserializeOwned>(&self, names: &[&str]) -> T {
         let settings = self.settings.as_object().unwrap();
         let known = settings.iter().filter(|(name, _)| names.contains(&name.as_str()));
-        serde_json::from_value(Value::Object(known.map(|(k, v)| (k.clone(), v.clone())).collect())).unwrap()
+        serde_json::from_value(Value::Object(known.map(|(k, v)| (k.clone(), v.clone())).collect()))
+            .unwrap()
     }
 
-    fn discovery(&self, batch_size: usize) -> Discovery {
-        Discovery {
-            batch_size,
-            ..self.options(&["method", "ig_steps", "ablation", "positions"])
-        }
+    pub fn discovery(&self, batch_size: usize) -> Discovery {
+        Discovery { batch_size, ..self.options(&["method", "ig_steps", "ablation", "positions"]) }
     }
 
-    fn check_scores(&self, found: &Discovered, tolerance: f64) {
+    pub fn check_scores(&self, found: &Discovered, tolerance: f64) {
         let metric = self.expected["metric"].as_f64().unwrap();
-        assert!((found.metric - metric).abs() <= tolerance * metric.abs().max(1.0), "metric {} for {metric}", found.metric);
+        assert!(
+            (found.metric - metric).abs() <= tolerance * metric.abs().max(1.0),
+            "metric {} for {metric}",
+            found.metric
+        );
         let graph = &found.scores.graph;
         if let Some(edges) = self.expected["n_edges"].as_u64() {
             assert_eq!(graph.edge_count() as u64, edges);
@@ -95,7 +113,8 @@ impl Case {
         let mut worst = 0f32;
         for (u, writer) in upstream.iter().enumerate() {
             for (d, reader) in downstream.iter().enumerate() {
-                let score = found.scores.of(graph.writer(writer).unwrap(), graph.reader(reader).unwrap());
+                let score =
+                    found.scores.of(graph.writer(writer).unwrap(), graph.reader(reader).unwrap());
                 worst = worst.max((score - expected[u][d]).abs());
             }
         }
@@ -113,7 +132,11 @@ impl Case {
         let circuit = pruning.prune(&found.scores, &found.scores.magnitudes(), expected.len());
         for (edge, expected) in circuit.edges.iter().zip(expected) {
             let names = [edge.writer.to_string(), edge.reader.to_string()];
-            assert_eq!(Value::from(names.to_vec()), Value::from(&expected.as_array().unwrap()[..2]), "{key}");
+            assert_eq!(
+                Value::from(names.to_vec()),
+                Value::from(&expected.as_array().unwrap()[..2]),
+                "{key}"
+            );
         }
     }
 
@@ -121,10 +144,12 @@ impl Case {
     fn check_logits(&self, model: &dyn Model, examples: &[Example]) {
         let Some(expected) = self.tensors.get("logits") else { return };
         for (index, example) in examples.iter().enumerate() {
-            let tokens = Tensor::new(&example.tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            let tokens =
+                Tensor::new(&example.tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
             let readout = model.forward(&Pass::forward_only(), &tokens).unwrap();
             let rows: Vec<u32> = (0..example.tokens.len() as u32).collect();
-            let difference = (readout.logits(&rows).unwrap() - expected.get(index).unwrap()).unwrap();
+            let difference =
+                (readout.logits(&rows).unwrap() - expected.get(index).unwrap()).unwrap();
             let worst = difference.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(worst < 1e-4, "logits of example {index} differ by {worst}");
         }
@@ -142,17 +167,13 @@ fn discovers(name: &str) {
         let options = case.discovery(batch_size);
         options.check(&*model, &examples, &*metric, None).unwrap();
         let all: Vec<&Example> = examples.iter().collect();
-        let found = discover(&*model, &all, &*metric, &options, &circuit_framework::progress::silent).unwrap();
+        let found =
+            discover(&*model, &all, &*metric, &options, &circuit_framework::progress::silent)
+                .unwrap();
         case.check_scores(&found, 1e-5);
         case.check_top(&found, "top_edges", "top_edges");
         case.check_top(&found, "top_nodes", "top_nodes");
     }
-}
-
-/// Weights by name, as saved.
-fn weights(model: &dyn Model) -> BTreeMap<String, Vec<f32>> {
-    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    model.state_dict().unwrap().iter().map(|(name, tensor)| (name.clone(), flat(tensor))).collect()
 }
 
 fn tunes(name: &str) {
@@ -166,13 +187,25 @@ fn tunes(name: &str) {
     let tuning: Tuning = Tuning {
         shuffle: false,
         ..case.options(&[
-            "steps", "batch_size", "optimizer", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay",
-            "warmup_steps", "max_grad_norm", "objective", "key_weight_p",
+            "steps",
+            "batch_size",
+            "optimizer",
+            "lr",
+            "momentum",
+            "beta1",
+            "beta2",
+            "eps",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "objective",
+            "key_weight_p",
         ])
     };
     let pruning: Pruning = serde_json::from_value(serde_json::json!({
         "rule": case.settings["prune"], "top_n": case.settings["top_n"],
-    })).unwrap();
+    }))
+    .unwrap();
     let tuner = Tuner {
         model: &*model,
         metric: &*metric,
@@ -195,12 +228,15 @@ fn tunes(name: &str) {
     };
     let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-4 * expected.abs();
     for (step, loss) in steps.iter().zip(expected("losses")) {
-        eprintln!("loss rel {:e}", step.loss/loss-1.0);
         assert!(close(step.loss, loss), "loss {} for {loss} at step {}", step.loss, step.step);
     }
     for (step, norm) in steps.iter().zip(expected("gradient_norms")) {
-        eprintln!("norm rel {:e}", step.gradient_norm/norm-1.0);
-        assert!(close(step.gradient_norm, norm), "norm {} for {norm} at step {}", step.gradient_norm, step.step);
+        assert!(
+            close(step.gradient_norm, norm),
+            "norm {} for {norm} at step {}",
+            step.gradient_norm,
+            step.step
+        );
     }
     let tuned: Vec<f64> = steps.iter().map(|step| step.tuned_parameters as f64).collect();
     assert_eq!(tuned, expected("tuned_parameters"));
@@ -218,14 +254,21 @@ fn check_weights(
         let expected = expected[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for ((before, after), expected) in before.iter().zip(&after[name]).zip(&expected) {
             largest = largest.max((expected - before).abs());
-            if (expected - after).abs() > 5e-6 { eprintln!("{name} {before} {after} {expected}"); }
             worst = worst.max((expected - after).abs());
             if expected == before {
-                assert_eq!(after.to_bits(), before.to_bits(), "{name} is not tuned in the reference");
+                assert_eq!(
+                    after.to_bits(),
+                    before.to_bits(),
+                    "{name} is not tuned in the reference"
+                );
             }
         }
     }
-    assert!(worst <= 1e-3 * largest, "weights differ by {:e} of the largest change", worst / largest);
+    assert!(
+        worst <= 1e-3 * largest,
+        "weights differ by {:e} of the largest change",
+        worst / largest
+    );
 }
 
 macro_rules! cases {

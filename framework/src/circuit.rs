@@ -49,7 +49,9 @@ impl Scores {
 }
 
 /// How edges are ranked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// By |score|.
@@ -105,12 +107,11 @@ impl Pruning {
         }
         let rank = |edge: (Writer, Reader)| match self.rule {
             Rule::TopEdges => f64::from(at(edge)),
-            Rule::TopNodes => {
-                f64::from(at(edge)) * writer_sums[edge.0.0] * reader_sums[edge.1.0]
-            }
+            Rule::TopNodes => f64::from(at(edge)) * writer_sums[edge.0.0] * reader_sums[edge.1.0],
         };
         let layer_of = |(writer, reader): (Writer, Reader)| {
-            let layers = (graph.writers()[writer.0].layer(), graph.readers()[reader.0].node.layer());
+            let layers =
+                (graph.writers()[writer.0].layer(), graph.readers()[reader.0].node.layer());
             layers.0.zip(layers.1)
         };
         let mut ranked: Vec<(f64, (Writer, Reader))> = graph
@@ -126,9 +127,7 @@ impl Pruning {
             reader: graph.readers()[reader.0],
             score: scores.of(writer, reader),
         };
-        Circuit {
-            edges: ranked.into_iter().map(|(_, indices)| edge(indices)).collect(),
-        }
+        Circuit { edges: ranked.into_iter().map(|(_, indices)| edge(indices)).collect() }
     }
 }
 

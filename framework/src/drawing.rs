@@ -104,14 +104,24 @@ impl Layout {
         Self { rows, places, in_circuit, width, height }
     }
 
-    fn write(&self, out: &mut String, circuit: &Circuit, title: &str, caption: &str) -> std::fmt::Result {
+    fn write(
+        &self,
+        out: &mut String,
+        circuit: &Circuit,
+        title: &str,
+        caption: &str,
+    ) -> std::fmt::Result {
         let (width, height) = (self.width, self.height);
         writeln!(
             out,
             r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0}" height="{height:.0}" viewBox="0 0 {width:.0} {height:.0}" font-family="Helvetica, Arial, sans-serif">"#
         )?;
         writeln!(out, r#"<rect width="100%" height="100%" fill="white"/>"#)?;
-        writeln!(out, r##"<text x="{MARGIN}" y="26" font-size="15" fill="#222">{}</text>"##, escape(title))?;
+        writeln!(
+            out,
+            r##"<text x="{MARGIN}" y="26" font-size="15" fill="#222">{}</text>"##,
+            escape(title)
+        )?;
         writeln!(
             out,
             r##"<text x="{MARGIN}" y="46" font-size="11" fill="#555">{caption}; width: |score|; <tspan fill="{POSITIVE}">blue: supports the metric</tspan>, <tspan fill="{NEGATIVE}">red: works against it</tspan></text>"##
@@ -125,7 +135,8 @@ impl Layout {
         let mut edges: Vec<_> = circuit.edges.iter().collect();
         edges.sort_by(|a, b| b.score.abs().total_cmp(&a.score.abs()));
         edges.truncate(MOST_EDGES);
-        let largest = edges.first().map_or(1.0, |edge| f64::from(edge.score.abs())).max(f64::MIN_POSITIVE);
+        let largest =
+            edges.first().map_or(1.0, |edge| f64::from(edge.score.abs())).max(f64::MIN_POSITIVE);
         // The strongest last, so that they lie on top.
         for edge in edges.into_iter().rev() {
             let (Some(&(x1, y1)), Some(&(x2, y2))) =
@@ -157,7 +168,11 @@ impl Layout {
             let Some(&(_, y)) = nodes.first().and_then(|node| self.places.get(node)) else {
                 continue;
             };
-            writeln!(out, r##"<text x="{MARGIN}" y="{:.1}" font-size="10" fill="#777">{label}</text>"##, y + 4.0)?;
+            writeln!(
+                out,
+                r##"<text x="{MARGIN}" y="{:.1}" font-size="10" fill="#777">{label}</text>"##,
+                y + 4.0
+            )?;
             for node in nodes {
                 let (x, y) = self.places[node];
                 let used = self.in_circuit.contains(node);

@@ -1,12 +1,12 @@
 //! Running a model over examples without gradients: what tasks' evaluations are made of.
 
+use crate::Result;
 use crate::example::{Batch, Example};
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
 use crate::pass::{Pass, Readout};
 use crate::progress::{Progress, Report};
 use crate::task::{Figures, Setting};
-use crate::Result;
 
 /// A model and how to run it.
 pub struct Evaluation<'a> {

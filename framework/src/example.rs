@@ -44,16 +44,24 @@ impl Example {
         let counterfactual = self.counterfactual.as_ref();
         let corrupt_tokens = counterfactual.map_or(&[][..], |c| &c.tokens);
         if self.tokens.len() < 2 {
-            refuse!("{origin}: {} tokens; nothing can be predicted from fewer than 2", self.tokens.len());
+            refuse!(
+                "{origin}: {} tokens; nothing can be predicted from fewer than 2",
+                self.tokens.len()
+            );
         }
         let longest = self.tokens.len().max(corrupt_tokens.len());
         if longest > context {
-            refuse!("{origin}: {longest} tokens, but the model's context is {context}; shorten the example");
+            refuse!(
+                "{origin}: {longest} tokens, but the model's context is {context}; shorten the example"
+            );
         }
         let answers = self.keys.iter().flat_map(|key| [Some(key.correct), key.wrong]).flatten();
         let mut ids = self.tokens.iter().chain(corrupt_tokens).copied().chain(answers);
         if let Some(id) = ids.find(|&id| id as usize >= vocabulary) {
-            refuse!("{origin}: token id {id}, but the model's vocabulary has {vocabulary}; ids go from 0 to {}", vocabulary - 1);
+            refuse!(
+                "{origin}: token id {id}, but the model's vocabulary has {vocabulary}; ids go from 0 to {}",
+                vocabulary - 1
+            );
         }
         for key in &self.keys {
             check_key(origin, key.position, self.tokens.len())?;

@@ -67,11 +67,7 @@ pub struct ModelChoice {
 
 impl Default for ModelChoice {
     fn default() -> Self {
-        Self {
-            path: PathBuf::from("embedded"),
-            random_init: None,
-            options: toml::Table::new(),
-        }
+        Self { path: PathBuf::from("embedded"), random_init: None, options: toml::Table::new() }
     }
 }
 

@@ -21,8 +21,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
         .map_err(Error::io(path))?;
     file.write_all(content).map_err(Error::io(path))?;
     make_readable(file.as_file()).map_err(Error::io(path))?;
-    file.persist(path)
-        .map_err(|error| Error::io(path)(error.error))?;
+    file.persist(path).map_err(|error| Error::io(path)(error.error))?;
     Ok(())
 }
 
@@ -66,9 +65,5 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
             .map(|value| (number, value))
             .map_err(|error| Error::input(format!("{}:{number}: {error}", path.display())))
     };
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(parse)
-        .collect()
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
 }

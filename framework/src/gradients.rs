@@ -19,10 +19,7 @@ pub struct Gradients {
 impl Gradients {
     /// No gradient yet, for these rows.
     pub fn new(parameters: &Parameters, selection: Selection) -> Self {
-        Self {
-            selection,
-            sums: vec![None; parameters.len()],
-        }
+        Self { selection, sums: vec![None; parameters.len()] }
     }
 
     pub fn selection(&self) -> &Selection {
@@ -105,7 +102,12 @@ impl Gradients {
         self.add_rows(param.id, |range| Ok(full.narrow(0, range.start, range.len())?))
     }
 
-    fn add_norm(&mut self, norm: &crate::ops::norm::Norm, x: &Tensor, gradient: &Tensor) -> Result<()> {
+    fn add_norm(
+        &mut self,
+        norm: &crate::ops::norm::Norm,
+        x: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<()> {
         let bias = norm.bias.as_ref().map(|bias| bias.id);
         if !self.selection.contains(norm.weight.id)
             && !bias.is_some_and(|bias| self.selection.contains(bias))
@@ -121,7 +123,11 @@ impl Gradients {
     }
 
     /// Adds `of` each selected range of a parameter.
-    fn add_rows(&mut self, id: ParamId, of: impl Fn(&Range<usize>) -> Result<Tensor>) -> Result<()> {
+    fn add_rows(
+        &mut self,
+        id: ParamId,
+        of: impl Fn(&Range<usize>) -> Result<Tensor>,
+    ) -> Result<()> {
         let ranges = self.selection.ranges(id);
         if ranges.is_empty() {
             return Ok(());

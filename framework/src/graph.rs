@@ -240,8 +240,9 @@ impl FromStr for Node {
         let node = match parts[..] {
             ["embed"] => Some(Node::Embed),
             ["logits"] => Some(Node::Logits),
-            ["head", layer, head] => (index(layer).zip(index(head)))
-                .map(|(layer, head)| Node::Head { layer, head }),
+            ["head", layer, head] => {
+                (index(layer).zip(index(head))).map(|(layer, head)| Node::Head { layer, head })
+            }
             ["mlp", layer] => index(layer).map(|layer| Node::Mlp { layer, part: None }),
             ["mlp", layer, part] => (index(layer).zip(index(part)))
                 .map(|(layer, part)| Node::Mlp { layer, part: Some(part) }),
@@ -267,10 +268,7 @@ impl FromStr for Input {
             Some((node, "up")) => (node, Port::Up),
             _ => (name, Port::Input),
         };
-        Ok(Input {
-            node: node.parse()?,
-            port,
-        })
+        Ok(Input { node: node.parse()?, port })
     }
 }
 
@@ -285,9 +283,7 @@ macro_rules! serialize_as_name {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?
-                    .parse()
-                    .map_err(serde::de::Error::custom)
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
     };

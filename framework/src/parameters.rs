@@ -95,11 +95,7 @@ impl Parameters {
             })
             .collect();
         let id = ParamId(self.parameters.len());
-        self.parameters.push(Parameter {
-            name: name.into(),
-            tensor: tensor.clone(),
-            blocks,
-        });
+        self.parameters.push(Parameter { name: name.into(), tensor: tensor.clone(), blocks });
         Ok(Param { id, tensor })
     }
 
@@ -142,9 +138,7 @@ impl Parameters {
 
     /// The number of entries of all parameters together.
     pub fn count(&self) -> usize {
-        (self.parameters.iter())
-            .map(|parameter| parameter.tensor.elem_count())
-            .sum()
+        (self.parameters.iter()).map(|parameter| parameter.tensor.elem_count()).sum()
     }
 }
 
@@ -168,9 +162,7 @@ impl Selection {
             }
             ranges
         };
-        Self {
-            ranges: parameters.iter().map(select).collect(),
-        }
+        Self { ranges: parameters.iter().map(select).collect() }
     }
 
     /// The selected rows of a parameter: sorted, disjoint, not touching.
@@ -189,9 +181,7 @@ impl Selection {
 
     /// The number of entries selected.
     pub fn count(&self, parameters: &Parameters) -> usize {
-        (parameters.iter())
-            .map(|(id, parameter)| self.rows(id) * parameter.width())
-            .sum()
+        (parameters.iter()).map(|(id, parameter)| self.rows(id) * parameter.width()).sum()
     }
 
     /// Adds what `other` selects.

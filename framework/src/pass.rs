@@ -74,37 +74,16 @@ pub enum Written {
 #[derive(Clone, Debug)]
 pub enum Captured {
     /// The gradient at the embedding's output.
-    Embedding {
-        embedding: Arc<Embedding>,
-        tokens: Tensor,
-        gradient: Tensor,
-    },
+    Embedding { embedding: Arc<Embedding>, tokens: Tensor, gradient: Tensor },
     /// x is the residual stream that was read, `normed` the gradient at the normalised stream,
     /// `projected` the gradient at the projection's output.
-    Reading {
-        reading: Arc<Reading>,
-        x: Tensor,
-        normed: Tensor,
-        projected: Tensor,
-    },
+    Reading { reading: Arc<Reading>, x: Tensor, normed: Tensor, projected: Tensor },
     /// z is the projection's input, `gradient` the one at its output.
-    Writing {
-        writing: Arc<Writing>,
-        z: Tensor,
-        gradient: Tensor,
-    },
+    Writing { writing: Arc<Writing>, z: Tensor, gradient: Tensor },
     /// The final normalisation: the stream it read and the gradient at its output.
-    FinalNorm {
-        unembedding: Arc<Unembedding>,
-        x: Tensor,
-        normed: Tensor,
-    },
+    FinalNorm { unembedding: Arc<Unembedding>, x: Tensor, normed: Tensor },
     /// Logits [rows, vocabulary] that were asked for: the hidden states and the logits' gradient.
-    Logits {
-        unembedding: Arc<Unembedding>,
-        hidden: Tensor,
-        gradient: Tensor,
-    },
+    Logits { unembedding: Arc<Unembedding>, hidden: Tensor, gradient: Tensor },
     /// A cross-entropy, scaled by `factor`.
     CrossEntropy {
         unembedding: Arc<Unembedding>,
@@ -133,11 +112,7 @@ pub struct Pass {
 impl Pass {
     /// A pass without gradients.
     pub fn forward_only() -> Self {
-        Self {
-            anchor: None,
-            input: None,
-            record: Arc::default(),
-        }
+        Self { anchor: None, input: None, record: Arc::default() }
     }
 
     /// A pass that [`Pass::backward`] can follow.
@@ -145,18 +120,12 @@ impl Pass {
     /// # Errors
     /// If candle can't allocate.
     pub fn with_gradients(device: &candle_core::Device) -> Result<Self> {
-        Ok(Self {
-            anchor: Some(Var::zeros((), DType::F32, device)?),
-            ..Self::forward_only()
-        })
+        Ok(Self { anchor: Some(Var::zeros((), DType::F32, device)?), ..Self::forward_only() })
     }
 
     /// The same, with `input` [batch·seq, d_model] in place of the embedding's output.
     pub fn with_input(self, input: Tensor) -> Self {
-        Self {
-            input: Some(input),
-            ..self
-        }
+        Self { input: Some(input), ..self }
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -198,10 +167,7 @@ impl Pass {
             }
         };
         let d_model = output.dim(1)?;
-        self.record().written.push(Written::Embedding {
-            site: 0,
-            output: output.clone(),
-        });
+        self.record().written.push(Written::Embedding { site: 0, output: output.clone() });
         let shape = (batch, seq, d_model);
         let Some(anchor) = &self.anchor else {
             return Ok(output.reshape(shape)?);
@@ -209,11 +175,14 @@ impl Pass {
         let (record, embedding, tokens) = (self.record.clone(), embedding.clone(), tokens.clone());
         let output = output.copy()?.reshape(shape)?;
         Ok(differentiable(anchor.as_tensor(), output, move |gradient| {
-            capture(&record, Captured::Embedding {
-                embedding: embedding.clone(),
-                tokens: tokens.clone(),
-                gradient: rows(gradient)?,
-            });
+            capture(
+                &record,
+                Captured::Embedding {
+                    embedding: embedding.clone(),
+                    tokens: tokens.clone(),
+                    gradient: rows(gradient)?,
+                },
+            );
             Tensor::zeros((), DType::F32, gradient.device())
         })?)
     }
@@ -233,12 +202,10 @@ impl Pass {
             let projected = rows(gradient)?;
             let normed = projected.matmul(&reading.weight.tensor)?;
             let pulled = reading.norm.pull_back(&flat, &normed)?;
-            capture(&record, Captured::Reading {
-                reading: reading.clone(),
-                x: flat.clone(),
-                normed,
-                projected,
-            });
+            capture(
+                &record,
+                Captured::Reading { reading: reading.clone(), x: flat.clone(), normed, projected },
+            );
             pulled.reshape((batch, seq, pulled.dim(1)?))
         })?)
     }
@@ -252,19 +219,21 @@ impl Pass {
             output = output.broadcast_add(&bias.tensor)?;
         }
         let output = (output + rows(&x.detach())?)?.reshape((batch, seq, d_model))?;
-        self.record().written.push(Written::Projected {
-            writing: writing.clone(),
-            z: flat.clone(),
-        });
+        self.record()
+            .written
+            .push(Written::Projected { writing: writing.clone(), z: flat.clone() });
         let (record, writing) = (self.record.clone(), writing.clone());
         Ok(differentiable2([x, z], output, move |gradient| {
             let at_output = rows(gradient)?;
             let at_z = at_output.matmul(&writing.weight.tensor.t()?)?;
-            capture(&record, Captured::Writing {
-                writing: writing.clone(),
-                z: flat.clone(),
-                gradient: at_output,
-            });
+            capture(
+                &record,
+                Captured::Writing {
+                    writing: writing.clone(),
+                    z: flat.clone(),
+                    gradient: at_output,
+                },
+            );
             let at_z = at_z.reshape((batch, seq, at_z.dim(1)?))?;
             Ok([gradient.clone(), at_z])
         })?)
@@ -278,19 +247,17 @@ impl Pass {
         let normed = unembedding.norm.forward(&flat)?;
         let (record, captured) = (self.record.clone(), unembedding.clone());
         let hidden = differentiable(&stream, normed, move |gradient| {
-            capture(&record, Captured::FinalNorm {
-                unembedding: captured.clone(),
-                x: flat.clone(),
-                normed: gradient.clone(),
-            });
+            capture(
+                &record,
+                Captured::FinalNorm {
+                    unembedding: captured.clone(),
+                    x: flat.clone(),
+                    normed: gradient.clone(),
+                },
+            );
             captured.norm.pull_back(&flat, gradient)
         })?;
-        Ok(Readout {
-            hidden,
-            seq,
-            unembedding: unembedding.clone(),
-            record: self.record.clone(),
-        })
+        Ok(Readout { hidden, seq, unembedding: unembedding.clone(), record: self.record.clone() })
     }
 }
 
@@ -334,11 +301,14 @@ impl Readout {
         let output = hidden.matmul(&weight.t()?)?;
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
         Ok(differentiable(&selected, output, move |gradient| {
-            capture(&record, Captured::Logits {
-                unembedding: unembedding.clone(),
-                hidden: hidden.clone(),
-                gradient: gradient.clone(),
-            });
+            capture(
+                &record,
+                Captured::Logits {
+                    unembedding: unembedding.clone(),
+                    hidden: hidden.clone(),
+                    gradient: gradient.clone(),
+                },
+            );
             gradient.matmul(&weight)
         })?)
     }
@@ -358,12 +328,15 @@ impl Readout {
         let targets = Arc::new(targets);
         Ok(differentiable(&selected, loss, move |gradient| {
             let factor = f64::from(gradient.to_scalar::<f32>()?);
-            capture(&record, Captured::CrossEntropy {
-                unembedding: unembedding.clone(),
-                hidden: hidden.clone(),
-                targets: targets.clone(),
-                factor,
-            });
+            capture(
+                &record,
+                Captured::CrossEntropy {
+                    unembedding: unembedding.clone(),
+                    hidden: hidden.clone(),
+                    targets: targets.clone(),
+                    factor,
+                },
+            );
             at_hidden.affine(factor, 0.0)
         })?)
     }

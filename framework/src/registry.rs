@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use crate::{Result, refuse, suggestion};
 
 /// Options of a plugin of kind `T` (`dyn Task`, `dyn PatchingMetric`, …).
-pub trait Options<T: ?Sized>: Serialize + DeserializeOwned + Default + schemars::JsonSchema {
+pub trait Options<T: ?Sized>:
+    Serialize + DeserializeOwned + Default + schemars::JsonSchema
+{
     /// # Errors
     /// If the options contradict each other.
     fn build(self) -> Result<Box<T>>;
@@ -59,7 +61,11 @@ pub struct OptionDescription {
 }
 
 impl<T: ?Sized> Plugin<T> {
-    pub const fn new<O: Options<T>>(name: &'static str, summary: &'static str, origin: Origin) -> Self {
+    pub const fn new<O: Options<T>>(
+        name: &'static str,
+        summary: &'static str,
+        origin: Origin,
+    ) -> Self {
         Self {
             name,
             summary,

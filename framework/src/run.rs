@@ -60,10 +60,7 @@ pub struct Summary {
 
 impl Runner<'_> {
     fn setting(&self) -> Setting<'_> {
-        Setting {
-            tokenizer: self.tokenizer,
-            seed: self.experiment.seed,
-        }
+        Setting { tokenizer: self.tokenizer, seed: self.experiment.seed }
     }
 
     /// The task's training examples, checked against the model and the settings.
@@ -193,10 +190,9 @@ impl Runner<'_> {
             seed: *seed,
         };
         let tuned = tuner.run(examples, &mut |event| match event {
-            Event::Circuit { step, circuit, graph } => circuits.write(&CircuitLine {
-                step,
-                edges: circuit.indices(graph),
-            }),
+            Event::Circuit { step, circuit, graph } => {
+                circuits.write(&CircuitLine { step, edges: circuit.indices(graph) })
+            }
             Event::Step { step, total } => {
                 log.write(step)?;
                 (self.report)(Progress {
@@ -240,7 +236,10 @@ struct RunFolder(PathBuf);
 impl RunFolder {
     fn create(path: &Path) -> Result<Self> {
         if path.exists() {
-            refuse!("{}: exists already; name a new folder, runs are never overwritten", path.display());
+            refuse!(
+                "{}: exists already; name a new folder, runs are never overwritten",
+                path.display()
+            );
         }
         std::fs::create_dir_all(path).map_err(Error::io(path))?;
         Ok(Self(path.to_path_buf()))

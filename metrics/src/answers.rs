@@ -29,7 +29,9 @@ pub(crate) fn check(metric: &str, example: &Example) -> Result<()> {
         refuse!("metric `{metric}` needs key positions; metric `loss` does not");
     }
     if example.keys.iter().any(|key| key.wrong.is_none()) {
-        refuse!("metric `{metric}` needs a wrong answer at each key position; metric `loss` does not");
+        refuse!(
+            "metric `{metric}` needs a wrong answer at each key position; metric `loss` does not"
+        );
     }
     Ok(())
 }

@@ -18,7 +18,9 @@ impl MlpHeads {
             return Ok(Self { count: None });
         };
         if head_width == 0 || width % head_width != 0 {
-            refuse!("mlp_head_width is {head_width}, which does not divide the MLP's {width} neurons");
+            refuse!(
+                "mlp_head_width is {head_width}, which does not divide the MLP's {width} neurons"
+            );
         }
         Ok(Self { count: Some(width / head_width) })
     }

@@ -34,6 +34,7 @@ pub(crate) fn read(without_weights: bool) -> Result<(Checkpoint, Tokenizer)> {
         true => BTreeMap::new(),
         false => hugging_face::decode_tensors(WEIGHTS, NAME)?,
     };
-    let checkpoint = Checkpoint { config, weights: Weights::Given(tensors), origin: NAME.to_owned() };
+    let checkpoint =
+        Checkpoint { config, weights: Weights::Given(tensors), origin: NAME.to_owned() };
     Ok((checkpoint, tokenizer))
 }

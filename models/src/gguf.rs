@@ -30,7 +30,10 @@ pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
     let mut file = GgufFile { path, content, reader };
     let architecture = file.text("general.architecture")?;
     if architecture != "llama" {
-        refuse!("{}: architecture `{architecture}`; GGUF files of llama models can be read", path.display());
+        refuse!(
+            "{}: architecture `{architecture}`; GGUF files of llama models can be read",
+            path.display()
+        );
     }
     let tokenizer = file.tokenizer()?;
     Ok((file.checkpoint(&tokenizer)?, tokenizer))
@@ -44,8 +47,9 @@ struct GgufFile<'a> {
 
 impl GgufFile<'_> {
     fn value(&self, key: &str) -> Result<&Value> {
-        (self.content.metadata.get(key))
-            .ok_or_else(|| Error::input(format!("{}: the metadata has no `{key}`", self.path.display())))
+        (self.content.metadata.get(key)).ok_or_else(|| {
+            Error::input(format!("{}: the metadata has no `{key}`", self.path.display()))
+        })
     }
 
     fn malformed(&self, key: &str) -> impl FnOnce(candle_core::Error) -> Error {
@@ -153,7 +157,10 @@ impl GgufFile<'_> {
         let fits = factors.len() == plain.len()
             && (expected.zip(&factors)).all(|(a, &b)| (a / f64::from(b) - 1.0).abs() < 1e-3);
         if !fits {
-            refuse!("{}: tensor `rope_freqs.weight` is not Llama 3's scaling, the only one that can be read", self.path.display());
+            refuse!(
+                "{}: tensor `rope_freqs.weight` is not Llama 3's scaling, the only one that can be read",
+                self.path.display()
+            );
         }
         Ok(json!({
             "rope_type": "llama3",
@@ -173,12 +180,20 @@ impl GgufFile<'_> {
             "smollm" | "gpt-2" => "gpt-2",
             "llama-bpe" | "llama3" | "smaug-bpe" => "llama3",
             "qwen2" => "qwen2",
-            _ => refuse!("{}: pre-tokeniser `{pre}`; known: smollm, gpt-2, llama-bpe, llama3, smaug-bpe, qwen2", self.path.display()),
+            _ => refuse!(
+                "{}: pre-tokeniser `{pre}`; known: smollm, gpt-2, llama-bpe, llama3, smaug-bpe, qwen2",
+                self.path.display()
+            ),
         };
         if model != "gpt2" {
-            refuse!("{}: tokenizer `{model}`; byte-level BPE (`gpt2`) can be read", self.path.display());
+            refuse!(
+                "{}: tokenizer `{model}`; byte-level BPE (`gpt2`) can be read",
+                self.path.display()
+            );
         }
-        self.content.metadata.insert("tokenizer.ggml.pre".to_owned(), Value::String(known.to_owned()));
+        self.content
+            .metadata
+            .insert("tokenizer.ggml.pre".to_owned(), Value::String(known.to_owned()));
         let mut inner = tokenizers::Tokenizer::from_gguf(&self.content)
             .map_err(self.malformed("tokenizer.ggml"))?;
         let byte_level = ByteLevel::new(false, true, true);

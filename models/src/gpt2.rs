@@ -12,8 +12,8 @@ use circuit_framework::ops::norm::Norm;
 use circuit_framework::parameters::Param;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Options, Owner, Parameters, Pass, Plugin, Readout, Result,
-    Tensor, inventory, origin, refuse,
+    Architecture, Checkpoint, Error, Model, Options, Owner, Parameters, Pass, Plugin, Readout,
+    Result, Tensor, inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,13 +63,25 @@ impl Config {
         let config: Config = serde_json::from_value(checkpoint.config.clone())
             .map_err(|error| Error::input(format!("{origin}: config.json: {error}")))?;
         if !["gelu_new", "gelu_pytorch_tanh"].contains(&config.activation_function.as_str()) {
-            refuse!("{origin}: config.json: activation_function is `{}`; known: gelu_new, gelu_pytorch_tanh", config.activation_function);
+            refuse!(
+                "{origin}: config.json: activation_function is `{}`; known: gelu_new, gelu_pytorch_tanh",
+                config.activation_function
+            );
         }
-        if !config.scale_attn_weights || config.scale_attn_by_inverse_layer_idx || !config.tie_word_embeddings {
-            refuse!("{origin}: config.json: only scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false and tie_word_embeddings = true are supported");
+        if !config.scale_attn_weights
+            || config.scale_attn_by_inverse_layer_idx
+            || !config.tie_word_embeddings
+        {
+            refuse!(
+                "{origin}: config.json: only scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false and tie_word_embeddings = true are supported"
+            );
         }
         if config.n_head == 0 || config.n_embd % config.n_head != 0 {
-            refuse!("{origin}: config.json: n_embd {} is no multiple of n_head {}", config.n_embd, config.n_head);
+            refuse!(
+                "{origin}: config.json: n_embd {} is no multiple of n_head {}",
+                config.n_embd,
+                config.n_head
+            );
         }
         Ok(config)
     }
@@ -136,7 +148,9 @@ impl Model for Gpt2 {
             let tensor = match () {
                 () if vector => tensor.flatten_all()?,
                 // Hugging Face's GPT-2 stores its projections [in, out].
-                () if name.contains("c_attn") || name.contains("c_fc") => tensor.t()?.contiguous()?,
+                () if name.contains("c_attn") || name.contains("c_fc") => {
+                    tensor.t()?.contiguous()?
+                }
                 () => tensor.copy()?,
             };
             tensors.insert(format!("transformer.{name}"), tensor);
@@ -162,7 +176,8 @@ impl Architecture for Gpt2Options {
         let heads = MlpHeads::new(width, self.mlp_head_width)?;
         let graph =
             transformer_graph(config.n_layer, config.n_head, config.n_head, &heads, &[Port::Input]);
-        let mut builder = Builder { checkpoint, config: &config, parameters: Parameters::default() };
+        let mut builder =
+            Builder { checkpoint, config: &config, parameters: Parameters::default() };
         let embedding = Arc::new(Embedding {
             tokens: builder.matrix("wte.weight", &[config.vocab_size, d_model])?,
             positions: Some(builder.matrix("wpe.weight", &[config.n_positions, d_model])?),
@@ -178,7 +193,9 @@ impl Architecture for Gpt2Options {
         let Builder { checkpoint, parameters, .. } = builder;
         let json = checkpoint.config.clone();
         checkpoint.finish(|name| {
-            name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == "lm_head.weight"
+            name.ends_with(".attn.bias")
+                || name.ends_with(".attn.masked_bias")
+                || name == "lm_head.weight"
         })?;
         Ok(Box::new(Gpt2 {
             config: json,
@@ -222,8 +239,16 @@ impl Builder<'_> {
     }
 
     /// A projection that reads, stored [in, out] in the file, with its bias.
-    fn reading(&mut self, site: usize, norm: Norm, name: &str, owners: &[(Owner, usize)], rows: usize) -> Result<Reading> {
-        let weight = self.checkpoint.take(&format!("{name}.weight"), &[self.config.n_embd, rows])?;
+    fn reading(
+        &mut self,
+        site: usize,
+        norm: Norm,
+        name: &str,
+        owners: &[(Owner, usize)],
+        rows: usize,
+    ) -> Result<Reading> {
+        let weight =
+            self.checkpoint.take(&format!("{name}.weight"), &[self.config.n_embd, rows])?;
         let bias = self.checkpoint.take(&format!("{name}.bias"), &[rows])?;
         Ok(Reading {
             site,
@@ -234,7 +259,14 @@ impl Builder<'_> {
     }
 
     /// A projection that writes, stored [in, out] as it is kept here.
-    fn writing(&mut self, site: usize, name: &str, writers: &[Node], rows: usize, bias_owner: Owner) -> Result<Writing> {
+    fn writing(
+        &mut self,
+        site: usize,
+        name: &str,
+        writers: &[Node],
+        rows: usize,
+        bias_owner: Owner,
+    ) -> Result<Writing> {
         let d_model = self.config.n_embd;
         let weight = self.checkpoint.take(&format!("{name}.weight"), &[rows, d_model])?;
         let bias = self.checkpoint.take(&format!("{name}.bias"), &[d_model])?;
@@ -253,8 +285,13 @@ impl Builder<'_> {
         let readers = reader_rows(&attention_inputs(layer, n_head, n_head));
         let writers = attention_nodes(layer, n_head);
         let attention_norm = self.norm(&format!("{prefix}.ln_1"))?;
-        let attention_in =
-            self.reading(site, attention_norm, &format!("{prefix}.attn.c_attn"), &readers, 3 * d_model)?;
+        let attention_in = self.reading(
+            site,
+            attention_norm,
+            &format!("{prefix}.attn.c_attn"),
+            &readers,
+            3 * d_model,
+        )?;
         let attention_out =
             self.writing(site, &format!("{prefix}.attn.c_proj"), &writers, d_model, Owner::Shared)?;
         let mlp_norm = self.norm(&format!("{prefix}.ln_2"))?;

@@ -34,7 +34,10 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![single]);
     }
     if !index.exists() {
-        refuse!("{}: there is no model.safetensors and no model.safetensors.index.json", folder.display());
+        refuse!(
+            "{}: there is no model.safetensors and no model.safetensors.index.json",
+            folder.display()
+        );
     }
     let json: Value = files::read_json(&index)?;
     let Some(map) = json["weight_map"].as_object() else {
@@ -65,8 +68,10 @@ pub(crate) fn decode_tensors(bytes: &[u8], origin: &str) -> Result<BTreeMap<Stri
 pub(crate) fn read_tokenizer(folder: &Path, config: &Value) -> Result<Option<Tokenizer>> {
     let (json, vocab, merges) =
         (folder.join("tokenizer.json"), folder.join("vocab.json"), folder.join("merges.txt"));
-    let unreadable =
-        |path: &Path| { let path = path.display().to_string(); move |error| Error::input(format!("{path}: {error}")) };
+    let unreadable = |path: &Path| {
+        let path = path.display().to_string();
+        move |error| Error::input(format!("{path}: {error}"))
+    };
     let inner = if json.exists() {
         tokenizers::Tokenizer::from_file(&json).map_err(unreadable(&json))?
     } else if vocab.exists() && merges.exists() {
@@ -109,7 +114,8 @@ pub fn save(folder: &Path, model: &dyn Model, tokenizer: Option<&Tokenizer>) -> 
     if folder.exists() {
         refuse!("{}: exists already; name a new folder", folder.display());
     }
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
         .prefix(".saving-")
         .tempdir_in(parent)

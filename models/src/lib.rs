@@ -38,8 +38,9 @@ pub fn load(path: &Path, random_init: Option<u64>, options: &toml::Table) -> Res
     let Some(architecture) = checkpoint.config["model_type"].as_str() else {
         refuse!("{}: config.json has no `model_type`", checkpoint.origin);
     };
-    let plugin = registry::find::<dyn Architecture>("model architecture", architecture)
-        .map_err(|error| circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin)))?;
+    let plugin = registry::find::<dyn Architecture>("model architecture", architecture).map_err(
+        |error| circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin)),
+    )?;
     let model = plugin.build(options)?.build(checkpoint)?;
     Ok(Loaded { model, tokenizer })
 }

@@ -13,8 +13,8 @@ use circuit_framework::ops::rotary::Rotary;
 use circuit_framework::parameters::Param;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Options, Parameters, Pass, Plugin, Readout, Result, Tensor,
-    inventory, origin, refuse,
+    Architecture, Checkpoint, Error, Model, Options, Parameters, Pass, Plugin, Readout, Result,
+    Tensor, inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -52,32 +52,47 @@ fn parse(checkpoint: &Checkpoint) -> Result<LlamaConfig> {
             json["rope_scaling"] = rope;
         }
     }
-    if json["rope_scaling"]["rope_type"].as_str().or(json["rope_scaling"]["type"].as_str()) == Some("default") {
+    if json["rope_scaling"]["rope_type"].as_str().or(json["rope_scaling"]["type"].as_str())
+        == Some("default")
+    {
         json["rope_scaling"] = serde_json::Value::Null;
     }
     let rest: Unsupported = serde_json::from_value(json.clone()).map_err(malformed)?;
     let config: LlamaConfig = serde_json::from_value(json).map_err(malformed)?;
     if rest.attention_bias || rest.mlp_bias {
-        refuse!("{origin}: config.json: attention_bias and mlp_bias are not supported; they must be false");
+        refuse!(
+            "{origin}: config.json: attention_bias and mlp_bias are not supported; they must be false"
+        );
     }
     if rest.hidden_act.as_deref().is_some_and(|act| act != "silu") {
         refuse!("{origin}: config.json: hidden_act must be silu");
     }
     let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads());
     if heads == 0 || kv_heads == 0 || config.hidden_size % heads != 0 || heads % kv_heads != 0 {
-        refuse!("{origin}: config.json: hidden_size {}, {heads} heads and {kv_heads} key/value heads do not divide each other", config.hidden_size);
+        refuse!(
+            "{origin}: config.json: hidden_size {}, {heads} heads and {kv_heads} key/value heads do not divide each other",
+            config.hidden_size
+        );
     }
     let d_head = config.hidden_size / heads;
     if rest.head_dim.is_some_and(|dim| dim != d_head) || d_head % 2 != 0 {
-        refuse!("{origin}: config.json: head_dim must be even and hidden_size / num_attention_heads = {d_head}");
+        refuse!(
+            "{origin}: config.json: head_dim must be even and hidden_size / num_attention_heads = {d_head}"
+        );
     }
     Ok(config)
 }
 
 /// The rotation frequencies [d_head / 2], in radians a position, with Llama 3's scaling.
-pub(crate) fn frequencies(d_head: usize, theta: f64, scaling: Option<&Llama3RopeConfig>) -> Vec<f64> {
+pub(crate) fn frequencies(
+    d_head: usize,
+    theta: f64,
+    scaling: Option<&Llama3RopeConfig>,
+) -> Vec<f64> {
     let plain = (0..d_head / 2).map(|i| theta.powf(-2.0 * i as f64 / d_head as f64));
-    let Some(scaling) = scaling.filter(|scaling| matches!(scaling.rope_type, Llama3RopeType::Llama3)) else {
+    let Some(scaling) =
+        scaling.filter(|scaling| matches!(scaling.rope_type, Llama3RopeType::Llama3))
+    else {
         return plain.collect();
     };
     let (low, high) = (f64::from(scaling.low_freq_factor), f64::from(scaling.high_freq_factor));
@@ -150,7 +165,11 @@ impl Model for Llama {
                 Some((prefix, "qkv_proj")) => {
                     let kv_width = self.attention.kv_heads * self.attention.d_head;
                     let q_width = self.attention.heads * self.attention.d_head;
-                    let rows = [("q", 0, q_width), ("k", q_width, kv_width), ("v", q_width + kv_width, kv_width)];
+                    let rows = [
+                        ("q", 0, q_width),
+                        ("k", q_width, kv_width),
+                        ("v", q_width + kv_width, kv_width),
+                    ];
                     for (letter, start, len) in rows {
                         let part = tensor.narrow(0, start, len)?.contiguous()?;
                         tensors.insert(format!("{prefix}.{letter}_proj.weight"), part);
@@ -185,14 +204,19 @@ impl Architecture for LlamaOptions {
         let heads = MlpHeads::new(config.intermediate_size, self.mlp_head_width)?;
         let (n_head, kv_heads) = (config.num_attention_heads, config.num_key_value_heads());
         let graph = transformer_graph(
-            config.num_hidden_layers, n_head, kv_heads, &heads, &[Port::Gate, Port::Up],
+            config.num_hidden_layers,
+            n_head,
+            kv_heads,
+            &heads,
+            &[Port::Gate, Port::Up],
         );
         let d_head = config.hidden_size / n_head;
         let theta = f64::from(config.rope_theta);
         let frequencies = frequencies(d_head, theta, config.rope_scaling.as_ref());
         let rotary = Rotary::new(&frequencies, config.max_position_embeddings);
         let vocabulary_shape = [config.vocab_size, config.hidden_size];
-        let mut builder = Builder { checkpoint, config: &config, parameters: Parameters::default() };
+        let mut builder =
+            Builder { checkpoint, config: &config, parameters: Parameters::default() };
         let tokens = builder.shared("model.embed_tokens.weight", &vocabulary_shape)?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| builder.layer(layer, d_head, &heads))
@@ -205,15 +229,26 @@ impl Architecture for LlamaOptions {
         };
         let Builder { checkpoint, parameters, .. } = builder;
         let json = checkpoint.config.clone();
-        checkpoint.finish(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight"))?;
+        checkpoint.finish(|name| {
+            name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+        })?;
         Ok(Box::new(Llama {
             json,
             graph,
             parameters,
             embedding: Arc::new(Embedding { tokens, positions: None }),
-            attention: Attention { heads: n_head, kv_heads, d_head, rotary: Some(Arc::new(rotary)) },
+            attention: Attention {
+                heads: n_head,
+                kv_heads,
+                d_head,
+                rotary: Some(Arc::new(rotary)),
+            },
             layers,
-            unembedding: Arc::new(Unembedding { site: 1 + 2 * config.num_hidden_layers, norm, weight }),
+            unembedding: Arc::new(Unembedding {
+                site: 1 + 2 * config.num_hidden_layers,
+                norm,
+                weight,
+            }),
             config,
         }))
     }
@@ -253,19 +288,23 @@ impl Builder<'_> {
 
     fn layer(&mut self, layer: usize, d_head: usize, heads: &MlpHeads) -> Result<Layer> {
         let (hidden, width) = (self.config.hidden_size, self.config.intermediate_size);
-        let (n_head, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads());
+        let (n_head, kv_heads) =
+            (self.config.num_attention_heads, self.config.num_key_value_heads());
         let site = 1 + 2 * layer;
         let prefix = format!("model.layers.{layer}");
 
         let norm = self.norm(&format!("{prefix}.input_layernorm.weight"))?;
         let attention = format!("{prefix}.self_attn");
         let kv_width = kv_heads * d_head;
-        let weight = self.stacked(&attention, &[("q", n_head * d_head), ("k", kv_width), ("v", kv_width)])?;
+        let weight =
+            self.stacked(&attention, &[("q", n_head * d_head), ("k", kv_width), ("v", kv_width)])?;
         let owners = reader_rows(&attention_inputs(layer, n_head, kv_heads));
         let weight = self.parameters.add(format!("{attention}.qkv_proj"), weight, &owners)?;
         let attention_in = Reading { site, norm, weight, bias: None };
 
-        let weight = self.checkpoint.take(&format!("{attention}.o_proj.weight"), &[hidden, n_head * d_head])?;
+        let weight = self
+            .checkpoint
+            .take(&format!("{attention}.o_proj.weight"), &[hidden, n_head * d_head])?;
         let owners = writer_rows(&attention_nodes(layer, n_head));
         let weight = self.parameters.add(format!("{attention}.o_proj"), weight.t()?, &owners)?;
         let attention_out = Writing { site, weight, bias: None, bias_is_written: false };

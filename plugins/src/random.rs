@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use circuit_framework::{
-    Circuit, Model, Options, ParamSelector, Plugin, Result, Selection, Graph, Owner, inventory, origin,
-};
 use circuit_framework::graph::{Kind, Port};
+use circuit_framework::{
+    Circuit, Graph, Model, Options, Owner, ParamSelector, Plugin, Result, Selection, inventory,
+    origin,
+};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

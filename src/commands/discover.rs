@@ -13,10 +13,13 @@ pub(crate) fn command() -> Command {
     let output = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
-    flags::add(Command::new("discover").about("Find the circuit: score every edge, keep the best"), FLAGS)
-        .arg(output("scores", "OUT.safetensors", "Write all scores here"))
-        .arg(output("circuit", "OUT.json", "Write the circuit here"))
-        .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
+    flags::add(
+        Command::new("discover").about("Find the circuit: score every edge, keep the best"),
+        FLAGS,
+    )
+    .arg(output("scores", "OUT.safetensors", "Write all scores here"))
+    .arg(output("circuit", "OUT.json", "Write the circuit here"))
+    .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {

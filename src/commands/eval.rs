@@ -9,9 +9,8 @@ use crate::flags::{self, COMMON, Flag};
 const FLAGS: &[&[Flag]] = &[COMMON];
 
 pub(crate) fn command() -> Command {
-    flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS).arg(
-        Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"),
-    )
+    flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS)
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"))
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {

@@ -65,7 +65,12 @@ fn print_figures(columns: &[(&str, &Figures)]) {
     print!("{:14}", "");
     columns.iter().for_each(|(name, _)| print!("{name:>12}"));
     println!();
-    for name in columns.iter().flat_map(|(_, figures)| figures.keys().next().map(|_| figures)).take(1).flat_map(|f| f.keys()) {
+    for name in columns
+        .iter()
+        .flat_map(|(_, figures)| figures.keys().next().map(|_| figures))
+        .take(1)
+        .flat_map(|f| f.keys())
+    {
         print!("{name:14}");
         for (_, figures) in columns {
             match figures.get(name) {

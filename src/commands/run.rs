@@ -10,14 +10,22 @@ use super::{path, print_summary, with_runner};
 use crate::{experiments, flags};
 
 pub(crate) fn command() -> Command {
-    flags::add(Command::new("run").about("Run an experiment: discover, tune, evaluate before and after"), &[])
-        .arg(
-            Arg::new("experiment")
-                .value_name("EXPERIMENT|FILE.toml")
-                .default_value(experiments::DEFAULT)
-                .help("A shipped experiment (see `list`) or a TOML file"),
-        )
-        .arg(Arg::new("out").long("out").value_name("DIR").help("The run folder; runs/EXPERIMENT-N without it"))
+    flags::add(
+        Command::new("run").about("Run an experiment: discover, tune, evaluate before and after"),
+        &[],
+    )
+    .arg(
+        Arg::new("experiment")
+            .value_name("EXPERIMENT|FILE.toml")
+            .default_value(experiments::DEFAULT)
+            .help("A shipped experiment (see `list`) or a TOML file"),
+    )
+    .arg(
+        Arg::new("out")
+            .long("out")
+            .value_name("DIR")
+            .help("The run folder; runs/EXPERIMENT-N without it"),
+    )
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {

@@ -18,7 +18,12 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Take the examples in file order"),
         )
-        .arg(Arg::new("out").long("out").value_name("DIR").help("The run folder; runs/tune-N without it"))
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .help("The run folder; runs/tune-N without it"),
+        )
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {

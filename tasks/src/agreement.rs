@@ -18,13 +18,15 @@ use std::path::{Path, PathBuf};
 use circuit_framework::example::Counterfactual;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory,
-    origin, refuse,
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files,
+    inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
 /// Which sentences are trained on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 enum Direction {
     #[default]
@@ -81,7 +83,8 @@ impl Sentence {
         for verb in &self.verbs {
             let flipped = tokenizer.encode(&self.flip(verb))?;
             let own = &tokens[prefix..];
-            let Some(at) = own.iter().zip(&flipped).position(|(own, flipped)| own != flipped) else {
+            let Some(at) = own.iter().zip(&flipped).position(|(own, flipped)| own != flipped)
+            else {
                 return Ok(None);
             };
             if prefix + at == 0 {
@@ -138,7 +141,12 @@ struct Tally {
 }
 
 /// The file's sentences, grammatical or flipped, as examples.
-fn read(path: &Path, direction: Direction, tokenizer: &Tokenizer, most: usize) -> Result<(Vec<Example>, Tally)> {
+fn read(
+    path: &Path,
+    direction: Direction,
+    tokenizer: &Tokenizer,
+    most: usize,
+) -> Result<(Vec<Example>, Tally)> {
     let lines = files::read_jsonl::<Line>(path)?;
     let is_gpt2 = tokenizer.encode("hello world")? == [31373, 995];
     let mut tally = Tally::default();
@@ -184,7 +192,12 @@ fn gpt2_ids_fit(line: &Line, tokenizer: &Tokenizer) -> Result<bool> {
 }
 
 impl Agreement {
-    fn sentences(&self, split: Split, direction: Direction, setting: &Setting) -> Result<Vec<Example>> {
+    fn sentences(
+        &self,
+        split: Split,
+        direction: Direction,
+        setting: &Setting,
+    ) -> Result<Vec<Example>> {
         let (test, limit) = match split {
             Split::Train => (None, self.train_examples),
             Split::Test => (self.test_data.as_ref(), self.test_examples),
@@ -206,11 +219,15 @@ impl Agreement {
 fn report(path: &Path, tally: &Tally) {
     if !tally.unaligned.is_empty() {
         let (path, count, lines) = (path.display(), tally.unaligned.len(), &tally.unaligned);
-        log::warn!("{path}: {count} sentences left out, their verbs could not be aligned: lines {lines:?}");
+        log::warn!(
+            "{path}: {count} sentences left out, their verbs could not be aligned: lines {lines:?}"
+        );
     }
     if !tally.misfits.is_empty() {
         let (path, count, lines) = (path.display(), tally.misfits.len(), &tally.misfits);
-        log::warn!("{path}: in {count} rows the stored GPT-2 ids do not fit the text; the text counts: lines {lines:?}");
+        log::warn!(
+            "{path}: in {count} rows the stored GPT-2 ids do not fit the text; the text counts: lines {lines:?}"
+        );
     }
 }
 
@@ -228,7 +245,9 @@ fn generated(
     });
     let mut examples = Vec::with_capacity(count);
     let mut left_out = 0;
-    for sentence in grammar::sentences(split, seed, direction == Direction::Disagreement).take(4 * count) {
+    for sentence in
+        grammar::sentences(split, seed, direction == Direction::Disagreement).take(4 * count)
+    {
         match sentence.example(tokenizer)? {
             Some(example) => examples.push(example),
             None => left_out += 1,
@@ -238,10 +257,14 @@ fn generated(
         }
     }
     if left_out > 0 {
-        log::warn!("{left_out} generated sentences left out: in this tokenizer their counterfactual has another length");
+        log::warn!(
+            "{left_out} generated sentences left out: in this tokenizer their counterfactual has another length"
+        );
     }
     if examples.is_empty() {
-        refuse!("no generated sentence has a counterfactual of its own length in this tokenizer; give data");
+        refuse!(
+            "no generated sentence has a counterfactual of its own length in this tokenizer; give data"
+        );
     }
     Ok(examples)
 }

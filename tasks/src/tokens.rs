@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use circuit_framework::example::Counterfactual;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory,
-    origin, refuse,
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files,
+    inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,10 @@ impl Line {
             if let Some(answers) = answers
                 && answers.len() != keys
             {
-                refuse!("{origin}: {} `{name}` for {keys} key positions; give one each", answers.len());
+                refuse!(
+                    "{origin}: {} `{name}` for {keys} key positions; give one each",
+                    answers.len()
+                );
             }
         }
         let mut found = Vec::with_capacity(keys);
@@ -66,10 +69,9 @@ impl Line {
             predicted: 1..self.tokens.len().max(1),
             tokens: self.tokens,
             keys: found,
-            counterfactual: self.corrupt_tokens.map(|tokens| Counterfactual {
-                tokens,
-                key_positions: self.corrupt_key_positions,
-            }),
+            counterfactual: self
+                .corrupt_tokens
+                .map(|tokens| Counterfactual { tokens, key_positions: self.corrupt_key_positions }),
             origin,
         })
     }
@@ -94,7 +96,9 @@ impl Task for Tokens {
         let test = self.test_data.as_ref().filter(|_| split == Split::Test);
         match test.or(self.data.as_ref()) {
             Some(path) => read(path),
-            None => refuse!("task `tokens` needs data: a JSON Lines file of pre-tokenised examples"),
+            None => {
+                refuse!("task `tokens` needs data: a JSON Lines file of pre-tokenised examples")
+            }
         }
     }
 

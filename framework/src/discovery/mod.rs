@@ -23,7 +23,9 @@ use crate::progress::{Progress, Report};
 use crate::{Error, Result, refuse};
 
 /// Where the gradient is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// At the clean input.
@@ -34,7 +36,9 @@ pub enum Method {
 }
 
 /// What a writer's output is compared with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Ablation {
     /// Its mean over the examples.
@@ -47,7 +51,9 @@ pub enum Ablation {
 }
 
 /// At which positions the graph is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Positions {
     /// Where a key token is predicted.
@@ -114,7 +120,8 @@ impl Discovery {
         if self.batch_size == 0 || (self.method == Method::EapIg && self.ig_steps == 0) {
             refuse!("batch_size and ig_steps must be at least 1");
         }
-        let needs_counterfactual = self.method == Method::EapIg || self.ablation == Ablation::Corrupt;
+        let needs_counterfactual =
+            self.method == Method::EapIg || self.ablation == Ablation::Corrupt;
         for example in examples {
             let origin = &example.origin;
             example.check(model.vocabulary(), model.context())?;
@@ -220,7 +227,10 @@ impl<'a> Attribution<'a> {
     ) -> Result<Self> {
         let graph = model.graph().subset(&options.nodes);
         if graph.edge_count() == 0 {
-            refuse!("no edges between nodes of the kinds {:?}; take `head` and `mlp` in", options.nodes);
+            refuse!(
+                "no edges between nodes of the kinds {:?}; take `head` and `mlp` in",
+                options.nodes
+            );
         }
         let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
         Ok(Self {
@@ -251,7 +261,8 @@ impl<'a> Attribution<'a> {
         self.added_weight += weights.sum::<f64>();
         if self.options.method == Method::Eap {
             let run = self.run(batch, Pass::with_gradients(&self.model.device())?, true)?;
-            let difference = self.sums.add_writes(&view, &run.pass.written(), corrupt.as_deref())?;
+            let difference =
+                self.sums.add_writes(&view, &run.pass.written(), corrupt.as_deref())?;
             self.sums.add_gradients(&self.graph, &view, &difference, &run.captured, 1.0)?;
             return Ok(Some(run));
         }
@@ -307,10 +318,7 @@ impl<'a> Attribution<'a> {
     pub fn finish(self) -> Result<Discovered> {
         let metric = self.metric();
         let values = self.sums.finish(&self.graph)?;
-        Ok(Discovered {
-            scores: Scores { graph: self.graph, values },
-            metric,
-        })
+        Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
 }
 

@@ -23,11 +23,7 @@ pub struct Smoother {
 
 impl Smoother {
     pub fn new(smoothing: Smoothing) -> Self {
-        Self {
-            smoothing,
-            sensitivity: Vec::new(),
-            uncertainty: Vec::new(),
-        }
+        Self { smoothing, sensitivity: Vec::new(), uncertainty: Vec::new() }
     }
 
     /// Takes a step's |score| in; returns what the edges are ranked by, in the same layout.

@@ -136,10 +136,7 @@ impl SiteWrites {
     }
 
     fn narrow(&self, start: usize, len: usize) -> Result<Self> {
-        Ok(Self {
-            written: self.written.clone(),
-            values: self.values.narrow(0, start, len)?,
-        })
+        Ok(Self { written: self.written.clone(), values: self.values.narrow(0, start, len)? })
     }
 }
 
@@ -267,7 +264,9 @@ impl Sums {
         for captured in captured {
             match captured {
                 Captured::Reading { reading, .. } => by_site[reading.site] = Some(captured),
-                Captured::FinalNorm { unembedding, .. } => by_site[unembedding.site] = Some(captured),
+                Captured::FinalNorm { unembedding, .. } => {
+                    by_site[unembedding.site] = Some(captured)
+                }
                 _ => {}
             }
         }
@@ -277,7 +276,8 @@ impl Sums {
         let chunk = if view.clean.average.is_some() { gathered.max(1) } else { CHUNK };
         for start in (0..gathered).step_by(chunk) {
             let len = chunk.min(gathered - start);
-            let score_rows = if view.clean.average.is_some() { 0..total } else { start..start + len };
+            let score_rows =
+                if view.clean.average.is_some() { 0..total } else { start..start + len };
             let writes = self.expand(graph, difference, score_rows.clone())?;
             for (site, captured) in by_site.iter().enumerate() {
                 if graph.readers_of(site).is_empty() {
@@ -314,14 +314,21 @@ impl Sums {
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
-    fn add_gradient_sum(&mut self, site: usize, places: &Tensor, gradients: &Tensor, fraction: f64) -> Result<()> {
+    fn add_gradient_sum(
+        &mut self,
+        site: usize,
+        places: &Tensor,
+        gradients: &Tensor,
+        fraction: f64,
+    ) -> Result<()> {
         let (readers, _, d_model) = gradients.dims3()?;
         let shape = (readers, self.places, d_model);
         let before = match self.gradients[site].take() {
             Some(sum) => sum,
             None => Tensor::zeros(shape, DType::F32, gradients.device())?,
         };
-        self.gradients[site] = Some(before.index_add(places, &gradients.affine(fraction, 0.0)?, 1)?);
+        self.gradients[site] =
+            Some(before.index_add(places, &gradients.affine(fraction, 0.0)?, 1)?);
         Ok(())
     }
 

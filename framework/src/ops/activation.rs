@@ -59,7 +59,11 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `row(y, x)` for each last-dimension row of `input`, y being `width` long.
-fn map_rows(input: &Tensor, width: usize, row: impl Fn(&mut [f32], &[f32]) + Sync) -> Result<Tensor> {
+fn map_rows(
+    input: &Tensor,
+    width: usize,
+    row: impl Fn(&mut [f32], &[f32]) + Sync,
+) -> Result<Tensor> {
     map_rows_indexed(input, width, |_, y, x| row(y, x))
 }
 

@@ -49,7 +49,9 @@ impl Attention {
             let data = contiguous_f32(&input)?;
             let z = self.for_each_group(batch, |b, g| self.group_forward(&data, seq, b, g));
             let mut output = vec![0f32; batch * seq * self.heads * self.d_head];
-            self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| g * self.group() + part);
+            self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| {
+                g * self.group() + part
+            });
             Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())?
         };
         let attention = self.clone();
@@ -62,7 +64,11 @@ impl Attention {
     }
 
     /// One call for each key/value head of each sequence, in parallel; results in that order.
-    fn for_each_group<T: Send>(&self, batch: usize, f: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
+    fn for_each_group<T: Send>(
+        &self,
+        batch: usize,
+        f: impl Fn(usize, usize) -> T + Sync,
+    ) -> Vec<T> {
         (0..batch * self.kv_heads)
             .into_par_iter()
             .map(|index| f(index / self.kv_heads, index % self.kv_heads))
@@ -108,7 +114,9 @@ impl Attention {
         };
         let scale = 1.0 / (d as f32).sqrt();
         Group {
-            queries: (0..self.group()).map(|part| column(g * self.group() + part, true, scale)).collect(),
+            queries: (0..self.group())
+                .map(|part| column(g * self.group() + part, true, scale))
+                .collect(),
             keys: column(self.heads + g, true, 1.0),
             values: column(self.heads + self.kv_heads + g, false, 1.0),
         }
@@ -159,7 +167,14 @@ impl Attention {
     }
 
     /// The gradients of the group's query heads, then of its key head, then of its value head.
-    fn group_backward(&self, qkv: &[f32], dz: &[f32], seq: usize, b: usize, g: usize) -> Vec<Vec<f32>> {
+    fn group_backward(
+        &self,
+        qkv: &[f32],
+        dz: &[f32],
+        seq: usize,
+        b: usize,
+        g: usize,
+    ) -> Vec<Vec<f32>> {
         let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
         let scale = 1.0 / (d as f32).sqrt();

@@ -54,7 +54,11 @@ pub fn weighted(
 
 /// The gradient of the unembedding [vocabulary, d_model], for the same arguments. The logits are
 /// formed again: only a selector that trains the unembedding pays for this.
-pub fn unembedding_gradient(hidden: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<Tensor> {
+pub fn unembedding_gradient(
+    hidden: &Tensor,
+    unembedding: &Tensor,
+    targets: &[Target],
+) -> Result<Tensor> {
     let mut sum = unembedding.zeros_like()?;
     for (start, targets) in chunks(targets) {
         let rows = hidden.narrow(0, start, targets.len())?;

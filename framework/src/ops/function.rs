@@ -6,7 +6,8 @@ use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, DType, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 
 /// `output`, whose gradient reaches `input` through `backward` (∂L/∂output → ∂L/∂input).
@@ -57,11 +58,7 @@ impl<B> Function<B> {
         let output = if whole { output } else { output.copy()? };
         let taken = Take::default();
         output.inplace_op1(&taken)?;
-        Ok(Self {
-            output: taken.0,
-            shape,
-            backward,
-        })
+        Ok(Self { output: taken.0, shape, backward })
     }
 
     fn value(&self) -> Result<(CpuStorage, Shape)> {
@@ -155,11 +152,7 @@ pub(crate) fn contiguous_f32(tensor: &Tensor) -> Result<impl Deref<Target = [f32
         );
     }
     let (storage, layout) = tensor.storage_and_layout();
-    Ok(F32s {
-        storage,
-        start: layout.start_offset(),
-        len: tensor.elem_count(),
-    })
+    Ok(F32s { storage, start: layout.start_offset(), len: tensor.elem_count() })
 }
 
 impl<G: Deref<Target = Storage>> Deref for F32s<G> {

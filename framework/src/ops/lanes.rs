@@ -8,9 +8,8 @@ const LANES: usize = 16;
 pub(super) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f32 = (a_blocks.remainder().iter().zip(b_blocks.remainder()))
-        .map(|(&a, &b)| f(a, b))
-        .sum();
+    let tail: f32 =
+        (a_blocks.remainder().iter().zip(b_blocks.remainder())).map(|(&a, &b)| f(a, b)).sum();
     for (a, b) in a_blocks.zip(b_blocks) {
         for lane in 0..LANES {
             lanes[lane] += f(a[lane], b[lane]);

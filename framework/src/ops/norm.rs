@@ -61,9 +61,8 @@ impl Norm {
         let shape = gradients.shape().clone();
         let (x, g) = (contiguous_f32(&x)?, contiguous_f32(&gradients)?);
         let weight = contiguous_f32(&self.weight.tensor)?;
-        let statistics: Vec<(f32, f32)> = (x.par_chunks(d))
-            .map(|x| statistics(x, self.centred(), self.epsilon))
-            .collect();
+        let statistics: Vec<(f32, f32)> =
+            (x.par_chunks(d)).map(|x| statistics(x, self.centred(), self.epsilon)).collect();
         let mut out = vec![0f32; g.len()];
         let pull_back = |(index, (out, g)): (usize, (&mut [f32], &[f32]))| {
             let x = &x[index % rows * d..][..d];

@@ -16,11 +16,7 @@ impl Rotary {
     pub fn new(frequencies: &[f64], positions: usize) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        Self {
-            cos,
-            sin,
-            half: frequencies.len(),
-        }
+        Self { cos, sin, half: frequencies.len() }
     }
 
     /// The positions the tables reach.

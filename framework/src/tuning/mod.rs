@@ -202,11 +202,7 @@ pub struct Step {
 /// What happens on the way, for whoever writes it down.
 pub enum Event<'e> {
     /// A circuit was discovered, before the step's update.
-    Circuit {
-        step: usize,
-        circuit: &'e Circuit,
-        graph: &'e Graph,
-    },
+    Circuit { step: usize, circuit: &'e Circuit, graph: &'e Graph },
     /// A step was made.
     Step { step: &'e Step, total: usize },
 }
@@ -270,20 +266,14 @@ impl Tuner<'_> {
         let total = self.tuning.total_steps(examples.len());
         let (mut discovery_seconds, mut tuning_seconds) = (0.0, 0.0);
         for step in 0..total {
-            let batch: Vec<&Example> = (order.take(self.tuning.batch_size))
-                .map(|index| &examples[index])
-                .collect();
+            let batch: Vec<&Example> =
+                (order.take(self.tuning.batch_size)).map(|index| &examples[index]).collect();
             let made = self.step(step, &graph, &batch, examples.len(), &mut state, event)?;
             discovery_seconds += made.discovery_seconds;
             tuning_seconds += made.tuning_seconds;
             event(Event::Step { step: &made, total })?;
         }
-        Ok(Tuned {
-            circuit: state.circuit,
-            tuned: state.tuned,
-            discovery_seconds,
-            tuning_seconds,
-        })
+        Ok(Tuned { circuit: state.circuit, tuned: state.tuned, discovery_seconds, tuning_seconds })
     }
 
     /// Whether the circuit is discovered at this step.

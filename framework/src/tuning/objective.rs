@@ -12,7 +12,9 @@ use crate::pass::Readout;
 use crate::{Result, refuse};
 
 /// Which tokens' −log p are averaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
     /// All predicted tokens.

@@ -14,7 +14,9 @@ use crate::gradients::Gradients;
 use crate::parameters::Parameters;
 
 /// The update rule.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
     Sgd,
@@ -71,7 +73,12 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a tensor is not float32 on the CPU.
-    pub fn update(&mut self, parameters: &Parameters, gradients: &Gradients, lr: f64) -> Result<()> {
+    pub fn update(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        lr: f64,
+    ) -> Result<()> {
         for (id, parameter) in parameters.iter() {
             let ranges = gradients.selection().ranges(id);
             if ranges.is_empty() {
@@ -89,13 +96,16 @@ impl Optimizer {
                 Some(gradient) => gradient.contiguous()?,
                 None => parameter.tensor.narrow(0, 0, selected.len())?.zeros_like()?,
             };
-            parameter.tensor.inplace_op2(&gradient, &Update {
-                rule: self.rule,
-                lr,
-                width,
-                selected: &selected,
-                state: Mutex::new(state),
-            })?;
+            parameter.tensor.inplace_op2(
+                &gradient,
+                &Update {
+                    rule: self.rule,
+                    lr,
+                    width,
+                    selected: &selected,
+                    state: Mutex::new(state),
+                },
+            )?;
         }
         Ok(())
     }
@@ -156,7 +166,14 @@ impl InplaceOp2 for Update<'_> {
 }
 
 impl Update<'_> {
-    fn update_row(&self, weight: &mut [f32], first: &mut [f32], second: &mut [f32], count: u32, gradient: &[f32]) {
+    fn update_row(
+        &self,
+        weight: &mut [f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        count: u32,
+        gradient: &[f32],
+    ) {
         let Rule { algorithm, momentum, beta1, beta2, eps, weight_decay } = self.rule;
         let (lr, decay) = (self.lr as f32, weight_decay as f32);
         if algorithm == Algorithm::Sgd {
@@ -167,7 +184,8 @@ impl Update<'_> {
             return;
         }
         let coupled = if algorithm == Algorithm::Adam { decay } else { 0.0 };
-        let shrink = if algorithm == Algorithm::AdamW { (1.0 - self.lr * weight_decay) as f32 } else { 1.0 };
+        let shrink =
+            if algorithm == Algorithm::AdamW { (1.0 - self.lr * weight_decay) as f32 } else { 1.0 };
         let rate = (self.lr / (1.0 - beta1.powi(count as i32))) as f32;
         let scale = (1.0 / (1.0 - beta2.powi(count as i32)).sqrt()) as f32;
         let (keep1, add1) = (beta1 as f32, (1.0 - beta1) as f32);

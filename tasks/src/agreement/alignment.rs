@@ -28,8 +28,17 @@ pub(super) fn align(line: &Line, origin: &str) -> Option<(Sentence, Sentence)> {
                 pairs.next();
             }
             None => {
-                i += 1;
-                j += 1;
+                // A space may be missing between two words ("in a" / "ina").
+                let joined = |text: &str, words: &[Range<usize>], one: &str| {
+                    words.len() > 1
+                        && [&text[words[0].clone()], &text[words[1].clone()]].concat() == one
+                };
+                let clean_joins =
+                    joined(clean, &clean_words[i..], &flipped[flipped_words[j].clone()]);
+                let flipped_joins =
+                    joined(flipped, &flipped_words[j..], &clean[clean_words[i].clone()]);
+                i += 1 + usize::from(clean_joins);
+                j += 1 + usize::from(flipped_joins);
             }
         }
     }
@@ -97,6 +106,8 @@ mod tests {
     fn spaces_may_differ() {
         let found = spans("it's what it does", "it 's what it do", [&["does"], &["do"]]);
         assert_eq!(found, Some(vec![13..17]));
+        let found = spans("on a hill it is", "ona hill it are", [&["is"], &["are"]]);
+        assert_eq!(found, Some(vec![13..15]));
         let found = spans("it's here", "it 're here", [&["'s"], &["'re"]]);
         assert_eq!(found, Some(vec![2..4]));
     }

@@ -11,16 +11,46 @@ use super::{Sentence, Verb};
 
 /// Singular and plural.
 const NOUNS: [[&str; 2]; 40] = [
-    ["key", "keys"], ["cabinet", "cabinets"], ["author", "authors"], ["book", "books"],
-    ["man", "men"], ["woman", "women"], ["child", "children"], ["teacher", "teachers"],
-    ["student", "students"], ["doctor", "doctors"], ["painter", "painters"], ["house", "houses"],
-    ["garden", "gardens"], ["tree", "trees"], ["river", "rivers"], ["bridge", "bridges"],
-    ["city", "cities"], ["story", "stories"], ["letter", "letters"], ["song", "songs"],
-    ["picture", "pictures"], ["window", "windows"], ["door", "doors"], ["table", "tables"],
-    ["chair", "chairs"], ["lamp", "lamps"], ["boat", "boats"], ["train", "trains"],
-    ["horse", "horses"], ["dog", "dogs"], ["cat", "cats"], ["bird", "birds"],
-    ["mouse", "mice"], ["foot", "feet"], ["farmer", "farmers"], ["singer", "singers"],
-    ["knife", "knives"], ["box", "boxes"], ["road", "roads"], ["hill", "hills"],
+    ["key", "keys"],
+    ["cabinet", "cabinets"],
+    ["author", "authors"],
+    ["book", "books"],
+    ["man", "men"],
+    ["woman", "women"],
+    ["child", "children"],
+    ["teacher", "teachers"],
+    ["student", "students"],
+    ["doctor", "doctors"],
+    ["painter", "painters"],
+    ["house", "houses"],
+    ["garden", "gardens"],
+    ["tree", "trees"],
+    ["river", "rivers"],
+    ["bridge", "bridges"],
+    ["city", "cities"],
+    ["story", "stories"],
+    ["letter", "letters"],
+    ["song", "songs"],
+    ["picture", "pictures"],
+    ["window", "windows"],
+    ["door", "doors"],
+    ["table", "tables"],
+    ["chair", "chairs"],
+    ["lamp", "lamps"],
+    ["boat", "boats"],
+    ["train", "trains"],
+    ["horse", "horses"],
+    ["dog", "dogs"],
+    ["cat", "cats"],
+    ["bird", "birds"],
+    ["mouse", "mice"],
+    ["foot", "feet"],
+    ["farmer", "farmers"],
+    ["singer", "singers"],
+    ["knife", "knives"],
+    ["box", "boxes"],
+    ["road", "roads"],
+    ["hill", "hills"],
 ];
 
 /// Singular and plural, and what may follow.
@@ -36,7 +66,8 @@ const VERBS: [([&str; 2], &[&str]); 8] = [
 ];
 
 const ADJECTIVES: &[&str] = &[
-    "old", "new", "small", "large", "strange", "quiet", "bright", "dark", "famous", "lonely", "clean", "heavy",
+    "old", "new", "small", "large", "strange", "quiet", "bright", "dark", "famous", "lonely",
+    "clean", "heavy",
 ];
 const PARTICIPLES: &[&str] = &["changed", "vanished", "arrived", "returned", "fallen"];
 const PLACES: &[&str] = &["here", "there", "outside", "nearby"];
@@ -57,7 +88,9 @@ pub(super) fn sentences(split: Split, seed: u64, flipped: bool) -> impl Iterator
             Split::Test => plan.is_held_out() && plan.has_attractor(),
         })
         .enumerate()
-        .map(move |(index, plan)| plan.sentence(flipped, &format!("generated sentence {}", index + 1)))
+        .map(move |(index, plan)| {
+            plan.sentence(flipped, &format!("generated sentence {}", index + 1))
+        })
 }
 
 /// What a sentence says. Numbers are 0 for singular, 1 for plural.
@@ -171,7 +204,11 @@ mod tests {
             };
             let mut nouns = words.iter().filter_map(|word| number(word));
             let subject = nouns.next().expect("a subject");
-            assert!(VERBS.iter().any(|(forms, _)| forms[subject] == form && forms[1 - subject] == verb.flipped));
+            assert!(
+                VERBS
+                    .iter()
+                    .any(|(forms, _)| forms[subject] == form && forms[1 - subject] == verb.flipped)
+            );
             assert!(nouns.any(|number| number != subject), "no attractor: {}", sentence.text);
             let counterfactual = sentence.counterfactual.expect("a counterfactual");
             assert_eq!(counterfactual.text.split(' ').count(), words.len());

@@ -1,0 +1,151 @@
+//! Small random models of both architectures, plugins by name, and where the real data is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use circuit_framework::example::Counterfactual;
+use circuit_framework::{Example, Key, Model, Plugin, inventory, registry};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// A plugin by name, with options from TOML.
+pub fn plugin<T: ?Sized>(name: &str, options: &str) -> Box<T>
+where
+    Plugin<T>: inventory::Collect,
+{
+    registry::find::<T>("plugin", name).unwrap().build(&toml::from_str(options).unwrap()).unwrap()
+}
+
+/// The geometry of a small model.
+#[derive(Clone, Debug)]
+pub struct Geometry {
+    pub llama: bool,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub d_head: usize,
+    pub mlp_heads: usize,
+    pub split_mlp: bool,
+    pub tied: bool,
+}
+
+/// Tokens of every small model.
+pub const VOCABULARY: usize = 23;
+/// Neurons an MLP head.
+pub const MLP_HEAD_WIDTH: usize = 4;
+
+pub fn geometries() -> impl Strategy<Value = Geometry> {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (1..4usize, 1..3usize, 1..3usize, 1..3usize, 1..4usize, flags).prop_map(
+        |(layers, kv_heads, group, half, mlp_heads, (llama, split_mlp, tied))| {
+            let kv_heads = if llama { kv_heads } else { kv_heads * group };
+            let heads = if llama { kv_heads * group } else { kv_heads };
+            Geometry {
+                llama,
+                layers,
+                heads,
+                kv_heads,
+                d_head: 2 * half,
+                mlp_heads,
+                split_mlp,
+                tied,
+            }
+        },
+    )
+}
+
+impl Geometry {
+    pub fn config(&self) -> Value {
+        let (d_model, width) = (self.heads * self.d_head, self.mlp_heads * MLP_HEAD_WIDTH);
+        if self.llama {
+            json!({
+                "model_type": "llama", "hidden_size": d_model, "intermediate_size": width,
+                "vocab_size": VOCABULARY, "num_hidden_layers": self.layers,
+                "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
+                "rms_norm_eps": 1e-5, "max_position_embeddings": 16, "tie_word_embeddings": self.tied,
+            })
+        } else {
+            json!({
+                "model_type": "gpt2", "vocab_size": VOCABULARY, "n_positions": 16, "n_embd": d_model,
+                "n_layer": self.layers, "n_head": self.heads, "n_inner": width, "layer_norm_epsilon": 1e-5,
+            })
+        }
+    }
+
+    pub fn options(&self) -> toml::Table {
+        let width =
+            self.split_mlp.then(|| ("mlp_head_width".to_owned(), (MLP_HEAD_WIDTH as i64).into()));
+        toml::Table::from_iter(width)
+    }
+
+    /// A random model, its weights large enough for every part of it to matter.
+    pub fn model(&self, seed: u64) -> Box<dyn Model> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), self.config().to_string()).unwrap();
+        let model = circuit_models::load(folder.path(), Some(seed), &self.options()).unwrap().model;
+        for (_, parameter) in model.parameters().iter() {
+            if parameter.width() > 1 && parameter.rows() > 1 {
+                parameter
+                    .tensor
+                    .slice_set(&parameter.tensor.affine(15.0, 0.0).unwrap(), 0, 0)
+                    .unwrap();
+            }
+        }
+        model
+    }
+}
+
+/// Examples with one or two keys and a counterfactual of their own length.
+pub fn examples(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Example>> {
+    let token = || 0..VOCABULARY as u32;
+    let example = (3..9usize).prop_flat_map(move |length| {
+        let tokens = || prop::collection::vec(token(), length);
+        let keys = prop::collection::btree_set(1..length, 1..3);
+        (tokens(), tokens(), keys, token())
+    });
+    let example = example.prop_map(|(tokens, corrupt, positions, wrong)| Example {
+        predicted: 1..tokens.len(),
+        keys: (positions.iter())
+            .map(|&position| Key { position, correct: tokens[position], wrong: Some(wrong) })
+            .collect(),
+        counterfactual: Some(Counterfactual {
+            tokens: corrupt,
+            key_positions: positions.into_iter().collect(),
+        }),
+        tokens,
+        origin: "a random example".to_owned(),
+    });
+    prop::collection::vec(example, count)
+}
+
+/// Weights by name, as saved.
+pub fn weights(model: &dyn Model) -> BTreeMap<String, Vec<f32>> {
+    let state = model.state_dict().unwrap();
+    (state.iter())
+        .map(|(name, tensor)| (name.clone(), tensor.flatten_all().unwrap().to_vec1().unwrap()))
+        .collect()
+}
+
+/// A folder of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// A file of `../shared`. Where it is missing the test says so and is counted, and in CI it fails.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let file = repository("../shared").join(path);
+    file.exists().then_some(file).or_else(|| skip(&format!("../shared/{path} is not there")))
+}
+
+/// Says that a test can't run, past the test runner's capturing; in CI that is a failure.
+pub fn skip<T>(why: &str) -> Option<T> {
+    use std::io::Write;
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    writeln!(std::io::stderr(), "SKIPPED {test}: {why} ({count} skipped so far)").unwrap();
+    None
+}
