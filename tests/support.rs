@@ -141,6 +141,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 /// Says that a test can't run, past the test runner's capturing; in CI that is a failure.
+#[expect(clippy::explicit_write, reason = "the test runner captures what eprintln! prints")]
 pub fn skip<T>(why: &str) -> Option<T> {
     use std::io::Write;
     assert!(std::env::var_os("CI").is_none(), "{why}");

@@ -17,7 +17,7 @@ impl MlpHeads {
         let Some(head_width) = head_width else {
             return Ok(Self { count: None });
         };
-        if head_width == 0 || width % head_width != 0 {
+        if head_width == 0 || !width.is_multiple_of(head_width) {
             refuse!(
                 "mlp_head_width is {head_width}, which does not divide the MLP's {width} neurons"
             );

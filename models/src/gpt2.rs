@@ -76,7 +76,7 @@ impl Config {
                 "{origin}: config.json: only scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false and tie_word_embeddings = true are supported"
             );
         }
-        if config.n_head == 0 || config.n_embd % config.n_head != 0 {
+        if config.n_head == 0 || !config.n_embd.is_multiple_of(config.n_head) {
             refuse!(
                 "{origin}: config.json: n_embd {} is no multiple of n_head {}",
                 config.n_embd,

@@ -68,14 +68,18 @@ fn parse(checkpoint: &Checkpoint) -> Result<LlamaConfig> {
         refuse!("{origin}: config.json: hidden_act must be silu");
     }
     let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads());
-    if heads == 0 || kv_heads == 0 || config.hidden_size % heads != 0 || heads % kv_heads != 0 {
+    if heads == 0
+        || kv_heads == 0
+        || !config.hidden_size.is_multiple_of(heads)
+        || heads % kv_heads != 0
+    {
         refuse!(
             "{origin}: config.json: hidden_size {}, {heads} heads and {kv_heads} key/value heads do not divide each other",
             config.hidden_size
         );
     }
     let d_head = config.hidden_size / heads;
-    if rest.head_dim.is_some_and(|dim| dim != d_head) || d_head % 2 != 0 {
+    if rest.head_dim.is_some_and(|dim| dim != d_head) || !d_head.is_multiple_of(2) {
         refuse!(
             "{origin}: config.json: head_dim must be even and hidden_size / num_attention_heads = {d_head}"
         );
