@@ -422,6 +422,8 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state() {
             "sgd",
             "--lr",
             "1e30",
+            "--set",
+            "model.dtype=float32",
             "--top-n",
             "20",
             "--out",

@@ -5,20 +5,22 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, safetensors};
+use circuit_framework::experiment::ModelChoice;
 use circuit_framework::{Device, Model, Pass, Tensor};
 use serde_json::json;
 
-use crate::support::{repository, shared, weights};
+use crate::support::{self, at, repository, shared, weights};
 
 fn load(folder: &Path) -> circuit_models::Loaded {
-    circuit_models::load(folder, None, &toml::Table::new()).unwrap()
+    support::load(at(folder))
 }
 
 /// Logits of a few tokens.
 fn logits(model: &dyn Model) -> Vec<Vec<f32>> {
     let tokens = Tensor::new(&[[5u32, 17, 3, 80, 41]], &Device::Cpu).unwrap();
     let readout = model.forward(&Pass::forward_only(), &tokens).unwrap();
-    readout.logits(&[0, 1, 2, 3, 4]).unwrap().to_vec2().unwrap()
+    let logits = readout.logits(&[0, 1, 2, 3, 4]).unwrap();
+    logits.to_dtype(DType::F32).unwrap().to_vec2().unwrap()
 }
 
 fn case(name: &str) -> std::path::PathBuf {
@@ -111,8 +113,7 @@ fn a_tensor_too_many_is_refused() {
     let extra = Tensor::ones((3, 3), DType::F32, &Device::Cpu).unwrap();
     tensors.insert("transformer.h.7.attn.c_attn.weight".to_owned(), extra);
     let folder = with_tensors(&path, &tensors);
-    let error =
-        circuit_models::load(folder.path(), None, &toml::Table::new()).err().unwrap().to_string();
+    let error = circuit_models::load(&at(folder.path())).err().unwrap().to_string();
     assert!(error.contains("h.7.attn.c_attn.weight"), "{error}");
 }
 
@@ -135,7 +136,7 @@ fn agreement_aligns_the_published_sentences() {
     config["n_positions"] = json!(1024);
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let tokenizer =
-        circuit_models::load(folder.path(), Some(0), &toml::Table::new()).unwrap().tokenizer;
+        support::load(ModelChoice { random_init: Some(0), ..at(folder.path()) }).tokenizer;
     let setting = circuit_framework::Setting { tokenizer: tokenizer.as_ref(), seed: 0 };
     for (file, expected) in [("dev_3000.jsonl", DEV), ("test_3000.jsonl", TEST)] {
         let path = sentences.join(file);

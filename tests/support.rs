@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use candle_core::DType;
 use circuit_framework::example::Counterfactual;
+use circuit_framework::experiment::ModelChoice;
 use circuit_framework::{Example, Key, Model, Plugin, inventory, registry};
+use circuit_models::Loaded;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -15,6 +18,16 @@ where
     Plugin<T>: inventory::Collect,
 {
     registry::find::<T>("plugin", name).unwrap().build(&toml::from_str(options).unwrap()).unwrap()
+}
+
+/// A model at a path, with default settings.
+pub fn at(path: &Path) -> ModelChoice {
+    ModelChoice { path: path.to_path_buf(), ..ModelChoice::default() }
+}
+
+/// Loads a model that is known to be good.
+pub fn load(choice: ModelChoice) -> Loaded {
+    circuit_models::load(&choice).unwrap()
 }
 
 /// The geometry of a small model.
@@ -83,7 +96,12 @@ impl Geometry {
     pub fn model(&self, seed: u64) -> Box<dyn Model> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), self.config().to_string()).unwrap();
-        let model = circuit_models::load(folder.path(), Some(seed), &self.options()).unwrap().model;
+        let model = load(ModelChoice {
+            random_init: Some(seed),
+            options: self.options(),
+            ..at(folder.path())
+        })
+        .model;
         for (_, parameter) in model.parameters().iter() {
             if parameter.width() > 1 && parameter.rows() > 1 {
                 parameter
@@ -123,7 +141,10 @@ pub fn examples(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Exam
 pub fn weights(model: &dyn Model) -> BTreeMap<String, Vec<f32>> {
     let state = model.state_dict().unwrap();
     (state.iter())
-        .map(|(name, tensor)| (name.clone(), tensor.flatten_all().unwrap().to_vec1().unwrap()))
+        .map(|(name, tensor)| {
+            let tensor = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+            (name.clone(), tensor.to_vec1().unwrap())
+        })
         .collect()
 }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::files;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::parameters::Owner;
-use crate::{Error, Result, refuse};
+use crate::{Result, refuse};
 
 /// The signed worth of every edge: a matrix [writers, readers], 0 where there is no edge.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,18 +33,27 @@ impl Scores {
     /// Writes one float32 tensor `scores` [upstream, downstream], with the node names as JSON lists
     /// in the metadata under `upstream` and `downstream`.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let names = |names: Vec<String>| serde_json::Value::from(names).to_string();
-        let metadata = [
-            ("upstream", names(self.graph.writers().iter().map(Node::to_string).collect())),
-            ("downstream", names(self.graph.readers().iter().map(Input::to_string).collect())),
-        ];
-        let shape = vec![self.graph.writers().len(), self.graph.readers().len()];
+        let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
         let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes);
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-        let file = tensor
-            .and_then(|tensor| safetensors::serialize([("scores", tensor)], Some(metadata)))
-            .map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
+        // The header is written here because the crate's has its metadata in random order, and the
+        // same scores shall be the same file.
+        let header = json!({
+            "__metadata__": {
+                "upstream": list(self.graph.writers().iter().map(Node::to_string).collect()),
+                "downstream": list(self.graph.readers().iter().map(Input::to_string).collect()),
+            },
+            "scores": {
+                "dtype": "F32",
+                "shape": [self.graph.writers().len(), self.graph.readers().len()],
+                "data_offsets": [0, bytes.len()],
+            },
+        });
+        let mut header = header.to_string().into_bytes();
+        // The data begins at a multiple of 8 bytes.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header);
+        file.extend(bytes);
         files::write_atomically(path, &file)
     }
 }

@@ -1,10 +1,12 @@
 //! Running a model over examples without gradients: what tasks' evaluations are made of.
 
 use crate::Result;
+use candle_core::DType;
+
 use crate::example::{Batch, Example};
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
-use crate::pass::{Pass, Readout};
+use crate::pass::{Pass, Readout, scalar};
 use crate::progress::{Progress, Report};
 use crate::task::{Figures, Setting};
 
@@ -58,7 +60,7 @@ impl Evaluation<'_> {
                 targets.push(Target { token, weight: 1.0 });
             }
             predicted += rows.len();
-            loss += f64::from(readout.cross_entropy(&rows, targets)?.to_scalar::<f32>()?);
+            loss += scalar(&readout.cross_entropy(&rows, targets)?)?;
             let keys: Vec<_> = (batch.keys())
                 .filter_map(|(_, key, row)| Some((row, key.correct, key.wrong?)))
                 .collect();
@@ -66,9 +68,9 @@ impl Evaluation<'_> {
                 return Ok(());
             }
             let rows: Vec<u32> = keys.iter().map(|&(row, ..)| row).collect();
-            let logits = readout.logits(&rows)?.to_vec2::<f32>()?;
+            let logits = readout.logits(&rows)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             differences.extend(logits.iter().zip(&keys).map(|(logits, &(_, right, wrong))| {
-                f64::from(logits[right as usize]) - f64::from(logits[wrong as usize])
+                logits[right as usize] - logits[wrong as usize]
             }));
             Ok(())
         })?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::circuit::Pruning;
 use crate::discovery::Discovery;
 use crate::metric::PatchingMetric;
+use crate::model::Precision;
 use crate::registry::{self, Plugin};
 use crate::selector::ParamSelector;
 use crate::task::Task;
@@ -60,6 +61,10 @@ pub struct ModelChoice {
     /// Draw the weights with this seed instead of reading them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random_init: Option<u64>,
+    /// What to compute in: `float32`, `float64`, or `auto`, float64 for models of up to 100,000
+    /// parameters.
+    #[serde(default)]
+    pub dtype: Precision,
     /// The architecture's options.
     #[serde(flatten)]
     pub options: toml::Table,
@@ -67,7 +72,12 @@ pub struct ModelChoice {
 
 impl Default for ModelChoice {
     fn default() -> Self {
-        Self { path: PathBuf::from("embedded"), random_init: None, options: toml::Table::new() }
+        Self {
+            path: PathBuf::from("embedded"),
+            random_init: None,
+            dtype: Precision::default(),
+            options: toml::Table::new(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::Result;
 use crate::ops::cross_entropy;
@@ -149,9 +149,8 @@ impl Gradients {
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in self.sums.iter().flatten() {
-            // Row by row in float32, then in float64: as exact as needed and one pass.
-            let squares = gradient.sqr()?.sum(1)?.to_vec1::<f32>()?;
-            sum += squares.into_iter().map(f64::from).sum::<f64>();
+            let squares = gradient.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            sum += squares.into_iter().sum::<f64>();
         }
         Ok(sum.sqrt())
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
 
 use crate::graph::Graph;
 use crate::parameters::Parameters;
@@ -54,13 +55,45 @@ pub struct Checkpoint {
     /// Hugging Face's config.json.
     pub config: serde_json::Value,
     pub weights: Weights,
+    /// float32 or float64: what the model computes in.
+    pub dtype: DType,
     /// What messages call it: its file or folder.
     pub origin: String,
 }
 
+/// What a model computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float64 for models so small that it costs nothing, as those are that numbers are checked
+    /// on; float32 for all others.
+    #[default]
+    Auto,
+    Float32,
+    Float64,
+}
+
+/// Models of at most so many parameters compute in float64 by themselves.
+const SMALL: usize = 100_000;
+
+impl Precision {
+    /// Of a model with these weights.
+    pub fn dtype(self, weights: &Weights) -> DType {
+        match (self, weights) {
+            (Self::Float64, _) => DType::F64,
+            (Self::Auto, Weights::Given(tensors))
+                if tensors.values().map(Tensor::elem_count).sum::<usize>() <= SMALL =>
+            {
+                DType::F64
+            }
+            _ => DType::F32,
+        }
+    }
+}
+
 /// Where an architecture's weights come from.
 pub enum Weights {
-    /// By Hugging Face's names, float32.
+    /// By Hugging Face's names.
     Given(BTreeMap<String, Tensor>),
     /// Drawn as they are asked for: matrices from N(0, 0.02²), norms one, biases zero.
     Random(Box<ChaCha8Rng>),
@@ -75,9 +108,10 @@ impl Checkpoint {
     /// # Errors
     /// If it is missing or its shape is another, naming it.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let dtype = self.dtype;
         let tensors = match &mut self.weights {
             Weights::Given(tensors) => tensors,
-            Weights::Random(random) => return draw(name, shape, random),
+            Weights::Random(random) => return Ok(draw(name, shape, random)?.to_dtype(dtype)?),
         };
         let Some(tensor) = tensors.remove(name) else {
             refuse!("{}: there is no tensor `{name}`", self.origin);
@@ -89,7 +123,7 @@ impl Checkpoint {
                 tensor.dims()
             );
         }
-        Ok(tensor)
+        Ok(tensor.to_dtype(dtype)?)
     }
 
     /// Ends the loading: a tensor that is left over means that the model isn't the one it is taken

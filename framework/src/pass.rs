@@ -261,6 +261,11 @@ impl Pass {
     }
 }
 
+/// A scalar's value, whatever it was computed in.
+pub(crate) fn scalar(tensor: &Tensor) -> candle_core::Result<f64> {
+    tensor.to_dtype(DType::F64)?.to_scalar()
+}
+
 fn capture(record: &Mutex<Record>, captured: Captured) {
     let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
     record.captured.push(captured);
@@ -320,14 +325,14 @@ impl Readout {
         let tracked = selected.track_op();
         let weight = &self.unembedding.weight.tensor;
         let result = cross_entropy::weighted(&hidden, weight, &targets, tracked)?;
-        let loss = Tensor::new(result.loss as f32, hidden.device())?;
+        let loss = Tensor::new(result.loss, hidden.device())?.to_dtype(hidden.dtype())?;
         let Some(at_hidden) = result.gradient else {
             return Ok(loss);
         };
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
         let targets = Arc::new(targets);
         Ok(differentiable(&selected, loss, move |gradient| {
-            let factor = f64::from(gradient.to_scalar::<f32>()?);
+            let factor = scalar(gradient)?;
             capture(
                 &record,
                 Captured::CrossEntropy {

@@ -10,11 +10,11 @@ pub(crate) fn sum_of_differences(values: &Tensor, batch: &Batch) -> Result<Tenso
     for (example, key, _) in batch.keys() {
         correct.push(key.correct);
         wrong.push(key.wrong.unwrap_or(key.correct));
-        weights.push(1.0 / batch.examples[example].keys.len() as f32);
+        weights.push(1.0 / batch.examples[example].keys.len() as f64);
     }
     let column = |answers: Vec<u32>| Tensor::new(answers, device)?.unsqueeze(1);
     let difference = (values.gather(&column(correct)?, 1)? - values.gather(&column(wrong)?, 1)?)?;
-    let weights = Tensor::new(weights, device)?.unsqueeze(1)?;
+    let weights = Tensor::new(weights, device)?.unsqueeze(1)?.to_dtype(values.dtype())?;
     Ok((difference * weights)?.sum_all()?)
 }
 

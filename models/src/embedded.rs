@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::DType;
 use circuit_framework::model::Weights;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Checkpoint, Error, Result};
@@ -34,7 +35,11 @@ pub(crate) fn read(without_weights: bool) -> Result<(Checkpoint, Tokenizer)> {
         true => BTreeMap::new(),
         false => hugging_face::decode_tensors(WEIGHTS, NAME)?,
     };
-    let checkpoint =
-        Checkpoint { config, weights: Weights::Given(tensors), origin: NAME.to_owned() };
+    let checkpoint = Checkpoint {
+        config,
+        weights: Weights::Given(tensors),
+        origin: NAME.to_owned(),
+        dtype: DType::F32,
+    };
     Ok((checkpoint, tokenizer))
 }

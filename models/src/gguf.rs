@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::tokenizer::TokenizerFromGguf;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType};
 use circuit_framework::model::Weights;
 use circuit_framework::tokenizer::Tokenizer;
@@ -133,6 +133,7 @@ impl GgufFile<'_> {
         Ok(Checkpoint {
             config,
             weights: Weights::Given(tensors),
+            dtype: DType::F32,
             origin: self.path.display().to_string(),
         })
     }

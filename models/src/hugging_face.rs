@@ -22,6 +22,7 @@ pub(crate) fn read_checkpoint(folder: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint {
         config,
         weights: Weights::Given(tensors),
+        dtype: DType::F32,
         origin: folder.display().to_string(),
     })
 }
@@ -152,7 +153,11 @@ fn write_model(folder: &Path, model: &dyn Model) -> Result<()> {
     let path = folder.join("model.safetensors");
     // `transformers` refuses a file whose metadata doesn't say which framework it is from.
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-    safetensors::serialize_to_file(model.state_dict()?, Some(metadata), &path)
+    let mut tensors = model.state_dict()?;
+    for tensor in tensors.values_mut() {
+        *tensor = tensor.to_dtype(DType::F32)?;
+    }
+    safetensors::serialize_to_file(tensors, Some(metadata), &path)
         .map_err(|error| Error::input(format!("{}: {error}", path.display())))
 }
 

@@ -9,6 +9,8 @@ mod llama;
 
 use std::path::Path;
 
+use candle_core::DType;
+use circuit_framework::experiment::ModelChoice;
 use circuit_framework::model::Weights;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Architecture, Checkpoint, Model, Result, files, refuse, registry};
@@ -25,23 +27,23 @@ pub struct Loaded {
 
 /// Loads a model from a Hugging Face folder or a GGUF file, or the one that is built in, `embedded`.
 /// With `random_init` the weights are drawn with that seed and only the configuration is read.
-/// `options` are the architecture's.
 ///
 /// # Errors
 /// If a file is missing, cut short or contradicts the configuration, naming it; if the architecture
 /// isn't registered or doesn't know an option.
-pub fn load(path: &Path, random_init: Option<u64>, options: &toml::Table) -> Result<Loaded> {
-    let (mut checkpoint, tokenizer) = read(path, random_init.is_some())?;
-    if let Some(seed) = random_init {
+pub fn load(choice: &ModelChoice) -> Result<Loaded> {
+    let (mut checkpoint, tokenizer) = read(&choice.path, choice.random_init.is_some())?;
+    if let Some(seed) = choice.random_init {
         checkpoint.weights = Weights::Random(Box::new(ChaCha8Rng::seed_from_u64(seed)));
     }
+    checkpoint.dtype = choice.dtype.dtype(&checkpoint.weights);
     let Some(architecture) = checkpoint.config["model_type"].as_str() else {
         refuse!("{}: config.json has no `model_type`", checkpoint.origin);
     };
     let plugin = registry::find::<dyn Architecture>("model architecture", architecture).map_err(
         |error| circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin)),
     )?;
-    let model = plugin.build(options)?.build(checkpoint)?;
+    let model = plugin.build(&choice.options)?.build(checkpoint)?;
     Ok(Loaded { model, tokenizer })
 }
 
@@ -64,6 +66,7 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
         true => Checkpoint {
             config: files::read_json(&path.join("config.json"))?,
             weights: Weights::Given(Default::default()),
+            dtype: DType::F32,
             origin: path.display().to_string(),
         },
         false => hugging_face::read_checkpoint(path)?,

@@ -19,8 +19,7 @@ use crate::progress::Display;
 /// Loads an experiment's model and plugins and hands them to `work`.
 fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<T>) -> Result<T> {
     let plugins = experiment.plugins()?;
-    let model = &experiment.model;
-    let loaded = circuit_models::load(&model.path, model.random_init, &model.options)?;
+    let loaded = circuit_models::load(&experiment.model)?;
     let tokenizer = loaded.tokenizer;
     let display = Display::new();
     work(&Runner {

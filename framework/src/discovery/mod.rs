@@ -18,7 +18,7 @@ use crate::example::{Batch, Example, pad};
 use crate::graph::{Graph, Kind};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
-use crate::pass::{Captured, Pass, Readout, Written};
+use crate::pass::{Captured, Pass, Readout, Written, scalar};
 use crate::progress::{Progress, Report};
 use crate::{Error, Result, refuse};
 
@@ -268,7 +268,7 @@ impl<'a> Attribution<'a> {
         }
         let clean = Pass::forward_only();
         let readout = self.model.forward(&clean, &batch.tokens)?;
-        self.metric_sum += f64::from(self.metric.sum(&readout, batch)?.to_scalar::<f32>()?);
+        self.metric_sum += scalar(&self.metric.sum(&readout, batch)?)?;
         let clean = clean.written();
         let ablated = corrupt.as_deref().filter(|_| self.options.ablation == Ablation::Corrupt);
         let difference = self.sums.add_writes(&view, &clean, ablated)?;
@@ -290,7 +290,7 @@ impl<'a> Attribution<'a> {
         let readout = self.model.forward(&pass, &batch.tokens)?;
         let sum = self.metric.sum(&readout, batch)?;
         if counts {
-            self.metric_sum += f64::from(sum.to_scalar::<f32>()?);
+            self.metric_sum += scalar(&sum)?;
         }
         let captured = pass.backward(&sum.affine(1.0 / self.total_weight, 0.0)?)?;
         Ok(Run { pass, readout, captured })

@@ -41,10 +41,10 @@ impl Fold {
     fn of_keys(keys: &[Vec<usize>], seq: usize, device: &Device) -> Result<Self> {
         let count: usize = keys.iter().map(Vec::len).sum();
         let mut rows = Vec::with_capacity(count);
-        let mut average = vec![0f32; keys.len() * count];
+        let mut average = vec![0f64; keys.len() * count];
         for (example, positions) in keys.iter().enumerate() {
             for position in positions {
-                average[example * count + rows.len()] = 1.0 / positions.len() as f32;
+                average[example * count + rows.len()] = 1.0 / positions.len() as f64;
                 rows.push((example * seq + position - 1) as u32);
             }
         }
@@ -66,7 +66,7 @@ impl Fold {
     /// [..., n, width] → [..., score rows, width].
     fn average_rows(&self, gathered: Tensor) -> Result<Tensor> {
         match &self.average {
-            Some(average) => Ok(average.broadcast_matmul(&gathered)?),
+            Some(average) => Ok(like(average, &gathered)?.broadcast_matmul(&gathered)?),
             None => Ok(gathered),
         }
     }
@@ -238,7 +238,8 @@ impl Sums {
     fn add_to_mean(&mut self, view: &BatchView, written: &Written) -> Result<()> {
         let tokens = values_of(written).index_select(&view.tokens, 0)?;
         let sum = &mut self.writes[site_of(written)];
-        let zeros = || Tensor::zeros((self.places, tokens.dim(1)?), DType::F32, tokens.device());
+        let zeros =
+            || Tensor::zeros((self.places, tokens.dim(1)?), tokens.dtype(), tokens.device());
         let before = match sum {
             Some(sum) => sum.values.clone(),
             None => zeros()?,
@@ -325,7 +326,7 @@ impl Sums {
         let shape = (readers, self.places, d_model);
         let before = match self.gradients[site].take() {
             Some(sum) => sum,
-            None => Tensor::zeros(shape, DType::F32, gradients.device())?,
+            None => Tensor::zeros(shape, gradients.dtype(), gradients.device())?,
         };
         self.gradients[site] =
             Some(before.index_add(places, &gradients.affine(fraction, 0.0)?, 1)?);
@@ -348,12 +349,12 @@ impl Sums {
         let (readers, rows, d_model) = gradients.dims3()?;
         let writes = writes.narrow(0, 0, before)?.reshape((before, rows * d_model))?;
         let gradients = gradients.contiguous()?.reshape((readers, rows * d_model))?;
-        let products = writes.matmul(&gradients.t()?)?.to_vec2::<f32>()?;
+        let products = writes.matmul(&gradients.t()?)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         let all_readers = graph.readers().len();
         for (writer, products) in products.iter().enumerate() {
             let row = &mut self.scores[writer * all_readers + graph.readers_of(site).start..];
             for (score, product) in row.iter_mut().zip(products) {
-                *score += fraction * f64::from(*product);
+                *score += fraction * product;
             }
         }
         Ok(())
@@ -372,11 +373,11 @@ impl Sums {
     }
 
     fn subtract_means(&mut self, graph: &Graph) -> Result<()> {
-        let inverse: Vec<f32> = self.counts.iter().map(|&n| (1.0 / n.max(1.0)) as f32).collect();
+        let inverse: Vec<f64> = self.counts.iter().map(|&n| 1.0 / n.max(1.0)).collect();
         let inverse = Tensor::from_vec(inverse, (self.places, 1), &Device::Cpu)?;
         let mut means = self.writes.clone();
         for mean in means.iter_mut().flatten() {
-            mean.values = mean.values.broadcast_mul(&inverse.to_device(mean.values.device())?)?;
+            mean.values = mean.values.broadcast_mul(&like(&inverse, &mean.values)?)?;
         }
         let gradients = std::mem::take(&mut self.gradients);
         for start in (0..self.places).step_by(CHUNK) {
@@ -390,6 +391,11 @@ impl Sums {
         }
         Ok(())
     }
+}
+
+/// `tensor` with the type and on the device of `other`.
+fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_dtype(other.dtype())?.to_device(other.device())?)
 }
 
 fn values_of(written: &Written) -> &Tensor {

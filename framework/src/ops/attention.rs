@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::rotary::Rotary;
-use super::{contiguous_f32, differentiable, lanes};
+use super::{Real, by_dtype, differentiable, lanes, values};
 
 /// The geometry of an attention layer.
 #[derive(Clone, Debug)]
@@ -23,13 +23,13 @@ pub struct Attention {
 }
 
 /// One key/value head of one sequence with the query heads that share it, gathered and rotated.
-struct Group {
+struct Group<T> {
     /// [heads a group][seq, d_head], scaled by 1/√d_head.
-    queries: Vec<Vec<f32>>,
+    queries: Vec<Vec<T>>,
     /// [seq, d_head]
-    keys: Vec<f32>,
+    keys: Vec<T>,
     /// [seq, d_head]
-    values: Vec<f32>,
+    values: Vec<T>,
 }
 
 impl Attention {
@@ -40,22 +40,26 @@ impl Attention {
 
     /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
     pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
+        by_dtype!(qkv, T => self.forward_in::<T>(qkv))
+    }
+
+    fn forward_in<T: Real>(&self, qkv: &Tensor) -> Result<Tensor> {
         let (batch, seq, _) = qkv.dims3()?;
         if let Some(rotary) = &self.rotary {
             rotary.check(seq)?;
         }
         let input = qkv.detach().contiguous()?;
         let output = {
-            let data = contiguous_f32(&input)?;
+            let data = values::<T>(&input)?;
             let z = self.for_each_group(batch, |b, g| self.group_forward(&data, seq, b, g));
-            let mut output = vec![0f32; batch * seq * self.heads * self.d_head];
+            let mut output = vec![T::zero(); batch * seq * self.heads * self.d_head];
             self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| {
                 g * self.group() + part
             });
             Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())?
         };
         let attention = self.clone();
-        differentiable(qkv, output, move |gradient| attention.backward(&input, gradient))
+        differentiable(qkv, output, move |gradient| attention.backward::<T>(&input, gradient))
     }
 
     /// Query heads a key/value head.
@@ -64,11 +68,11 @@ impl Attention {
     }
 
     /// One call for each key/value head of each sequence, in parallel; results in that order.
-    fn for_each_group<T: Send>(
+    fn for_each_group<R: Send>(
         &self,
         batch: usize,
-        f: impl Fn(usize, usize) -> T + Sync,
-    ) -> Vec<T> {
+        f: impl Fn(usize, usize) -> R + Sync,
+    ) -> Vec<R> {
         (0..batch * self.kv_heads)
             .into_par_iter()
             .map(|index| f(index / self.kv_heads, index % self.kv_heads))
@@ -76,13 +80,13 @@ impl Attention {
     }
 
     /// Copies per-group pieces, each [seq, d_head], to their heads in [batch, seq, heads·d_head].
-    fn scatter(
+    fn scatter<T: Real>(
         &self,
-        output: &mut [f32],
+        output: &mut [T],
         heads: usize,
         batch: usize,
         seq: usize,
-        pieces: &[Vec<Vec<f32>>],
+        pieces: &[Vec<Vec<T>>],
         head_of: impl Fn(usize, usize) -> usize + Sync,
     ) {
         let width = heads * self.d_head;
@@ -99,45 +103,45 @@ impl Attention {
         });
     }
 
-    fn gather(&self, qkv: &[f32], seq: usize, b: usize, g: usize) -> Group {
+    fn gather<T: Real>(&self, qkv: &[T], seq: usize, b: usize, g: usize) -> Group<T> {
         let (width, d) = (self.width(), self.d_head);
-        let column = |head: usize, rotated: bool, scale: f32| {
+        let column = |head: usize, rotated: bool, scale: T| {
             let mut rows = Vec::with_capacity(seq * d);
             for position in 0..seq {
                 let row = &qkv[(b * seq + position) * width + head * d..][..d];
-                rows.extend(row.iter().map(|value| value * scale));
+                rows.extend(row.iter().map(|&value| value * scale));
                 if let (true, Some(rotary)) = (rotated, &self.rotary) {
                     rotary.rotate(&mut rows[position * d..], position);
                 }
             }
             rows
         };
-        let scale = 1.0 / (d as f32).sqrt();
+        let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
         Group {
             queries: (0..self.group())
                 .map(|part| column(g * self.group() + part, true, scale))
                 .collect(),
-            keys: column(self.heads + g, true, 1.0),
-            values: column(self.heads + self.kv_heads + g, false, 1.0),
+            keys: column(self.heads + g, true, T::one()),
+            values: column(self.heads + self.kv_heads + g, false, T::one()),
         }
     }
 
     /// softmax(q · kⱼ) over j ≤ position.
-    fn probabilities(&self, query: &[f32], keys: &[f32], position: usize, out: &mut Vec<f32>) {
+    fn probabilities<T: Real>(&self, query: &[T], keys: &[T], position: usize, out: &mut Vec<T>) {
         out.clear();
         out.extend(keys.chunks(self.d_head).take(position + 1).map(|key| lanes::dot(query, key)));
         let largest = lanes::max(out);
-        out.iter_mut().for_each(|score| *score = lanes::exp(*score - largest));
-        let factor = 1.0 / lanes::sum(out, |p| p);
+        out.iter_mut().for_each(|score| *score = (*score - largest).exponential());
+        let factor = T::one() / lanes::sum(out, |p| p);
         out.iter_mut().for_each(|p| *p *= factor);
     }
 
-    fn group_forward(&self, qkv: &[f32], seq: usize, b: usize, g: usize) -> Vec<Vec<f32>> {
+    fn group_forward<T: Real>(&self, qkv: &[T], seq: usize, b: usize, g: usize) -> Vec<Vec<T>> {
         let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
         let mut probabilities = Vec::with_capacity(seq);
-        let mut attend = |queries: &Vec<f32>| {
-            let mut z = vec![0f32; seq * d];
+        let mut attend = |queries: &Vec<T>| {
+            let mut z = vec![T::zero(); seq * d];
             for (position, (query, z)) in queries.chunks(d).zip(z.chunks_mut(d)).enumerate() {
                 self.probabilities(query, &group.keys, position, &mut probabilities);
                 for (p, value) in probabilities.iter().zip(group.values.chunks(d)) {
@@ -150,12 +154,12 @@ impl Attention {
     }
 
     /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv.
-    fn backward(&self, qkv: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    fn backward<T: Real>(&self, qkv: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let (batch, seq, width) = qkv.dims3()?;
-        let (qkv_data, dz) = (contiguous_f32(qkv)?, contiguous_f32(gradient)?);
+        let (qkv_data, dz) = (values::<T>(qkv)?, values::<T>(gradient)?);
         let pieces =
             self.for_each_group(batch, |b, g| self.group_backward(&qkv_data, &dz, seq, b, g));
-        let mut output = vec![0f32; batch * seq * width];
+        let mut output = vec![T::zero(); batch * seq * width];
         let stacked = self.heads + 2 * self.kv_heads;
         self.scatter(&mut output, stacked, batch, seq, &pieces, |g, part| {
             match part.checked_sub(self.group()) {
@@ -167,24 +171,24 @@ impl Attention {
     }
 
     /// The gradients of the group's query heads, then of its key head, then of its value head.
-    fn group_backward(
+    fn group_backward<T: Real>(
         &self,
-        qkv: &[f32],
-        dz: &[f32],
+        qkv: &[T],
+        dz: &[T],
         seq: usize,
         b: usize,
         g: usize,
-    ) -> Vec<Vec<f32>> {
+    ) -> Vec<Vec<T>> {
         let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
-        let scale = 1.0 / (d as f32).sqrt();
-        let (mut d_keys, mut d_values) = (vec![0f32; seq * d], vec![0f32; seq * d]);
+        let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
+        let (mut d_keys, mut d_values) = (vec![T::zero(); seq * d], vec![T::zero(); seq * d]);
         let mut probabilities = Vec::with_capacity(seq);
         let mut d_scores = Vec::with_capacity(seq);
         let mut pieces = Vec::with_capacity(self.group() + 2);
         for (part, queries) in group.queries.iter().enumerate() {
             let head = g * self.group() + part;
-            let mut d_queries = vec![0f32; seq * d];
+            let mut d_queries = vec![T::zero(); seq * d];
             for (position, query) in queries.chunks(d).enumerate() {
                 self.probabilities(query, &group.keys, position, &mut probabilities);
                 let dz = &dz[((b * seq + position) * self.heads + head) * d..][..d];
@@ -195,7 +199,7 @@ impl Attention {
                 let mean = lanes::dot(&probabilities, &d_scores);
                 let d_query = &mut d_queries[position * d..][..d];
                 for (j, p) in probabilities.iter().enumerate() {
-                    let d_score = p * (d_scores[j] - mean);
+                    let d_score = *p * (d_scores[j] - mean);
                     let at = j * d..(j + 1) * d;
                     lanes::add_scaled(&mut d_values[at.clone()], *p, dz);
                     lanes::add_scaled(d_query, d_score, &group.keys[at.clone()]);

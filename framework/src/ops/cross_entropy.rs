@@ -2,10 +2,10 @@
 //! logits exists at a time. The gradient of the hidden states is formed on the way, while a
 //! chunk's probabilities are at hand.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{contiguous_f32, lanes};
+use super::{Real, by_dtype, lanes, values};
 
 /// Rows whose logits are held at once.
 const CHUNK: usize = 128;
@@ -15,7 +15,7 @@ const CHUNK: usize = 128;
 pub struct Target {
     pub token: u32,
     /// The factor of this token's −log p in the sum.
-    pub weight: f32,
+    pub weight: f64,
 }
 
 /// What [`weighted`] computes.
@@ -74,26 +74,35 @@ fn chunks(targets: &[Target]) -> impl Iterator<Item = (usize, &[Target])> {
 
 /// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary].
 fn chunk(rows: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
+    by_dtype!(rows, T => chunk_in::<T>(rows, unembedding, targets))
+}
+
+fn chunk_in<T: Real>(
+    rows: &Tensor,
+    unembedding: &Tensor,
+    targets: &[Target],
+) -> Result<(f64, Tensor)> {
     let logits = rows.matmul(&unembedding.t()?)?;
     let shape = logits.shape().clone();
     let vocabulary = logits.dim(1)?;
-    let values = contiguous_f32(&logits)?;
-    let mut d_logits = vec![0f32; values.len()];
+    let values = values::<T>(&logits)?;
+    let mut d_logits = vec![T::zero(); values.len()];
     let terms: Vec<f64> = (d_logits.par_chunks_mut(vocabulary))
         .zip(values.par_chunks(vocabulary))
         .zip(targets)
         .map(|((d_logits, logits), target)| {
             let largest = lanes::max(logits);
             for (p, logit) in d_logits.iter_mut().zip(logits) {
-                *p = lanes::exp(logit - largest);
+                *p = (*logit - largest).exponential();
             }
             let total = lanes::sum(d_logits, |p| p);
-            let factor = target.weight / total;
+            let weight = lanes::real::<T>(target.weight);
+            let factor = weight / total;
             d_logits.iter_mut().for_each(|p| *p *= factor);
             let token = target.token as usize;
-            d_logits[token] -= target.weight;
-            let log_p = f64::from(logits[token] - largest) - f64::from(total).ln();
-            -f64::from(target.weight) * log_p
+            d_logits[token] -= weight;
+            let log_p = WithDType::to_f64(logits[token] - largest) - WithDType::to_f64(total).ln();
+            -target.weight * log_p
         })
         .collect();
     Ok((terms.iter().sum(), Tensor::from_vec(d_logits, shape, logits.device())?))

@@ -2,13 +2,15 @@
 //! forward value is computed first, on tensors that track nothing; these functions then join it to
 //! the inputs with a closure that pulls gradients back.
 
+use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
 };
+
+use super::lanes::Real;
 
 /// `output`, whose gradient reaches `input` through `backward` (∂L/∂output → ∂L/∂input).
 pub(crate) fn differentiable(
@@ -49,10 +51,15 @@ impl<B> Function<B> {
         let whole = {
             let (storage, layout) = output.storage_and_layout();
             match &*storage {
-                Storage::Cpu(CpuStorage::F32(data)) => {
-                    layout.start_offset() == 0 && data.len() == shape.elem_count()
+                Storage::Cpu(data) => {
+                    let len = match data {
+                        CpuStorage::F32(data) => data.len(),
+                        CpuStorage::F64(data) => data.len(),
+                        _ => bail!("operations compute in float32 or float64"),
+                    };
+                    layout.start_offset() == 0 && len == shape.elem_count()
                 }
-                _ => bail!("this operation computes in float32 on the CPU only"),
+                _ => bail!("operations compute on the CPU only"),
             }
         };
         let output = if whole { output } else { output.copy()? };
@@ -134,35 +141,58 @@ where
     }
 }
 
-/// The values of a contiguous float32 CPU tensor.
-struct F32s<G> {
+/// The values of a contiguous CPU tensor.
+struct Values<G, T> {
     /// The lock on the tensor's storage.
     storage: G,
     start: usize,
     len: usize,
+    of: PhantomData<T>,
 }
 
-/// Borrows a tensor's values; the tensor must be contiguous, float32 and on the CPU.
-pub(crate) fn contiguous_f32(tensor: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
-    if tensor.dtype() != DType::F32 || !tensor.is_contiguous() || !tensor.device().is_cpu() {
+/// Borrows a tensor's values; the tensor must be contiguous, of type `T` and on the CPU.
+pub(crate) fn values<T: Real>(tensor: &Tensor) -> Result<impl Deref<Target = [T]> + Sync + '_> {
+    if tensor.dtype() != T::DTYPE || !tensor.is_contiguous() || !tensor.device().is_cpu() {
         bail!(
-            "expected a contiguous float32 tensor on the CPU, got {:?} {:?}",
+            "expected a contiguous {:?} tensor on the CPU, got {:?} {:?}",
+            T::DTYPE,
             tensor.dtype(),
             tensor.layout()
         );
     }
     let (storage, layout) = tensor.storage_and_layout();
-    Ok(F32s { storage, start: layout.start_offset(), len: tensor.elem_count() })
+    let (start, len) = (layout.start_offset(), tensor.elem_count());
+    Ok(Values { storage, start, len, of: PhantomData })
 }
 
-impl<G: Deref<Target = Storage>> Deref for F32s<G> {
-    type Target = [f32];
+impl<T: Real, G: Deref<Target = Storage>> Deref for Values<G, T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
+        // `values` has checked the type and the device.
         match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(data)) => &data[self.start..self.start + self.len],
-            // `contiguous_f32` has checked the type and the device.
+            Storage::Cpu(data) => {
+                T::cpu_storage_as_slice(data).map_or(&[], |data| &data[self.start..][..self.len])
+            }
             _ => &[],
         }
     }
 }
+
+/// Runs an expression with `T` standing for the tensor's type, float32 or float64.
+macro_rules! by_dtype {
+    ($tensor:expr, $T:ident => $run:expr) => {
+        match $tensor.dtype() {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $run
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $run
+            }
+            other => candle_core::bail!("operations compute in float32 or float64, not {other:?}"),
+        }
+    };
+}
+pub(crate) use by_dtype;

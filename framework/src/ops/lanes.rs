@@ -1,62 +1,90 @@
 //! Loops over a row in a shape that the compiler turns into vector instructions: sixteen partial
-//! sums, added up in a fixed order, and an exponential without branches.
+//! sums, added up in a fixed order, and for float32 an exponential without branches.
+
+use candle_core::WithDType;
+use num_traits::Float;
+
+/// What the operations compute in: float32, or float64 to check numbers to the last digit.
+pub(crate) trait Real: WithDType + Float + std::iter::Sum {
+    /// eˣ.
+    fn exponential(self) -> Self;
+}
+
+impl Real for f32 {
+    #[inline]
+    fn exponential(self) -> Self {
+        exp(self)
+    }
+}
+
+impl Real for f64 {
+    fn exponential(self) -> Self {
+        self.exp()
+    }
+}
+
+/// A constant in the type at hand.
+#[inline]
+pub(super) fn real<T: Real>(value: f64) -> T {
+    T::from_f64(value)
+}
 
 const LANES: usize = 16;
 
 /// Σ f(aᵢ, bᵢ).
 #[inline]
-pub(super) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
+pub(super) fn sum2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [T::zero(); LANES];
     let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f32 =
+    let tail: T =
         (a_blocks.remainder().iter().zip(b_blocks.remainder())).map(|(&a, &b)| f(a, b)).sum();
     for (a, b) in a_blocks.zip(b_blocks) {
         for lane in 0..LANES {
             lanes[lane] += f(a[lane], b[lane]);
         }
     }
-    lanes.iter().sum::<f32>() + tail
+    lanes.into_iter().sum::<T>() + tail
 }
 
 /// Σ aᵢ bᵢ.
 #[inline]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     sum2(a, b, |a, b| a * b)
 }
 
 /// Σ f(aᵢ).
 #[inline]
-pub(super) fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum<T: Real>(a: &[T], f: impl Fn(T) -> T) -> T {
     sum2(a, a, |a, _| f(a))
 }
 
 /// y += factor · x.
 #[inline]
-pub(super) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
+pub(super) fn add_scaled<T: Real>(y: &mut [T], factor: T, x: &[T]) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y += factor * x;
+        *y += factor * *x;
     }
 }
 
 /// The largest value.
 #[inline]
-pub(super) fn max(a: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
+pub(super) fn max<T: Real>(a: &[T]) -> T {
+    let mut lanes = [T::neg_infinity(); LANES];
     let blocks = a.chunks_exact(LANES);
-    let tail = blocks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let tail = blocks.remainder().iter().copied().fold(T::neg_infinity(), Float::max);
     for block in blocks {
         for lane in 0..LANES {
             lanes[lane] = if block[lane] > lanes[lane] { block[lane] } else { lanes[lane] };
         }
     }
-    lanes.iter().copied().fold(tail, f32::max)
+    lanes.into_iter().fold(tail, Float::max)
 }
 
 /// eˣ within 2 ulp for x in [−87, 88], and the value at the nearer end outside; NaN stays NaN.
 ///
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, eʳ by the minimax polynomial of Cephes' `expf`.
 #[inline]
-pub(super) fn exp(x: f32) -> f32 {
+fn exp(x: f32) -> f32 {
     /// 1.5 · 2²³: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
@@ -78,8 +106,8 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// 1 / (1 + e⁻ˣ).
 #[inline]
-pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+pub(super) fn sigmoid<T: Real>(x: T) -> T {
+    T::one() / (T::one() + (-x).exponential())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The differentiable operations a transformer is made of, each with its backward pass written by
 //! hand, because candle's own fused ones have none: the gradient would silently stop there.
 //!
-//! One operation a file. Each takes and returns float32 tensors; a loop over rows is split between
+//! One operation a file. Each takes and returns float32 tensors, or float64 ones where numbers are to be
+//! checked to the last digit; a loop over rows is split between
 //! threads at row boundaries and summed inside a row in a fixed order, so results are the same
 //! bits on any number of threads.
 
@@ -13,4 +14,5 @@ mod lanes;
 pub mod norm;
 pub mod rotary;
 
-pub(crate) use function::{contiguous_f32, differentiable, differentiable2};
+pub(crate) use function::{by_dtype, differentiable, differentiable2, values};
+pub(crate) use lanes::Real;

@@ -4,10 +4,10 @@
 //! for RMS norm. With s the factor 1/√… and v = γ ⊙ g, the pull-back of g is
 //! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{contiguous_f32, lanes};
+use super::{Real, by_dtype, lanes, values};
 use crate::parameters::Param;
 
 /// A normalisation with its parameters, each [1, d_model].
@@ -21,11 +21,11 @@ pub struct Norm {
 }
 
 /// mean and 1/√(variance + ε) of a row; an RMS norm's mean is 0.
-fn statistics(x: &[f32], centred: bool, epsilon: f64) -> (f32, f32) {
-    let d = x.len() as f32;
-    let mean = if centred { lanes::sum(x, |x| x) / d } else { 0.0 };
+fn statistics<T: Real>(x: &[T], centred: bool, epsilon: f64) -> (T, T) {
+    let d = lanes::real::<T>(x.len() as f64);
+    let mean = if centred { lanes::sum(x, |x| x) / d } else { T::zero() };
     let variance = lanes::sum(x, |x| (x - mean) * (x - mean)) / d;
-    (mean, (1.0 / (f64::from(variance) + epsilon).sqrt()) as f32)
+    (mean, lanes::real(1.0 / (WithDType::to_f64(variance) + epsilon).sqrt()))
 }
 
 impl Norm {
@@ -35,19 +35,23 @@ impl Norm {
 
     /// x [rows, d_model] → y [rows, d_model].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        by_dtype!(x, T => self.forward_in::<T>(x))
+    }
+
+    fn forward_in<T: Real>(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, d) = x.dims2()?;
         let x = x.contiguous()?;
-        let x = contiguous_f32(&x)?;
-        let weight = contiguous_f32(&self.weight.tensor)?;
-        let bias = self.bias.as_ref().map(|bias| contiguous_f32(&bias.tensor)).transpose()?;
-        let mut y = vec![0f32; rows * d];
+        let x = values::<T>(&x)?;
+        let weight = values::<T>(&self.weight.tensor)?;
+        let bias = self.bias.as_ref().map(|bias| values::<T>(&bias.tensor)).transpose()?;
+        let mut y = vec![T::zero(); rows * d];
         y.par_chunks_mut(d).zip(x.par_chunks(d)).for_each(|(y, x)| {
             let (mean, scale) = statistics(x, self.centred(), self.epsilon);
             for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
-                *y = (x - mean) * scale * weight;
+                *y = (*x - mean) * scale * *weight;
             }
             if let Some(bias) = &bias {
-                lanes::add_scaled(y, 1.0, bias);
+                lanes::add_scaled(y, T::one(), bias);
             }
         });
         Tensor::from_vec(y, (rows, d), self.weight.tensor.device())
@@ -56,24 +60,29 @@ impl Norm {
     /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i
     /// belongs to row i mod rows of x.
     pub fn pull_back(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+        by_dtype!(x, T => self.pull_back_in::<T>(x, gradients))
+    }
+
+    fn pull_back_in<T: Real>(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
         let (rows, d) = x.dims2()?;
         let (x, gradients) = (x.contiguous()?, gradients.contiguous()?);
         let shape = gradients.shape().clone();
-        let (x, g) = (contiguous_f32(&x)?, contiguous_f32(&gradients)?);
-        let weight = contiguous_f32(&self.weight.tensor)?;
-        let statistics: Vec<(f32, f32)> =
+        let (x, g) = (values::<T>(&x)?, values::<T>(&gradients)?);
+        let weight = values::<T>(&self.weight.tensor)?;
+        let statistics: Vec<(T, T)> =
             (x.par_chunks(d)).map(|x| statistics(x, self.centred(), self.epsilon)).collect();
-        let mut out = vec![0f32; g.len()];
-        let pull_back = |(index, (out, g)): (usize, (&mut [f32], &[f32]))| {
+        let width = lanes::real::<T>(d as f64);
+        let mut out = vec![T::zero(); g.len()];
+        let pull_back = |(index, (out, g)): (usize, (&mut [T], &[T]))| {
             let x = &x[index % rows * d..][..d];
             let (mean, scale) = statistics[index % rows];
             for ((out, g), weight) in out.iter_mut().zip(g).zip(weight.iter()) {
-                *out = g * weight;
+                *out = *g * *weight;
             }
-            let along = lanes::sum2(out, x, |v, x| v * (x - mean)) * scale / d as f32;
-            let centre = if self.centred() { lanes::sum(out, |v| v) / d as f32 } else { 0.0 };
+            let along = lanes::sum2(out, x, |v, x| v * (x - mean)) * scale / width;
+            let centre = if self.centred() { lanes::sum(out, |v| v) / width } else { T::zero() };
             for (out, x) in out.iter_mut().zip(x) {
-                *out = scale * (*out - centre - (x - mean) * scale * along);
+                *out = scale * (*out - centre - (*x - mean) * scale * along);
             }
         };
         (out.par_chunks_mut(d).zip(g.par_chunks(d)).enumerate()).for_each(pull_back);
@@ -82,16 +91,24 @@ impl Norm {
 
     /// The gradients of γ and β [1, d_model], from x and the gradient at y, both [rows, d_model].
     pub fn parameter_gradients(&self, x: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
+        by_dtype!(x, T => self.parameter_gradients_in::<T>(x, gradient))
+    }
+
+    fn parameter_gradients_in<T: Real>(
+        &self,
+        x: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let d = x.dims2()?.1;
         let (x, gradient) = (x.contiguous()?, gradient.contiguous()?);
-        let (x, g) = (contiguous_f32(&x)?, contiguous_f32(&gradient)?);
-        let (mut weight, mut bias) = (vec![0f32; d], vec![0f32; d]);
+        let (x, g) = (values::<T>(&x)?, values::<T>(&gradient)?);
+        let (mut weight, mut bias) = (vec![T::zero(); d], vec![T::zero(); d]);
         for (x, g) in x.chunks(d).zip(g.chunks(d)) {
             let (mean, scale) = statistics(x, self.centred(), self.epsilon);
             for ((weight, g), x) in weight.iter_mut().zip(g).zip(x) {
-                *weight += g * (x - mean) * scale;
+                *weight += *g * (*x - mean) * scale;
             }
-            lanes::add_scaled(&mut bias, 1.0, g);
+            lanes::add_scaled(&mut bias, T::one(), g);
         }
         let tensor = |values| Tensor::from_vec(values, (1, d), gradient.device());
         Ok((tensor(weight)?, tensor(bias)?))

@@ -3,11 +3,13 @@
 
 use candle_core::{Result, bail};
 
+use super::{Real, lanes};
+
 /// cos and sin for every position, each [positions, d_head / 2].
 #[derive(Clone, Debug)]
 pub struct Rotary {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    cos: Vec<f64>,
+    sin: Vec<f64>,
     half: usize,
 }
 
@@ -15,7 +17,7 @@ impl Rotary {
     /// Tables for `positions` positions; `frequencies` [d_head / 2], in radians a position.
     pub fn new(frequencies: &[f64], positions: usize) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-        let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+        let (cos, sin) = angles.map(|a| (a.cos(), a.sin())).unzip();
         Self { cos, sin, half: frequencies.len() }
     }
 
@@ -32,23 +34,24 @@ impl Rotary {
     }
 
     /// Rotates one head's vector at `position` in place.
-    pub(super) fn rotate(&self, vector: &mut [f32], position: usize) {
+    pub(super) fn rotate<T: Real>(&self, vector: &mut [T], position: usize) {
         self.turn(vector, position, 1.0);
     }
 
     /// The inverse rotation, which is also its pull-back.
-    pub(super) fn rotate_back(&self, vector: &mut [f32], position: usize) {
+    pub(super) fn rotate_back<T: Real>(&self, vector: &mut [T], position: usize) {
         self.turn(vector, position, -1.0);
     }
 
-    fn turn(&self, vector: &mut [f32], position: usize, sign: f32) {
+    fn turn<T: Real>(&self, vector: &mut [T], position: usize, sign: f64) {
         let row = position * self.half..(position + 1) * self.half;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
         let (first, second) = vector.split_at_mut(self.half);
         for index in 0..self.half {
             let (a, b) = (first[index], second[index]);
-            first[index] = a * cos[index] - b * sign * sin[index];
-            second[index] = b * cos[index] + a * sign * sin[index];
+            let (cos, sin) = (lanes::real::<T>(cos[index]), lanes::real::<T>(sign * sin[index]));
+            first[index] = a * cos - b * sin;
+            second[index] = b * cos + a * sin;
         }
     }
 }

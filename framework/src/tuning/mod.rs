@@ -26,7 +26,7 @@ use crate::graph::Graph;
 use crate::metric::PatchingMetric;
 use crate::model::Model;
 use crate::parameters::Selection;
-use crate::pass::Pass;
+use crate::pass::{Pass, scalar};
 use crate::selector::ParamSelector;
 use crate::{Error, Result, refuse};
 use objective::Terms;
@@ -416,16 +416,16 @@ impl Tuner<'_> {
                 }
             };
             let objective = terms.loss(batch, &readout)?;
-            loss += f64::from(objective.to_scalar::<f32>()?);
-            let mut scalar = objective;
+            loss += scalar(&objective)?;
+            let mut total = objective;
             if penalty != 0.0 || (metric.is_none() && !metric_is_objective) {
                 let sum = self.metric.sum(&readout, batch)?;
-                metric_sum += f64::from(sum.to_scalar::<f32>()?);
+                metric_sum += scalar(&sum)?;
                 if penalty != 0.0 {
-                    scalar = (scalar + sum.affine(penalty * sign / total_weight, 0.0)?)?;
+                    total = (total + sum.affine(penalty * sign / total_weight, 0.0)?)?;
                 }
             }
-            gradients.accumulate(&pass.backward(&scalar)?)?;
+            gradients.accumulate(&pass.backward(&total)?)?;
         }
         let metric = match metric {
             Some(metric) => metric,
@@ -440,7 +440,7 @@ impl Tuner<'_> {
         let mut sum = 0.0;
         for batch in batches {
             let readout = self.model.forward(&Pass::forward_only(), &batch.tokens)?;
-            sum += f64::from(self.metric.sum(&readout, batch)?.to_scalar::<f32>()?);
+            sum += scalar(&self.metric.sum(&readout, batch)?)?;
         }
         Ok(sum / total_weight)
     }

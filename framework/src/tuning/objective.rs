@@ -28,8 +28,8 @@ pub enum Objective {
 
 /// The factors of the terms in one step's loss.
 pub(super) struct Terms {
-    key: f32,
-    other: f32,
+    key: f64,
+    other: f64,
 }
 
 impl Terms {
@@ -46,7 +46,7 @@ impl Terms {
             }
             Objective::Alone => (1.0 / keys as f64, 0.0),
         };
-        Ok(Self { key: key as f32, other: other as f32 })
+        Ok(Self { key, other })
     }
 
     /// The batch's share of the loss, a differentiable scalar.

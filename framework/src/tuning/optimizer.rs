@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Tuning;
 use crate::Result;
 use crate::gradients::Gradients;
+use crate::ops::Real;
 use crate::parameters::Parameters;
 
 /// The update rule.
@@ -45,12 +46,19 @@ pub struct Optimizer {
 /// Of one parameter; empty until one of its rows is first selected.
 #[derive(Default)]
 struct State {
-    /// Momentum buffer or first moment, [rows, width].
-    first: Vec<f32>,
-    /// Second moment, [rows, width]; none for SGD.
-    second: Vec<f32>,
     /// Updates each row has had, [rows].
     counts: Vec<u32>,
+    f32: Moments<f32>,
+    f64: Moments<f64>,
+}
+
+/// In the type of the parameter.
+#[derive(Default)]
+struct Moments<T> {
+    /// Momentum buffer or first moment, [rows, width].
+    first: Vec<T>,
+    /// Second moment, [rows, width]; none for SGD.
+    second: Vec<T>,
 }
 
 impl Optimizer {
@@ -72,7 +80,7 @@ impl Optimizer {
     /// gradient 0.
     ///
     /// # Errors
-    /// If a tensor is not float32 on the CPU.
+    /// If a tensor is not float32 or float64 on the CPU.
     pub fn update(
         &mut self,
         parameters: &Parameters,
@@ -87,10 +95,6 @@ impl Optimizer {
             let (rows, width) = (parameter.rows(), parameter.width());
             let state = &mut self.states[id.0];
             state.counts.resize(rows, 0);
-            state.first.resize(rows * width, 0.0);
-            if self.rule.algorithm != Algorithm::Sgd {
-                state.second.resize(rows * width, 0.0);
-            }
             let selected: Vec<usize> = ranges.iter().cloned().flatten().collect();
             let gradient = match gradients.get(id) {
                 Some(gradient) => gradient.contiguous()?,
@@ -132,21 +136,43 @@ impl InplaceOp2 for Update<'_> {
         gradient: &CpuStorage,
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(weight), CpuStorage::F32(gradient)) = (weight, gradient) else {
-            bail!("the optimizer updates float32 weights only");
-        };
-        let weight = &mut weight[weight_layout.start_offset()..];
-        let gradient = &gradient[gradient_layout.start_offset()..];
+        let (at, from) = (weight_layout.start_offset(), gradient_layout.start_offset());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { first, second, counts } = &mut **state;
+        let State { counts, f32, f64 } = &mut **state;
+        match (weight, gradient) {
+            (CpuStorage::F32(weight), CpuStorage::F32(gradient)) => {
+                self.update_rows(&mut weight[at..], &gradient[from..], counts, f32);
+            }
+            (CpuStorage::F64(weight), CpuStorage::F64(gradient)) => {
+                self.update_rows(&mut weight[at..], &gradient[from..], counts, f64);
+            }
+            _ => bail!("the optimizer updates float32 and float64 weights"),
+        }
+        Ok(())
+    }
+}
+
+impl Update<'_> {
+    fn update_rows<T: Real>(
+        &self,
+        weight: &mut [T],
+        gradient: &[T],
+        counts: &mut [u32],
+        moments: &mut Moments<T>,
+    ) {
+        let (width, entries) = (self.width, counts.len() * self.width);
+        let Moments { first, second } = moments;
+        first.resize(entries, T::zero());
+        if self.rule.algorithm != Algorithm::Sgd {
+            second.resize(entries, T::zero());
+        }
         // Marks which compact gradient row belongs to which row, so that rows run in parallel.
         let mut compact = vec![usize::MAX; counts.len()];
         for (index, &row) in self.selected.iter().enumerate() {
             compact[row] = index;
         }
-        let width = self.width;
         // SGD has no second moment; an empty slice a row stands in.
-        let second_rows: Vec<&mut [f32]> = match second.is_empty() {
+        let second_rows: Vec<&mut [T]> = match second.is_empty() {
             true => counts.iter().map(|_| &mut [][..]).collect(),
             false => second.chunks_mut(width).collect(),
         };
@@ -161,37 +187,37 @@ impl InplaceOp2 for Update<'_> {
                 *count += 1;
                 self.update_row(weight, first, second, *count, gradient);
             });
-        Ok(())
     }
-}
 
-impl Update<'_> {
-    fn update_row(
+    fn update_row<T: Real>(
         &self,
-        weight: &mut [f32],
-        first: &mut [f32],
-        second: &mut [f32],
+        weight: &mut [T],
+        first: &mut [T],
+        second: &mut [T],
         count: u32,
-        gradient: &[f32],
+        gradient: &[T],
     ) {
         let Rule { algorithm, momentum, beta1, beta2, eps, weight_decay } = self.rule;
-        let (lr, decay) = (self.lr as f32, weight_decay as f32);
+        let real = T::from_f64;
+        let (lr, decay) = (real(self.lr), real(weight_decay));
         if algorithm == Algorithm::Sgd {
-            for ((weight, buffer), gradient) in weight.iter_mut().zip(first).zip(gradient) {
-                *buffer = momentum as f32 * *buffer + gradient + decay * *weight;
+            let momentum = real(momentum);
+            for ((weight, buffer), &gradient) in weight.iter_mut().zip(first).zip(gradient) {
+                *buffer = momentum * *buffer + gradient + decay * *weight;
                 *weight -= lr * *buffer;
             }
             return;
         }
-        let coupled = if algorithm == Algorithm::Adam { decay } else { 0.0 };
-        let shrink =
-            if algorithm == Algorithm::AdamW { (1.0 - self.lr * weight_decay) as f32 } else { 1.0 };
-        let rate = (self.lr / (1.0 - beta1.powi(count as i32))) as f32;
-        let scale = (1.0 / (1.0 - beta2.powi(count as i32)).sqrt()) as f32;
-        let (keep1, add1) = (beta1 as f32, (1.0 - beta1) as f32);
-        let (keep2, add2, eps) = (beta2 as f32, (1.0 - beta2) as f32, eps as f32);
+        let (coupled, shrink) = match algorithm {
+            Algorithm::AdamW => (T::zero(), real(1.0 - self.lr * weight_decay)),
+            _ => (decay, T::one()),
+        };
+        let rate = real(self.lr / (1.0 - beta1.powi(count as i32)));
+        let scale = real(1.0 / (1.0 - beta2.powi(count as i32)).sqrt());
+        let (keep1, add1) = (real(beta1), real(1.0 - beta1));
+        let (keep2, add2, eps) = (real(beta2), real(1.0 - beta2), real(eps));
         let moments = first.iter_mut().zip(second);
-        for ((weight, (first, second)), gradient) in weight.iter_mut().zip(moments).zip(gradient) {
+        for ((weight, (first, second)), &gradient) in weight.iter_mut().zip(moments).zip(gradient) {
             let gradient = gradient + coupled * *weight;
             *first = keep1 * *first + add1 * gradient;
             *second = keep2 * *second + add2 * gradient * gradient;
