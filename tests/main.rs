@@ -1,4 +1,5 @@
 //! Integration tests of the whole program, in one binary so that it links once.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(
     clippy::iter_over_hash_type,
     reason = "what is checked of each does not depend on the order"
@@ -12,6 +13,7 @@ use circuit_tasks as _;
 mod command_line;
 mod files;
 mod properties;
+mod readme;
 mod reference;
 mod smollm2;
 mod support;

@@ -13,6 +13,8 @@ mod function;
 mod lanes;
 pub mod norm;
 pub mod rotary;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use function::{by_dtype, differentiable, differentiable2, values};
 pub(crate) use lanes::Real;

@@ -1,0 +1,201 @@
+//! Every operation's hand-written gradient against central differences in float64, and its value
+//! against candle's own elementary operations, over random shapes.
+
+use std::sync::Arc;
+
+use candle_core::{D, Device, Result, Tensor, Var};
+use proptest::prelude::*;
+
+use super::activation::{gelu_tanh, swiglu};
+use super::attention::Attention;
+use super::cross_entropy::{self, Target};
+use super::differentiable;
+use super::norm::Norm;
+use super::rotary::Rotary;
+use crate::parameters::{Param, ParamId};
+
+/// A reproducible tensor without a pattern that an operation could hide behind.
+fn noise(shape: &[usize], seed: f64) -> Tensor {
+    let count: usize = shape.iter().product();
+    let values: Vec<f64> = (0..count)
+        .map(|index| (12.9898 * (index as f64 + 1.0) + 78.233 * seed).sin() * 1.7)
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
+    assert_eq!(a.dims(), b.dims());
+    for (a, b) in values(a).into_iter().zip(values(b)) {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{a} for {b}");
+    }
+}
+
+/// The gradient of Σ w ⊙ f(x), for a noisy w, against central differences.
+fn gradient_is_right(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
+    const STEP: f64 = 1e-5;
+    let weights = noise(f(x).unwrap().dims(), 0.3);
+    let sum = |x: &Tensor| (f(x).unwrap() * &weights).unwrap().sum_all().unwrap();
+    let var = Var::from_tensor(x).unwrap();
+    let gradients = sum(var.as_tensor()).backward().unwrap();
+    let found = values(gradients.get(&var).expect("a gradient"));
+    let at = values(x);
+    for (index, found) in found.iter().enumerate() {
+        let moved = |step: f64| {
+            let mut at = at.clone();
+            at[index] += step;
+            let x = Tensor::from_vec(at, x.shape(), &Device::Cpu).unwrap();
+            sum(&x).to_scalar::<f64>().unwrap()
+        };
+        let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+        assert!(
+            (found - expected).abs() <= 1e-6 * (1.0 + expected.abs()),
+            "{found} for {expected}"
+        );
+    }
+}
+
+fn param(tensor: Tensor) -> Param {
+    Param { id: ParamId(0), tensor }
+}
+
+fn norm(d: usize, centred: bool) -> Norm {
+    let weight = param(noise(&[1, d], 0.7));
+    let bias = centred.then(|| param(noise(&[1, d], 0.9)));
+    Norm { weight, bias, epsilon: 1e-5 }
+}
+
+fn differentiable_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
+    let (input, norm) = (x.detach(), norm.clone());
+    let output = norm.forward(&input)?;
+    differentiable(x, output, move |gradient| norm.pull_back(&input, gradient))
+}
+
+/// x̂ ⊙ γ + β from candle's elementary operations.
+fn composed_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
+    let x = match norm.bias {
+        Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        None => x.clone(),
+    };
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + norm.epsilon)?.sqrt()?;
+    let y = x.broadcast_div(&scale)?.broadcast_mul(&norm.weight.tensor)?;
+    match &norm.bias {
+        Some(bias) => y.broadcast_add(&bias.tensor),
+        None => Ok(y),
+    }
+}
+
+/// softmax(q kᵀ / √d, masked) v, head by head, from candle's elementary operations.
+fn composed_attention(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
+    let Attention { heads, kv_heads, d_head: d, .. } = *attention;
+    let (batch, seq, _) = qkv.dims3()?;
+    let mask: Vec<f64> = (0..seq * seq)
+        .map(|index| if index % seq <= index / seq { 0.0 } else { f64::NEG_INFINITY })
+        .collect();
+    let mask = Tensor::from_vec(mask, (1, seq, seq), &Device::Cpu)?;
+    let mut outputs = Vec::new();
+    for head in 0..heads {
+        let group = head / (heads / kv_heads);
+        let column = |index: usize| qkv.narrow(2, index * d, d)?.contiguous();
+        let (q, k) = (column(head)?, column(heads + group)?);
+        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? / (d as f64).sqrt())?;
+        let scores = scores.broadcast_add(&mask)?;
+        let p = scores.broadcast_sub(&scores.max_keepdim(2)?)?.exp()?;
+        let p = p.broadcast_div(&p.sum_keepdim(2)?)?;
+        outputs.push(p.matmul(&column(heads + kv_heads + group)?)?);
+    }
+    Tensor::cat(&outputs, 2)?.reshape((batch, seq, heads * d))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn norms(rows in 1..4usize, d in 2..37usize, centred in any::<bool>(), seed in 0f64..9.0) {
+        let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
+        close(&norm.forward(&x).unwrap(), &composed_norm(&norm, &x).unwrap(), 1e-12);
+        gradient_is_right(&x, |x| differentiable_norm(&norm, x));
+        // The parameters' gradients, by candle's own backward pass through the composed form.
+        let (weight, bias) = (Var::from_tensor(&norm.weight.tensor).unwrap(), Var::from_tensor(&noise(&[1, d], 0.9)).unwrap());
+        let with_vars = Norm {
+            weight: param(weight.as_tensor().clone()),
+            bias: centred.then(|| param(bias.as_tensor().clone())),
+            ..norm.clone()
+        };
+        let g = noise(&[rows, d], 0.1);
+        let sum = (composed_norm(&with_vars, &x).unwrap() * &g).unwrap().sum_all().unwrap();
+        let expected = sum.backward().unwrap();
+        let (d_weight, d_bias) = norm.parameter_gradients(&x, &g).unwrap();
+        close(&d_weight, expected.get(&weight).unwrap(), 1e-10);
+        if centred {
+            close(&d_bias, expected.get(&bias).unwrap(), 1e-10);
+        }
+    }
+
+    #[test]
+    fn activations(rows in 1..4usize, width in 1..19usize, seed in 0f64..9.0) {
+        let x = noise(&[rows, 2 * width], seed);
+        let gate = |u: Tensor| ((u.tanh()? + 1.0)? * 0.5)?.mul(&x);
+        let inner = ((&x + (x.powf(3.0).unwrap() * 0.044715).unwrap()).unwrap() * (2.0 / std::f64::consts::PI).sqrt()).unwrap();
+        close(&gelu_tanh(&x).unwrap(), &gate(inner).unwrap(), 1e-12);
+        gradient_is_right(&x, gelu_tanh);
+        let (a, b) = (x.narrow(1, 0, width).unwrap(), x.narrow(1, width, width).unwrap());
+        close(&swiglu(&x).unwrap(), &(a.silu().unwrap() * b).unwrap(), 1e-12);
+        gradient_is_right(&x, swiglu);
+    }
+
+    #[test]
+    fn attentions(
+        batch in 1..3usize, seq in 1..6usize, kv_heads in 1..3usize, group in 1..3usize, half in 1..3usize,
+        rotates in any::<bool>(), seed in 0f64..9.0,
+    ) {
+        let rotary = rotates.then(|| Arc::new(Rotary::new(&[1.0, 0.3][..half], seq)));
+        let attention = Attention { heads: group * kv_heads, kv_heads, d_head: 2 * half, rotary };
+        let x = noise(&[batch, seq, attention.width()], seed);
+        if !rotates {
+            close(&attention.forward(&x).unwrap(), &composed_attention(&attention, &x).unwrap(), 1e-12);
+        }
+        gradient_is_right(&x, |x| attention.forward(x));
+    }
+
+    /// Rotated scores depend on the distance alone.
+    #[test]
+    fn rotation_is_relative(a in 0..5usize, b in 0..5usize, by in 0..5usize) {
+        let rotary = Rotary::new(&[1.0, 0.1], 10);
+        let score = |a, b| {
+            let (mut q, mut k) = ([0.3f64, -1.0, 0.5, 2.0], [1.0f64, 0.2, -0.7, 0.4]);
+            rotary.rotate(&mut q, a);
+            rotary.rotate(&mut k, b);
+            q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>()
+        };
+        prop_assert!((score(a, b) - score(a + by, b + by)).abs() < 1e-12);
+    }
+
+    /// More rows than a chunk, against candle's log-softmax.
+    #[test]
+    fn cross_entropies(rows in prop::sample::select(vec![1usize, 7, 128, 131]), d in 1..5usize, vocabulary in 2..40usize) {
+        let (hidden, weight) = (noise(&[rows, d], 0.2), noise(&[vocabulary, d], 0.6));
+        let targets: Vec<Target> = (0..rows)
+            .map(|row| Target { token: (row * 7 % vocabulary) as u32, weight: 0.5 + row as f64 })
+            .collect();
+        let (h, w) = (Var::from_tensor(&hidden).unwrap(), Var::from_tensor(&weight).unwrap());
+        let logits = h.matmul(&w.t().unwrap()).unwrap();
+        let normaliser = logits.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
+        let index: Vec<u32> = targets.iter().map(|target| target.token).collect();
+        let index = Tensor::from_vec(index, (rows, 1), &Device::Cpu).unwrap();
+        let factors: Vec<f64> = targets.iter().map(|target| -target.weight).collect();
+        let factors = Tensor::from_vec(factors, (rows, 1), &Device::Cpu).unwrap();
+        let log_p = (logits.gather(&index, 1).unwrap() - normaliser).unwrap();
+        let loss = (log_p * factors).unwrap().sum_all().unwrap();
+        let expected = loss.backward().unwrap();
+        let found = cross_entropy::weighted(&hidden, &weight, &targets, true).unwrap();
+        let loss = loss.to_scalar::<f64>().unwrap();
+        prop_assert!((found.loss - loss).abs() < 1e-9 * loss.abs().max(1.0));
+        close(&found.gradient.unwrap(), expected.get(&h).unwrap(), 1e-9);
+        let d_weight = cross_entropy::unembedding_gradient(&hidden, &weight, &targets).unwrap();
+        close(&d_weight, expected.get(&w).unwrap(), 1e-9);
+    }
+}
