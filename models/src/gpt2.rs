@@ -1,24 +1,24 @@
 //! GPT-2 (Radford et al., 2019), as Hugging Face's `GPT2LMHeadModel`: learned positions, layer
 //! norm before each sub-layer, GELU in its tanh form, tied embeddings.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use circuit_framework::graph::{Graph, Node, Port};
+use circuit_framework::graph::{Node, Port};
 use circuit_framework::model::Weights;
 use circuit_framework::ops::activation::gelu_tanh;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
-use circuit_framework::parameters::Param;
+use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Options, Owner, Parameters, Pass, Plugin, Readout,
-    Result, Tensor, inventory, origin, refuse,
+    Architecture, Checkpoint, Error, Model, Options, Owner, Parameters, Plugin, Result, Tensor,
+    inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{
-    MlpHeads, attention_inputs, attention_nodes, reader_rows, transformer_graph, writer_rows,
+use crate::transformer::{
+    Layer, MlpHeads, Transformer, attention_inputs, attention_nodes, reader_rows,
+    transformer_graph, writer_rows,
 };
 
 /// GPT-2's options.
@@ -87,76 +87,17 @@ impl Config {
     }
 }
 
-struct Layer {
-    attention_in: Arc<Reading>,
-    attention_out: Arc<Writing>,
-    mlp_in: Arc<Reading>,
-    mlp_out: Arc<Writing>,
-}
-
-struct Gpt2 {
-    config: serde_json::Value,
-    vocabulary: usize,
-    context: usize,
-    graph: Graph,
-    parameters: Parameters,
-    embedding: Arc<Embedding>,
-    attention: Attention,
-    layers: Vec<Layer>,
-    unembedding: Arc<Unembedding>,
-}
-
-impl Model for Gpt2 {
-    fn graph(&self) -> &Graph {
-        &self.graph
-    }
-
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
-        let mut x = pass.embed(&self.embedding, tokens)?;
-        for layer in &self.layers {
-            let qkv = pass.read(&layer.attention_in, &x)?;
-            let z = self.attention.forward(&qkv)?;
-            x = pass.write(&layer.attention_out, &x, &z)?;
-            let hidden = pass.read(&layer.mlp_in, &x)?;
-            x = pass.write(&layer.mlp_out, &x, &gelu_tanh(&hidden)?)?;
-        }
-        pass.finish(&self.unembedding, &x)
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        self.context
-    }
-
-    fn config(&self) -> &serde_json::Value {
-        &self.config
-    }
-
-    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut tensors = BTreeMap::new();
-        for (_, parameter) in self.parameters.iter() {
-            let tensor = &parameter.tensor;
-            let name = &parameter.name;
-            let vector = name.ends_with("bias") || name.contains("ln_");
-            let tensor = match () {
-                () if vector => tensor.flatten_all()?,
-                // Hugging Face's GPT-2 stores its projections [in, out].
-                () if name.contains("c_attn") || name.contains("c_fc") => {
-                    tensor.t()?.contiguous()?
-                }
-                () => tensor.copy()?,
-            };
-            tensors.insert(format!("transformer.{name}"), tensor);
-        }
-        Ok(tensors)
-    }
+/// A parameter under its Hugging Face name.
+fn export(parameter: &Parameter, _: &Attention) -> Result<Vec<(String, Tensor)>> {
+    let (name, tensor) = (&parameter.name, &parameter.tensor);
+    let vector = name.ends_with("bias") || name.contains("ln_");
+    let tensor = match () {
+        () if vector => tensor.flatten_all()?,
+        // Hugging Face's GPT-2 stores its projections [in, out].
+        () if name.contains("c_attn") || name.contains("c_fc") => tensor.t()?.contiguous()?,
+        () => tensor.clone(),
+    };
+    Ok(vec![(format!("transformer.{name}"), tensor)])
 }
 
 impl Architecture for Gpt2Options {
@@ -197,7 +138,7 @@ impl Architecture for Gpt2Options {
                 || name.ends_with(".attn.masked_bias")
                 || name == "lm_head.weight"
         })?;
-        Ok(Box::new(Gpt2 {
+        Ok(Box::new(Transformer {
             config: json,
             vocabulary: config.vocab_size,
             context: config.n_positions,
@@ -211,7 +152,9 @@ impl Architecture for Gpt2Options {
                 rotary: None,
             },
             layers,
+            activation: gelu_tanh,
             unembedding,
+            export,
         }))
     }
 }

@@ -1,11 +1,11 @@
 //! The models: GPT-2 and Llama as plugins, and getting them into and out of files.
 
-mod blocks;
 mod embedded;
 mod gguf;
 mod gpt2;
 mod hugging_face;
 mod llama;
+mod transformer;
 
 use std::path::Path;
 

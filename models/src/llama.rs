@@ -1,25 +1,25 @@
 //! Llama (Touvron et al., 2023) and its successors, as Hugging Face's `LlamaForCausalLM`: rotary
 //! positions, RMS norm, grouped-query attention, a gated MLP, tied or separate embeddings.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType, LlamaConfig};
-use circuit_framework::graph::{Graph, Port};
+use circuit_framework::graph::Port;
 use circuit_framework::ops::activation::swiglu;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::ops::rotary::Rotary;
-use circuit_framework::parameters::Param;
+use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Options, Parameters, Pass, Plugin, Readout, Result,
-    Tensor, inventory, origin, refuse,
+    Architecture, Checkpoint, Error, Model, Options, Parameters, Plugin, Result, Tensor, inventory,
+    origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{
-    MlpHeads, attention_inputs, attention_nodes, reader_rows, transformer_graph, writer_rows,
+use crate::transformer::{
+    Layer, MlpHeads, Transformer, attention_inputs, attention_nodes, reader_rows,
+    transformer_graph, writer_rows,
 };
 
 /// Llama's options.
@@ -110,96 +110,33 @@ pub(crate) fn frequencies(
     plain.map(scale).collect()
 }
 
-struct Layer {
-    attention_in: Arc<Reading>,
-    attention_out: Arc<Writing>,
-    mlp_in: Arc<Reading>,
-    mlp_out: Arc<Writing>,
-}
-
-struct Llama {
-    json: serde_json::Value,
-    config: LlamaConfig,
-    graph: Graph,
-    parameters: Parameters,
-    embedding: Arc<Embedding>,
-    attention: Attention,
-    layers: Vec<Layer>,
-    unembedding: Arc<Unembedding>,
-}
-
-impl Model for Llama {
-    fn graph(&self) -> &Graph {
-        &self.graph
-    }
-
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
-        let mut x = pass.embed(&self.embedding, tokens)?;
-        for layer in &self.layers {
-            let qkv = pass.read(&layer.attention_in, &x)?;
-            let z = self.attention.forward(&qkv)?;
-            x = pass.write(&layer.attention_out, &x, &z)?;
-            let gate_up = pass.read(&layer.mlp_in, &x)?;
-            x = pass.write(&layer.mlp_out, &x, &swiglu(&gate_up)?)?;
+/// A parameter as Hugging Face's tensors: stacked projections are taken apart.
+fn export(parameter: &Parameter, attention: &Attention) -> Result<Vec<(String, Tensor)>> {
+    let (name, tensor) = (&parameter.name, &parameter.tensor);
+    let (prefix, last) = name.rsplit_once('.').unwrap_or(("", name));
+    let parts = match last {
+        "qkv_proj" => {
+            let queries = attention.heads * attention.d_head;
+            let keys = attention.kv_heads * attention.d_head;
+            vec![("q", 0, queries), ("k", queries, keys), ("v", queries + keys, keys)]
         }
-        pass.finish(&self.unembedding, &x)
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn context(&self) -> usize {
-        self.config.max_position_embeddings
-    }
-
-    fn config(&self) -> &serde_json::Value {
-        &self.json
-    }
-
-    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut tensors = BTreeMap::new();
-        for (_, parameter) in self.parameters.iter() {
-            let (name, tensor) = (&parameter.name, &parameter.tensor);
-            match name.rsplit_once('.') {
-                Some((prefix, "qkv_proj")) => {
-                    let kv_width = self.attention.kv_heads * self.attention.d_head;
-                    let q_width = self.attention.heads * self.attention.d_head;
-                    let rows = [
-                        ("q", 0, q_width),
-                        ("k", q_width, kv_width),
-                        ("v", q_width + kv_width, kv_width),
-                    ];
-                    for (letter, start, len) in rows {
-                        let part = tensor.narrow(0, start, len)?.contiguous()?;
-                        tensors.insert(format!("{prefix}.{letter}_proj.weight"), part);
-                    }
-                }
-                Some((prefix, "gate_up_proj")) => {
-                    let width = self.config.intermediate_size;
-                    for (part, start) in [("gate", 0), ("up", width)] {
-                        let rows = tensor.narrow(0, start, width)?.contiguous()?;
-                        tensors.insert(format!("{prefix}.{part}_proj.weight"), rows);
-                    }
-                }
-                // Hugging Face's Llama stores its projections [out, in].
-                Some((_, "o_proj" | "down_proj")) => {
-                    tensors.insert(format!("{name}.weight"), tensor.t()?.contiguous()?);
-                }
-                _ if name.contains("norm") => {
-                    tensors.insert(name.clone(), tensor.flatten_all()?);
-                }
-                _ => {
-                    tensors.insert(name.clone(), tensor.copy()?);
-                }
-            }
+        "gate_up_proj" => {
+            let width = parameter.rows() / 2;
+            vec![("gate", 0, width), ("up", width, width)]
         }
-        Ok(tensors)
-    }
+        // Hugging Face's Llama stores its projections [out, in].
+        "o_proj" | "down_proj" => {
+            return Ok(vec![(format!("{name}.weight"), tensor.t()?.contiguous()?)]);
+        }
+        _ if name.contains("norm") => return Ok(vec![(name.clone(), tensor.flatten_all()?)]),
+        _ => return Ok(vec![(name.clone(), tensor.clone())]),
+    };
+    (parts.into_iter())
+        .map(|(part, start, rows)| {
+            let tensor = tensor.narrow(0, start, rows)?.contiguous()?;
+            Ok((format!("{prefix}.{part}_proj.weight"), tensor))
+        })
+        .collect()
 }
 
 impl Architecture for LlamaOptions {
@@ -236,8 +173,10 @@ impl Architecture for LlamaOptions {
         checkpoint.finish(|name| {
             name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
         })?;
-        Ok(Box::new(Llama {
-            json,
+        Ok(Box::new(Transformer {
+            config: json,
+            vocabulary: config.vocab_size,
+            context: config.max_position_embeddings,
             graph,
             parameters,
             embedding: Arc::new(Embedding { tokens, positions: None }),
@@ -253,7 +192,8 @@ impl Architecture for LlamaOptions {
                 norm,
                 weight,
             }),
-            config,
+            activation: swiglu,
+            export,
         }))
     }
 }

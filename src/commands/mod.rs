@@ -59,23 +59,15 @@ fn print_summary(summary: &Summary, folder: &Path) {
     println!("written to  {}", folder.display());
 }
 
-/// A row a figure, a column a model.
+/// A row a figure, a column a model; the first has them all.
 fn print_figures(columns: &[(&str, &Figures)]) {
     print!("{:14}", "");
     columns.iter().for_each(|(name, _)| print!("{name:>12}"));
     println!();
-    for name in columns
-        .iter()
-        .flat_map(|(_, figures)| figures.keys().next().map(|_| figures))
-        .take(1)
-        .flat_map(|f| f.keys())
-    {
+    for name in columns.first().into_iter().flat_map(|(_, figures)| figures.keys()) {
         print!("{name:14}");
         for (_, figures) in columns {
-            match figures.get(name) {
-                Some(value) => print!("{value:>12.4}"),
-                None => print!("{:>12}", "-"),
-            }
+            print!("{:>12.4}", figures.get(name).copied().unwrap_or(f64::NAN));
         }
         println!();
     }

@@ -1,8 +1,84 @@
-//! What GPT-2 and Llama have in common: alternating attention and MLP layers, and which node owns
-//! which rows of their projections.
+//! What GPT-2 and Llama have in common: alternating attention and MLP layers around a residual
+//! stream, and which node owns which rows of their projections. What differs is left to their own
+//! files: the names and layouts of the weights, the norm, the positions, the activation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use circuit_framework::graph::{Graph, Input, Node, Port};
-use circuit_framework::{Owner, Result, refuse};
+use circuit_framework::ops::attention::Attention;
+use circuit_framework::parameters::Parameter;
+use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::{Model, Owner, Parameters, Pass, Readout, Result, Tensor, refuse};
+
+/// A layer: an attention site and an MLP site.
+pub(crate) struct Layer {
+    pub(crate) attention_in: Arc<Reading>,
+    pub(crate) attention_out: Arc<Writing>,
+    pub(crate) mlp_in: Arc<Reading>,
+    pub(crate) mlp_out: Arc<Writing>,
+}
+
+/// A decoder-only transformer.
+pub(crate) struct Transformer {
+    /// Hugging Face's config.json.
+    pub(crate) config: serde_json::Value,
+    pub(crate) vocabulary: usize,
+    pub(crate) context: usize,
+    pub(crate) graph: Graph,
+    pub(crate) parameters: Parameters,
+    pub(crate) embedding: Arc<Embedding>,
+    pub(crate) attention: Attention,
+    pub(crate) layers: Vec<Layer>,
+    /// What an MLP does between reading and writing.
+    pub(crate) activation: fn(&Tensor) -> candle_core::Result<Tensor>,
+    pub(crate) unembedding: Arc<Unembedding>,
+    /// A parameter as Hugging Face's files have it: one or more names, each with its tensor.
+    pub(crate) export: fn(&Parameter, &Attention) -> Result<Vec<(String, Tensor)>>,
+}
+
+impl Model for Transformer {
+    fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
+        let mut x = pass.embed(&self.embedding, tokens)?;
+        for layer in &self.layers {
+            let qkv = pass.read(&layer.attention_in, &x)?;
+            let z = self.attention.forward(&qkv)?;
+            x = pass.write(&layer.attention_out, &x, &z)?;
+            let hidden = pass.read(&layer.mlp_in, &x)?;
+            let z = (self.activation)(&hidden)?;
+            x = pass.write(&layer.mlp_out, &x, &z)?;
+        }
+        pass.finish(&self.unembedding, &x)
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn config(&self) -> &serde_json::Value {
+        &self.config
+    }
+
+    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::new();
+        for (_, parameter) in self.parameters.iter() {
+            tensors.extend((self.export)(parameter, &self.attention)?);
+        }
+        Ok(tensors)
+    }
+}
 
 /// How an MLP of some hidden width is split into nodes.
 #[derive(Clone, Copy, Debug)]
