@@ -228,6 +228,16 @@ pub struct Tuned {
     pub tuning_seconds: f64,
 }
 
+/// What a step's discovery hands on.
+struct Found {
+    /// The metric, where a circuit was discovered.
+    metric: Option<f64>,
+    /// Jaccard overlap with the circuit before.
+    overlap: f64,
+    /// The pass over the step's one micro-batch, for the loss to go on with.
+    run: Option<Run>,
+}
+
 /// The state of a run between steps.
 struct State {
     circuit: Option<Circuit>,
@@ -298,36 +308,19 @@ impl Tuner<'_> {
             .map(|examples| Batch::new(examples.to_vec(), &self.model.device()))
             .collect::<Result<Vec<_>>>()?;
         let top_n = self.top_n(step, graph)?;
-        let mut overlap = 1.0;
-        let mut metric = None;
-        let mut kept = None;
-        if self.discovers(step, state) {
-            let mut attribution =
-                Attribution::new(self.model, examples, self.metric, self.discovery)?;
-            for batch in &batches {
-                kept = attribution.add(batch)?.filter(|_| batches.len() == 1);
-            }
-            let found = attribution.finish()?;
-            if !found.metric.is_finite() {
-                return Err(Error::Diverged { step, loss: found.metric });
-            }
-            metric = Some(found.metric);
-            let magnitudes = found.scores.magnitudes();
-            let importance = match &mut state.smoother {
-                Some(smoother) => smoother.update(&magnitudes),
-                None => magnitudes,
-            };
-            let circuit = self.pruning.prune(&found.scores, &importance, top_n);
-            overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
-            event(Event::Circuit { step, circuit: &circuit, graph })?;
-            state.circuit = Some(circuit);
+        let found = match self.discovers(step, state) {
+            true => self.rediscover(step, top_n, examples, &batches, state)?,
+            false => Found { metric: None, overlap: 1.0, run: None },
+        };
+        if let (Some(_), Some(circuit)) = (found.metric, &state.circuit) {
+            event(Event::Circuit { step, circuit, graph })?;
         }
         let discovery_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let circuit = state.circuit.clone().unwrap_or_default();
         let selection = self.selector.select(&circuit, self.model, self.seed)?;
         let (loss, metric, mut gradients) =
-            self.gradients(selection.clone(), examples, &batches, kept, metric)?;
+            self.gradients(selection.clone(), examples, &batches, found.run, found.metric)?;
         let gradient_norm = gradients.norm()?;
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             let loss = if loss.is_finite() { f64::NAN } else { loss };
@@ -354,10 +347,39 @@ impl Tuner<'_> {
             tuned_share: tuned_parameters as f64 / parameters.count() as f64,
             nodes: circuit.writers().len() + circuit.readers().len(),
             edges: circuit.edges.len(),
-            overlap,
+            overlap: found.overlap,
             discovery_seconds,
             tuning_seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Discovers the circuit on the step's examples and puts it in place of the one before.
+    fn rediscover(
+        &self,
+        step: usize,
+        top_n: usize,
+        examples: &[&Example],
+        batches: &[Batch],
+        state: &mut State,
+    ) -> Result<Found> {
+        let mut attribution = Attribution::new(self.model, examples, self.metric, self.discovery)?;
+        let mut run = None;
+        for batch in batches {
+            run = attribution.add(batch)?.filter(|_| batches.len() == 1);
+        }
+        let found = attribution.finish()?;
+        if !found.metric.is_finite() {
+            return Err(Error::Diverged { step, loss: found.metric });
+        }
+        let magnitudes = found.scores.magnitudes();
+        let importance = match &mut state.smoother {
+            Some(smoother) => smoother.update(&magnitudes),
+            None => magnitudes,
+        };
+        let circuit = self.pruning.prune(&found.scores, &importance, top_n);
+        let overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
+        state.circuit = Some(circuit);
+        Ok(Found { metric: Some(found.metric), overlap, run })
     }
 
     fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {
