@@ -19,6 +19,9 @@ pub(crate) struct Layer {
     pub(crate) mlp_out: Arc<Writing>,
 }
 
+/// A parameter as Hugging Face's files have it: one or more names, each with its tensor.
+pub(crate) type Export = fn(&Parameter, &Attention) -> Result<Vec<(String, Tensor)>>;
+
 /// A decoder-only transformer.
 pub(crate) struct Transformer {
     /// Hugging Face's config.json.
@@ -33,8 +36,7 @@ pub(crate) struct Transformer {
     /// What an MLP does between reading and writing.
     pub(crate) activation: fn(&Tensor) -> candle_core::Result<Tensor>,
     pub(crate) unembedding: Arc<Unembedding>,
-    /// A parameter as Hugging Face's files have it: one or more names, each with its tensor.
-    pub(crate) export: fn(&Parameter, &Attention) -> Result<Vec<(String, Tensor)>>,
+    pub(crate) export: Export,
 }
 
 impl Model for Transformer {
