@@ -118,7 +118,11 @@ impl Runner<'_> {
         let folder = RunFolder::create(folder)?;
         files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
 
-        let untuned = self.model.parameters().snapshot()?;
+        // A second copy of the weights, only where a control starts from it.
+        let control_start = match &self.plugins.control {
+            Some(selector) => Some((selector, self.model.parameters().snapshot()?)),
+            None => None,
+        };
         let before = self.evaluate()?;
         self.circuit(&folder, "before", &examples)?;
         let tuned = self.tune(&folder, &*self.plugins.selector, &examples)?;
@@ -126,7 +130,7 @@ impl Runner<'_> {
         (self.save)(&folder.path("model"), self.model)?;
         self.circuit(&folder, "after", &examples)?;
         let (mut control, mut control_tuned) = (None, None);
-        if let Some(selector) = &self.plugins.control {
+        if let Some((selector, untuned)) = control_start {
             self.model.parameters().restore(&untuned)?;
             let folder = RunFolder::create(&folder.path("control"))?;
             control_tuned = Some(self.tune(&folder, &**selector, &examples)?);
