@@ -12,6 +12,7 @@ use circuit_tasks as _;
 
 mod command_line;
 mod files;
+mod generation;
 mod properties;
 mod readme;
 mod reference;

@@ -68,7 +68,7 @@ impl Case {
             self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
         )]);
         let task = registry::find::<dyn Task>("task", "tokens").unwrap().build(&options).unwrap();
-        task.examples(Split::Train, &Setting { tokenizer: None, seed: 0 }).unwrap()
+        task.examples(Split::Train, &Setting { tokenizer: None, context: 32, seed: 0 }).unwrap()
     }
 
     pub fn metric(&self) -> Box<dyn PatchingMetric> {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::DType;
 use circuit_framework::example::Counterfactual;
 use circuit_framework::experiment::ModelChoice;
+use circuit_framework::model::Precision;
 use circuit_framework::{Example, Key, Model, Plugin, inventory, registry};
 use circuit_models::Loaded;
 use proptest::prelude::*;
@@ -94,11 +95,21 @@ impl Geometry {
 
     /// A random model, its weights large enough for every part of it to matter.
     pub fn model(&self, seed: u64) -> Box<dyn Model> {
+        self.model_in(seed, Precision::Auto)
+    }
+
+    /// The same in float64, where no rounding decides which of two tokens is the likelier.
+    pub fn model_in_float64(&self, seed: u64) -> Box<dyn Model> {
+        self.model_in(seed, Precision::Float64)
+    }
+
+    fn model_in(&self, seed: u64, dtype: Precision) -> Box<dyn Model> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), self.config().to_string()).unwrap();
         let model = load(ModelChoice {
             random_init: Some(seed),
             options: self.options(),
+            dtype,
             ..at(folder.path())
         })
         .model;

@@ -1,14 +1,17 @@
 //! Running a model over examples without gradients: what tasks' evaluations are made of.
 
-use crate::Result;
-use candle_core::DType;
+use std::path::Path;
 
-use crate::example::{Batch, Example};
+use candle_core::{DType, Tensor};
+use serde::Serialize;
+
+use crate::example::{Batch, Example, by_length};
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
 use crate::pass::{Pass, Readout, scalar};
 use crate::progress::{Progress, Report};
 use crate::task::{Figures, Setting};
+use crate::{Result, files};
 
 /// A model and how to run it.
 pub struct Evaluation<'a> {
@@ -16,26 +19,52 @@ pub struct Evaluation<'a> {
     pub setting: Setting<'a>,
     pub batch_size: usize,
     pub report: &'a Report<'a>,
+    /// Where the evaluation's files go; without it none are written.
+    pub folder: Option<&'a Path>,
+    /// The parameters before tuning, to compare with; none where the model is untuned.
+    pub untuned: Option<&'a [Tensor]>,
 }
 
 impl Evaluation<'_> {
-    /// Runs all examples in batches, in order.
+    /// Writes a file beside the figures: a drawing, a table of details.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        match self.folder {
+            Some(folder) => files::write_atomically(&folder.join(name), content),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a JSON Lines file beside the figures: what was generated, and its verdict.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_jsonl(&self, name: &str, lines: &[impl Serialize]) -> Result<()> {
+        self.write(name, files::jsonl(lines)?.as_bytes())
+    }
+
+    /// Runs all examples in batches of similar length. `f` is given the batch's indices in
+    /// `examples`, which come in no order of note.
     ///
     /// # Errors
     /// If an example doesn't fit the model, naming it.
     pub fn for_each_batch(
         &self,
         examples: &[Example],
-        mut f: impl FnMut(&Batch, &Readout) -> Result<()>,
+        mut f: impl FnMut(&[usize], &Batch, &Readout) -> Result<()>,
     ) -> Result<()> {
         for example in examples {
             example.check(self.model.vocabulary(), self.model.context())?;
         }
         let mut done = 0;
-        for chunk in examples.chunks(self.batch_size.max(1)) {
-            let batch = Batch::new(chunk.iter().collect(), &self.model.device())?;
+        let order = by_length(examples, |example| example.tokens.len());
+        for chunk in order.chunks(self.batch_size.max(1)) {
+            let batch = chunk.iter().map(|&index| &examples[index]).collect();
+            let batch = Batch::new(batch, &self.model.device())?;
             let readout = self.model.forward(&Pass::forward_only(), &batch.tokens)?;
-            f(&batch, &readout)?;
+            f(chunk, &batch, &readout)?;
             done += chunk.len();
             let total = examples.len();
             (self.report)(Progress { stage: "evaluate", done, total, figure: None });
@@ -52,7 +81,7 @@ impl Evaluation<'_> {
     pub fn language_modelling(&self, examples: &[Example]) -> Result<Figures> {
         let (mut loss, mut predicted) = (0.0, 0usize);
         let mut differences: Vec<f64> = Vec::new();
-        self.for_each_batch(examples, |batch, readout| {
+        self.for_each_batch(examples, |_, batch, readout| {
             let (mut rows, mut targets) = (Vec::new(), Vec::new());
             for (index, position, row) in batch.predicted() {
                 let token = batch.examples[index].tokens[position];

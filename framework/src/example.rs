@@ -119,6 +119,13 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// The indices of `items`, shortest first: neighbours make batches with little padding.
+pub fn by_length<T>(items: &[T], length: impl Fn(&T) -> usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|&index| length(&items[index]));
+    order
+}
+
 /// Sequences as one tensor u32 [batch, seq], padded on the right with token 0, and its length.
 pub fn pad<'t>(
     sequences: impl Iterator<Item = &'t [u32]> + Clone,

@@ -45,6 +45,18 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomically(path, text.as_bytes())
 }
 
+/// Values as JSON Lines.
+pub fn jsonl(values: &[impl Serialize]) -> Result<String> {
+    let mut text = String::new();
+    for value in values {
+        let line = serde_json::to_string(value)
+            .map_err(|error| Error::input(format!("can't be written as JSON: {error}")))?;
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
 /// The file's text; an error names the file.
 pub fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(Error::io(path))

@@ -5,6 +5,8 @@
 //! It knows no concrete model, task, metric or selector. Terms are TransformerLens', EAP-IG's and
 //! Hugging Face's; what is computed is defined in the paper, arXiv 2502.06106.
 
+pub mod cache;
+pub mod chat;
 pub mod circuit;
 pub mod discovery;
 pub mod drawing;
@@ -13,6 +15,7 @@ pub mod evaluation;
 pub mod example;
 pub mod experiment;
 pub mod files;
+pub mod generation;
 pub mod gradients;
 pub mod graph;
 pub mod metric;
@@ -33,6 +36,7 @@ pub use circuit::{Circuit, Pruning, Scores};
 pub use error::{Error, Result, suggestion};
 pub use evaluation::Evaluation;
 pub use example::{Batch, Example, Key};
+pub use generation::Generation;
 pub use graph::Graph;
 pub use inventory;
 pub use metric::PatchingMetric;

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Tensor, Var};
 
 use crate::Result;
+use crate::cache::Cache;
+use crate::ops::attention::Attention;
 use crate::ops::cross_entropy::{self, Target};
 use crate::ops::norm::Norm;
 use crate::ops::{differentiable, differentiable2};
@@ -106,13 +108,15 @@ pub struct Pass {
     anchor: Option<Var>,
     /// Stands in for the embedding's output: EAP-IG's interpolated inputs.
     input: Option<Tensor>,
+    /// The tokens before: generation goes on from them.
+    cache: Option<Arc<Mutex<Cache>>>,
     record: Arc<Mutex<Record>>,
 }
 
 impl Pass {
     /// A pass without gradients.
     pub fn forward_only() -> Self {
-        Self { anchor: None, input: None, record: Arc::default() }
+        Self { anchor: None, input: None, cache: None, record: Arc::default() }
     }
 
     /// A pass that [`Pass::backward`] can follow.
@@ -128,8 +132,13 @@ impl Pass {
         Self { input: Some(input), ..self }
     }
 
+    /// A pass without gradients over the tokens that follow those in the cache, which they join.
+    pub fn continuing(cache: Arc<Mutex<Cache>>) -> Self {
+        Self { cache: Some(cache), ..Self::forward_only() }
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.record)
     }
 
     /// What was written, in computation order.
@@ -157,12 +166,7 @@ impl Pass {
                 let embedded = embedding.tokens.tensor.index_select(&flat, 0)?;
                 match &embedding.positions {
                     None => embedded,
-                    Some(positions) => {
-                        let d_model = embedded.dim(1)?;
-                        let positions = positions.tensor.narrow(0, 0, seq)?.unsqueeze(0)?;
-                        (embedded.reshape((batch, seq, d_model))?.broadcast_add(&positions))?
-                            .reshape((batch * seq, d_model))?
-                    }
+                    Some(positions) => (embedded + self.positions(positions, batch, seq)?)?,
                 }
             }
         };
@@ -185,6 +189,27 @@ impl Pass {
             );
             Tensor::zeros((), DType::F32, gradient.device())
         })?)
+    }
+
+    /// The position embeddings [batch·seq, d_model] of the pass's tokens.
+    fn positions(&self, positions: &Param, batch: usize, seq: usize) -> Result<Tensor> {
+        let table = &positions.tensor;
+        if let Some(cache) = &self.cache {
+            let index = lock(cache).positions(seq);
+            return Ok(table.index_select(&Tensor::new(index, table.device())?, 0)?);
+        }
+        let d_model = table.dim(1)?;
+        let rows = table.narrow(0, 0, seq)?.unsqueeze(0)?;
+        Ok(rows.broadcast_as((batch, seq, d_model))?.reshape((batch * seq, d_model))?)
+    }
+
+    /// Causal attention of the `layer`-th attention layer, from 0, over stacked queries, keys and
+    /// values [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
+    pub fn attend(&self, layer: usize, attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
+        match &self.cache {
+            None => Ok(attention.forward(qkv)?),
+            Some(cache) => lock(cache).attend(layer, attention, qkv),
+        }
     }
 
     /// Reads the stream x [batch, seq, d_model] → projections [batch, seq, readers × width].
@@ -241,7 +266,9 @@ impl Pass {
 
     /// Ends the pass: normalises the stream x [batch, seq, d_model] for reading logits.
     pub fn finish(&self, unembedding: &Arc<Unembedding>, x: &Tensor) -> Result<Readout> {
-        let (_, seq, _) = x.dims3()?;
+        if let Some(cache) = &self.cache {
+            lock(cache).advance(x.dim(1)?);
+        }
         let stream = x.flatten(0, 1)?;
         let flat = stream.detach();
         let normed = unembedding.norm.forward(&flat)?;
@@ -257,7 +284,7 @@ impl Pass {
             );
             captured.norm.pull_back(&flat, gradient)
         })?;
-        Ok(Readout { hidden, seq, unembedding: unembedding.clone(), record: self.record.clone() })
+        Ok(Readout { hidden, unembedding: unembedding.clone(), record: self.record.clone() })
     }
 }
 
@@ -266,9 +293,13 @@ pub(crate) fn scalar(tensor: &Tensor) -> candle_core::Result<f64> {
     tensor.to_dtype(DType::F64)?.to_scalar()
 }
 
+/// A lock whose holder may have panicked: what it guards is a list of whole entries.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn capture(record: &Mutex<Record>, captured: Captured) {
-    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-    record.captured.push(captured);
+    lock(record).captured.push(captured);
 }
 
 /// [..., width] → [rows, width], contiguous.
@@ -282,17 +313,11 @@ fn rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
 pub struct Readout {
     /// [batch·seq, d_model]
     hidden: Tensor,
-    seq: usize,
     unembedding: Arc<Unembedding>,
     record: Arc<Mutex<Record>>,
 }
 
 impl Readout {
-    /// The padded length of the batch.
-    pub fn seq(&self) -> usize {
-        self.seq
-    }
-
     fn select(&self, rows: &[u32]) -> Result<Tensor> {
         let index = Tensor::new(rows, self.hidden.device())?;
         Ok(self.hidden.index_select(&index, 0)?)

@@ -60,7 +60,11 @@ pub struct Summary {
 
 impl Runner<'_> {
     fn setting(&self) -> Setting<'_> {
-        Setting { tokenizer: self.tokenizer, seed: self.experiment.seed }
+        Setting {
+            tokenizer: self.tokenizer,
+            context: self.model.context(),
+            seed: self.experiment.seed,
+        }
     }
 
     /// The task's training examples, checked against the model and the settings.
@@ -85,6 +89,8 @@ impl Runner<'_> {
             setting: self.setting(),
             batch_size: self.experiment.evaluation_batch_size,
             report: self.report,
+            folder: None,
+            untuned: None,
         })
     }
 

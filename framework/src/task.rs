@@ -24,6 +24,8 @@ pub type Figures = BTreeMap<String, f64>;
 pub struct Setting<'a> {
     /// The model's tokenizer, where it came with one.
     pub tokenizer: Option<&'a Tokenizer>,
+    /// The longest sequence it takes, in tokens.
+    pub context: usize,
     /// The seed of everything random.
     pub seed: u64,
 }

@@ -20,9 +20,21 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer can't encode the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = (self.inner.encode(text, false))
-            .map_err(|error| Error::input(format!("can't tokenise {text:?}: {error}")))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(self.encoding(text)?.get_ids().to_vec())
+    }
+
+    pub(crate) fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
+        (self.inner.encode(text, false))
+            .map_err(|error| Error::input(format!("can't tokenise {text:?}: {error}")))
+    }
+
+    /// The text of tokens, special ones left out.
+    ///
+    /// # Errors
+    /// If the tokenizer can't decode them.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        (self.inner.decode(tokens, true))
+            .map_err(|error| Error::input(format!("can't decode {tokens:?}: {error}")))
     }
 
     /// The token a text is begun with before it is given to the model: the beginning-of-text token

@@ -50,9 +50,9 @@ impl Model for Transformer {
 
     fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
         let mut x = pass.embed(&self.embedding, tokens)?;
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
             let qkv = pass.read(&layer.attention_in, &x)?;
-            let z = self.attention.forward(&qkv)?;
+            let z = pass.attend(index, &self.attention, &qkv)?;
             x = pass.write(&layer.attention_out, &x, &z)?;
             let hidden = pass.read(&layer.mlp_in, &x)?;
             let z = (self.activation)(&hidden)?;

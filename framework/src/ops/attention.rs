@@ -2,7 +2,9 @@
 //! optional rotary embedding. The probabilities are recomputed in the backward pass, so nothing of
 //! size [seq, seq] is kept.
 //!
-//! Sequences are padded on the right, so the causal mask alone hides the padding from every token.
+//! Training and evaluation pad sequences on the right, so the causal mask alone hides the padding from
+//! every token. Generation pads them on the left and goes on from the keys and values of the tokens
+//! before ([`Attention::extend`]), without a gradient.
 
 use std::sync::Arc;
 
@@ -124,6 +126,97 @@ impl Attention {
             keys: column(self.heads + g, true, T::one()),
             values: column(self.heads + self.kv_heads + g, false, T::one()),
         }
+    }
+
+    /// qkv [batch, new, (heads + 2·kv_heads)·d_head] of the columns from `past` on → z [batch, new,
+    /// heads·d_head]. Their keys, rotated, and values are put behind those of the columns before, in
+    /// `keys` and `values` [batch, capacity, kv_heads·d_head]. The first `padding[b]` columns of
+    /// sequence b are no tokens: nothing attends to them, and what comes out there means nothing.
+    pub fn extend(
+        &self,
+        qkv: &Tensor,
+        past: usize,
+        padding: &[usize],
+        [keys, values]: [&Tensor; 2],
+    ) -> Result<Tensor> {
+        by_dtype!(qkv, T => self.extend_in::<T>(qkv, past, padding, [keys, values]))
+    }
+
+    fn extend_in<T: Real>(
+        &self,
+        qkv: &Tensor,
+        past: usize,
+        padding: &[usize],
+        [keys, values_]: [&Tensor; 2],
+    ) -> Result<Tensor> {
+        let (batch, new, _) = qkv.dims3()?;
+        let width = self.kv_heads * self.d_head;
+        let start = self.heads * self.d_head;
+        let rotated = self.rotated_keys::<T>(qkv, past, padding)?;
+        keys.slice_set(&rotated, 1, past)?;
+        values_.slice_set(&qkv.narrow(2, start + width, width)?.contiguous()?, 1, past)?;
+        let queries = qkv.narrow(2, 0, start)?.contiguous()?;
+        let (queries, keys_data, values_data) =
+            (values::<T>(&queries)?, values::<T>(keys)?, values::<T>(values_)?);
+        let capacity = keys.dim(1)?;
+        let d = self.d_head;
+        let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
+        let pieces = self.for_each_group(batch, |b, g| {
+            let column = |data: &[T]| -> Vec<T> {
+                (padding[b]..past + new)
+                    .flat_map(|at| &data[(b * capacity + at) * width + g * d..][..d])
+                    .copied()
+                    .collect()
+            };
+            let (keys, values) = (column(&keys_data), column(&values_data));
+            let mut probabilities = Vec::with_capacity(past + new);
+            let mut attend = |part: usize| {
+                let head = g * self.group() + part;
+                let mut z = vec![T::zero(); new * d];
+                for (index, z) in z.chunks_mut(d).enumerate() {
+                    let Some(position) = (past + index).checked_sub(padding[b]) else { continue };
+                    let query = &queries[((b * new + index) * self.heads + head) * d..][..d];
+                    let mut query: Vec<T> = query.iter().map(|&value| value * scale).collect();
+                    if let Some(rotary) = &self.rotary {
+                        rotary.rotate(&mut query, position);
+                    }
+                    self.probabilities(&query, &keys, position, &mut probabilities);
+                    for (p, value) in probabilities.iter().zip(values.chunks(d)) {
+                        lanes::add_scaled(z, *p, value);
+                    }
+                }
+                z
+            };
+            (0..self.group()).map(&mut attend).collect()
+        });
+        let mut output = vec![T::zero(); batch * new * start];
+        self.scatter(&mut output, self.heads, batch, new, &pieces, |g, part| {
+            g * self.group() + part
+        });
+        Tensor::from_vec(output, (batch, new, start), qkv.device())
+    }
+
+    /// The keys of the columns from `past` on [batch, new, kv_heads·d_head], rotated.
+    fn rotated_keys<T: Real>(
+        &self,
+        qkv: &Tensor,
+        past: usize,
+        padding: &[usize],
+    ) -> Result<Tensor> {
+        let (batch, new, _) = qkv.dims3()?;
+        let width = self.kv_heads * self.d_head;
+        let keys = qkv.narrow(2, self.heads * self.d_head, width)?.contiguous()?;
+        let Some(rotary) = &self.rotary else {
+            return Ok(keys);
+        };
+        let longest = padding.iter().map(|padding| (past + new).saturating_sub(*padding)).max();
+        rotary.check(longest.unwrap_or(0))?;
+        let mut rotated = values::<T>(&keys)?.to_vec();
+        for (row, keys) in rotated.chunks_mut(width).enumerate() {
+            let position = (past + row % new).saturating_sub(padding[row / new]);
+            keys.chunks_mut(self.d_head).for_each(|key| rotary.rotate(key, position));
+        }
+        Tensor::from_vec(rotated, (batch, new, width), qkv.device())
     }
 
     /// softmax(q · kⱼ) over j ≤ position.
