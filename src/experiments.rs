@@ -10,7 +10,11 @@ use toml::Table;
 pub(crate) const SHIPPED: &[(&str, &str)] = &[
     ("embedded", include_str!("../experiments/embedded.toml")),
     ("embedded-model", include_str!("../experiments/embedded-model.toml")),
+    ("smollm2-bias", include_str!("../experiments/smollm2-bias.toml")),
     ("smollm2-disagreement", include_str!("../experiments/smollm2-disagreement.toml")),
+    ("smollm2-logic", include_str!("../experiments/smollm2-logic.toml")),
+    ("smollm2-math", include_str!("../experiments/smollm2-math.toml")),
+    ("smollm2-reading", include_str!("../experiments/smollm2-reading.toml")),
 ];
 
 /// The experiment that `run` takes without an argument.

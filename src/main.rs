@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Some(("discover", matches)) => commands::discover::run(matches),
         Some(("tune", matches)) => commands::tune::run(matches),
         Some(("eval", matches)) => commands::eval::run(matches),
+        Some(("compare", matches)) => commands::compare::run(matches),
         // clap has refused everything else.
         _ => Ok(()),
     };
@@ -50,6 +51,7 @@ fn command() -> Command {
             commands::discover::command(),
             commands::tune::command(),
             commands::eval::command(),
+            commands::compare::command(),
             commands::list::command(),
         ])
 }

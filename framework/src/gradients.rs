@@ -6,6 +6,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 
 use crate::Result;
+use crate::lora::AdapterGradients;
 use crate::ops::cross_entropy;
 use crate::parameters::{Param, ParamId, Parameters, Selection};
 use crate::pass::Captured;
@@ -32,7 +33,20 @@ impl Gradients {
         self.sums[id.0].as_ref()
     }
 
-    /// Adds the gradients of one backward pass.
+    /// Adds the gradients that one backward pass left of the adapters; this must have been made for
+    /// the adapters' parameters.
+    pub fn accumulate_adapters(&mut self, captured: Vec<Captured>) -> Result<()> {
+        for captured in captured {
+            if let Captured::Adapter(AdapterGradients { a, b }) = captured {
+                for (id, gradient) in [a, b] {
+                    self.add_rows(id, |_| Ok(gradient.clone()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients that one backward pass left of the model's parameters.
     pub fn accumulate(&mut self, captured: &[Captured]) -> Result<()> {
         for captured in captured {
             match captured {
@@ -81,6 +95,7 @@ impl Gradients {
                         })?;
                     }
                 }
+                Captured::Adapter(_) => {}
             }
         }
         Ok(())

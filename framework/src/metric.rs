@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::Result;
+use crate::evaluation::Evaluation;
 use crate::example::{Batch, Example};
 use crate::pass::Readout;
 
@@ -71,6 +72,65 @@ pub trait PatchingMetric: Send + Sync {
 
     /// Whether this is the training loss itself, whose backward pass then serves for both.
     fn is_loss(&self) -> bool {
+        false
+    }
+}
+
+/// A number that says something of a model but that nothing can be discovered with: it has no useful
+/// gradient. An experiment lists such metrics under `report`; they are measured on the task's test
+/// examples before and after tuning.
+///
+/// ```
+/// use circuit_framework::{Evaluation, Example, Options, Plugin, ReportMetric, Result};
+/// use circuit_framework::{inventory, origin};
+///
+/// /// How many tokens the examples have on average.
+/// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// #[serde(default, deny_unknown_fields)]
+/// struct Length {}
+///
+/// impl ReportMetric for Length {
+///     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
+///         let mut tokens = 0;
+///         evaluation.for_each_batch(examples, |_, batch, _| {
+///             tokens += batch.examples.iter().map(|example| example.tokens.len()).sum::<usize>();
+///             Ok(())
+///         })?;
+///         Ok(tokens as f64 / examples.len() as f64)
+///     }
+/// }
+///
+/// impl Options<dyn ReportMetric> for Length {
+///     fn build(self) -> Result<Box<dyn ReportMetric>> {
+///         Ok(Box::new(self))
+///     }
+/// }
+///
+/// inventory::submit! {
+///     Plugin::<dyn ReportMetric>::new::<Length>("length", "mean number of tokens", origin!())
+/// }
+///
+/// let plugin = circuit_framework::registry::find::<dyn ReportMetric>("report metric", "length")?;
+/// assert!(plugin.build(&Default::default()).is_ok());
+/// # Ok::<(), circuit_framework::Error>(())
+/// ```
+pub trait ReportMetric: Send + Sync {
+    /// The number, over all `examples`, of which there is at least one.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64>;
+
+    /// Refuses an example the number can't be computed on, saying what it lacks.
+    ///
+    /// # Errors
+    /// If the example doesn't fit.
+    fn check(&self, _example: &Example) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it compares with the untuned model, whose parameters are then kept.
+    fn needs_untuned(&self) -> bool {
         false
     }
 }

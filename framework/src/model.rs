@@ -1,6 +1,7 @@
 //! The first extension point: a model as the framework sees it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
@@ -9,7 +10,7 @@ use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
 use crate::graph::Graph;
-use crate::parameters::Parameters;
+use crate::parameters::{ParamId, Parameters};
 use crate::pass::{Pass, Readout};
 use crate::{Result, refuse};
 
@@ -43,10 +44,30 @@ pub trait Model: Send + Sync {
     /// If a tensor operation fails.
     fn state_dict(&self) -> Result<BTreeMap<String, Tensor>>;
 
+    /// The linear maps that a low-rank adapter can stand beside; none where it can't be adapted.
+    fn projections(&self) -> Vec<Projection> {
+        Vec::new()
+    }
+
     /// Where the weights are.
     fn device(&self) -> Device {
         Device::Cpu
     }
+}
+
+/// A linear map of a model, as Hugging Face names and splits them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// The module: `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Where its weight is.
+    pub parameter: ParamId,
+    /// Its rows of that parameter.
+    pub rows: Range<usize>,
+    /// Whether it reads the residual stream, a row an output; else it writes, a row an input.
+    pub reads: bool,
+    /// Whether Hugging Face keeps its weight [in, out], as GPT-2's `Conv1D` does.
+    pub fan_in_fan_out: bool,
 }
 
 /// What a registered architecture is built from: the content of a checkpoint, whichever file

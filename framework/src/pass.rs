@@ -12,6 +12,7 @@ use candle_core::{DType, Tensor, Var};
 
 use crate::Result;
 use crate::cache::Cache;
+use crate::lora::{AdapterGradients, Training};
 use crate::ops::attention::Attention;
 use crate::ops::cross_entropy::{self, Target};
 use crate::ops::norm::Norm;
@@ -93,6 +94,8 @@ pub enum Captured {
         targets: Arc<Vec<Target>>,
         factor: f64,
     },
+    /// The gradients of a low-rank adapter's own parameters.
+    Adapter(AdapterGradients),
 }
 
 #[derive(Default)]
@@ -110,13 +113,15 @@ pub struct Pass {
     input: Option<Tensor>,
     /// The tokens before: generation goes on from them.
     cache: Option<Arc<Mutex<Cache>>>,
+    /// Low-rank adapters in training.
+    adapters: Option<Training>,
     record: Arc<Mutex<Record>>,
 }
 
 impl Pass {
     /// A pass without gradients.
     pub fn forward_only() -> Self {
-        Self { anchor: None, input: None, cache: None, record: Arc::default() }
+        Self { anchor: None, input: None, cache: None, adapters: None, record: Arc::default() }
     }
 
     /// A pass that [`Pass::backward`] can follow.
@@ -130,6 +135,11 @@ impl Pass {
     /// The same, with `input` [batch·seq, d_model] in place of the embedding's output.
     pub fn with_input(self, input: Tensor) -> Self {
         Self { input: Some(input), ..self }
+    }
+
+    /// The same, with adapters beside the projections; [`Pass::backward`] leaves their gradients too.
+    pub fn with_adapters(self, adapters: Option<Training>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// A pass without gradients over the tokens that follow those in the cache, which they join.
@@ -221,11 +231,20 @@ impl Pass {
         if let Some(bias) = &reading.bias {
             output = output.broadcast_add(&bias.tensor.t()?)?;
         }
+        let adapted = match &self.adapters {
+            Some(adapters) => adapters.read(reading.weight.id, &normed, &output)?,
+            None => Vec::new(),
+        };
         let output = output.reshape((batch, seq, reading.weight.tensor.dim(0)?))?;
-        let (record, reading) = (self.record.clone(), reading.clone());
+        let (record, adapters) = (self.record.clone(), self.adapters.clone());
+        let reading = reading.clone();
         Ok(differentiable(x, output, move |gradient| {
             let projected = rows(gradient)?;
             let normed = projected.matmul(&reading.weight.tensor)?;
+            if let Some(adapters) = &adapters {
+                let gradients = adapters.backward(&adapted, &projected, &normed)?;
+                gradients.into_iter().for_each(|g| capture(&record, Captured::Adapter(g)));
+            }
             let pulled = reading.norm.pull_back(&flat, &normed)?;
             capture(
                 &record,
@@ -243,14 +262,23 @@ impl Pass {
         if let Some(bias) = &writing.bias {
             output = output.broadcast_add(&bias.tensor)?;
         }
+        let adapted = match &self.adapters {
+            Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
+            None => Vec::new(),
+        };
         let output = (output + rows(&x.detach())?)?.reshape((batch, seq, d_model))?;
         self.record()
             .written
             .push(Written::Projected { writing: writing.clone(), z: flat.clone() });
-        let (record, writing) = (self.record.clone(), writing.clone());
+        let (record, adapters) = (self.record.clone(), self.adapters.clone());
+        let writing = writing.clone();
         Ok(differentiable2([x, z], output, move |gradient| {
             let at_output = rows(gradient)?;
             let at_z = at_output.matmul(&writing.weight.tensor.t()?)?;
+            if let Some(adapters) = &adapters {
+                let gradients = adapters.backward(&adapted, &at_output, &at_z)?;
+                gradients.into_iter().for_each(|g| capture(&record, Captured::Adapter(g)));
+            }
             capture(
                 &record,
                 Captured::Writing {
@@ -289,7 +317,10 @@ impl Pass {
 }
 
 /// A scalar's value, whatever it was computed in.
-pub(crate) fn scalar(tensor: &Tensor) -> candle_core::Result<f64> {
+///
+/// # Errors
+/// If the tensor is no scalar.
+pub fn scalar(tensor: &Tensor) -> candle_core::Result<f64> {
     tensor.to_dtype(DType::F64)?.to_scalar()
 }
 

@@ -155,4 +155,5 @@ where
 inventory::collect!(Plugin<dyn crate::model::Architecture>);
 inventory::collect!(Plugin<dyn crate::task::Task>);
 inventory::collect!(Plugin<dyn crate::metric::PatchingMetric>);
+inventory::collect!(Plugin<dyn crate::metric::ReportMetric>);
 inventory::collect!(Plugin<dyn crate::selector::ParamSelector>);

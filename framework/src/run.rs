@@ -4,8 +4,10 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use serde::Serialize;
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::circuit::Circuit;
@@ -15,8 +17,10 @@ use crate::evaluation::Evaluation;
 use crate::example::Example;
 use crate::experiment::{Experiment, Plugins};
 use crate::files;
+use crate::metric::PatchingMetric;
 use crate::model::Model;
 use crate::progress::{Progress, Report};
+use crate::registry;
 use crate::selector::ParamSelector;
 use crate::task::{Figures, Setting, Split};
 use crate::tokenizer::Tokenizer;
@@ -37,7 +41,7 @@ pub struct Runner<'a> {
 }
 
 /// A run's outcome: `summary.json`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     pub experiment: String,
     /// The task's figures before tuning.
@@ -47,15 +51,29 @@ pub struct Summary {
     /// The same after tuning with the control's selector instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<Figures>,
+    /// The task's registered name.
+    pub task: String,
+    /// The selector's registered name.
+    pub selector: String,
+    /// The control's selector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_selector: Option<String>,
     pub parameters: usize,
     /// Parameters that any step tuned.
     pub tuned_parameters: usize,
     pub tuned_parameter_ratio: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_tuned_parameter_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_tuned_parameters: Option<usize>,
     pub steps: usize,
     pub discovery_seconds: f64,
     pub tuning_seconds: f64,
+    /// The control's discovery and tuning together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_seconds: Option<f64>,
+    /// From start to end, evaluations and the control included.
+    pub seconds: f64,
 }
 
 impl Runner<'_> {
@@ -72,26 +90,93 @@ impl Runner<'_> {
     /// # Errors
     /// Naming the first example that doesn't fit.
     pub fn examples(&self) -> Result<Vec<Example>> {
-        let Plugins { task, metric, .. } = self.plugins;
+        let Plugins { task, metric, selector, control, report, .. } = self.plugins;
         let examples = task.examples(Split::Train, &self.setting())?;
-        let discovery = &self.experiment.discovery;
-        discovery.check(self.model, &examples, &**metric, task.why_no_counterfactual())?;
+        self.check_metric(&examples)?;
+        let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
+        if selector.needs_circuit() || control_discovers {
+            let discovery = &self.experiment.discovery;
+            discovery.check(self.model, &examples, &**metric, task.why_no_counterfactual())?;
+        } else {
+            examples.iter().try_for_each(|example| {
+                example.check(self.model.vocabulary(), self.model.context())
+            })?;
+        }
+        if !report.is_empty() {
+            self.report_examples()?;
+        }
         Ok(examples)
     }
 
-    /// The task's own evaluation.
+    /// Refuses a metric that can't be computed on the examples, with those that can.
+    fn check_metric(&self, examples: &[Example]) -> Result<()> {
+        let misfit = |metric: &dyn PatchingMetric| {
+            examples.iter().find_map(|example| Some((example, metric.check(example).err()?)))
+        };
+        let Some((example, error)) = misfit(&*self.plugins.metric) else {
+            return Ok(());
+        };
+        let mut fitting = Vec::new();
+        for plugin in registry::all::<dyn PatchingMetric>()? {
+            if misfit(&*plugin.build(&toml::Table::new())?).is_none() {
+                fitting.push(plugin.name);
+            }
+        }
+        let Experiment { task, metric, .. } = self.experiment;
+        let metric =
+            metric.as_ref().map_or(self.plugins.task.default_metric(), |metric| &metric.name);
+        refuse!(
+            "metric `{metric}` doesn't fit task `{}`: {}: {error}; those that fit: {}",
+            task.name,
+            example.origin,
+            fitting.join(", ")
+        )
+    }
+
+    /// The test examples, if every metric to report can be computed on them.
+    fn report_examples(&self) -> Result<Vec<Example>> {
+        let examples = self.plugins.task.examples(Split::Test, &self.setting())?;
+        if examples.is_empty() {
+            refuse!("there are no test examples to report metrics on");
+        }
+        for (name, metric) in &self.plugins.report {
+            for example in &examples {
+                metric.check(example).map_err(|error| {
+                    Error::input(format!("report metric `{name}`: {}: {error}", example.origin))
+                })?;
+            }
+        }
+        Ok(examples)
+    }
+
+    /// The task's own evaluation, the metrics to report as `metric.NAME`, and the other tasks'
+    /// evaluations as `TASK.FIGURE`. Files that an evaluation leaves go to `folder`; `untuned` are the
+    /// parameters before tuning.
     ///
     /// # Errors
-    /// As the task's.
-    pub fn evaluate(&self) -> Result<Figures> {
-        self.plugins.task.evaluate(&Evaluation {
+    /// As the tasks'.
+    pub fn evaluate(&self, folder: Option<&Path>, untuned: Option<&[Tensor]>) -> Result<Figures> {
+        let own = Evaluation {
             model: self.model,
             setting: self.setting(),
             batch_size: self.experiment.evaluation_batch_size,
             report: self.report,
-            folder: None,
-            untuned: None,
-        })
+            folder,
+            untuned,
+        };
+        let mut figures = self.plugins.task.evaluate(&own)?;
+        if !self.plugins.report.is_empty() {
+            let examples = self.report_examples()?;
+            for (name, metric) in &self.plugins.report {
+                figures.insert(format!("metric.{name}"), metric.measure(&own, &examples)?);
+            }
+        }
+        for (name, task) in &self.plugins.evaluate {
+            let folder = folder.map(|folder| folder.join(name));
+            let others = task.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
+            figures.extend(others.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+        }
+        Ok(figures)
     }
 
     /// Scores all edges and cuts the circuit.
@@ -115,6 +200,7 @@ impl Runner<'_> {
     /// If the experiment doesn't fit the model or a file can't be written. If the loss stops being
     /// a number, what was reached is saved first.
     pub fn run(&self, folder: &Path) -> Result<Summary> {
+        let start = Instant::now();
         let Experiment { tuning, pruning, .. } = self.experiment;
         tuning.check()?;
         let examples = self.examples()?;
@@ -124,39 +210,49 @@ impl Runner<'_> {
         let folder = RunFolder::create(folder)?;
         files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
 
-        // A second copy of the weights, only where a control starts from it.
-        let control_start = match &self.plugins.control {
-            Some(selector) => Some((selector, self.model.parameters().snapshot()?)),
-            None => None,
+        // A second copy of the weights, only where something starts from it or is compared with it.
+        let compared = self.plugins.report.iter().any(|(_, metric)| metric.needs_untuned());
+        let untuned = match compared || self.plugins.control.is_some() {
+            true => Some(self.model.parameters().snapshot()?),
+            false => None,
         };
-        let before = self.evaluate()?;
+        let untuned = untuned.as_deref();
+        let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
         self.circuit(&folder, "before", &examples)?;
-        let tuned = self.tune(&folder, &*self.plugins.selector, &examples)?;
-        let after = self.evaluate()?;
+        let tuned = self.tune(&folder, &*self.plugins.selector, &examples, untuned)?;
+        let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
         (self.save)(&folder.path("model"), self.model)?;
         self.circuit(&folder, "after", &examples)?;
-        let (mut control, mut control_tuned) = (None, None);
-        if let Some((selector, untuned)) = control_start {
-            self.model.parameters().restore(&untuned)?;
+        let mut control = None;
+        if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
+            self.model.parameters().restore(weights)?;
             let folder = RunFolder::create(&folder.path("control"))?;
-            control_tuned = Some(self.tune(&folder, &**selector, &examples)?);
-            control = Some(self.evaluate()?);
+            let tuned = self.tune(&folder, &**selector, &examples, untuned)?;
+            let figures = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
+            control = Some((tuned, figures));
         }
         let parameters = self.model.parameters().count();
-        let count = |tuned: &Tuned| tuned.tuned.count(self.model.parameters());
-        let ratio = |tuned: &Tuned| count(tuned) as f64 / parameters as f64;
+        let ratio = |tuned: &Tuned| tuned.tuned_parameters as f64 / parameters as f64;
+        let seconds = |tuned: &Tuned| tuned.discovery_seconds + tuned.tuning_seconds;
+        let control_tuned = control.as_ref().map(|(tuned, _)| tuned);
         let summary = Summary {
             experiment: self.experiment.name.clone(),
+            task: self.experiment.task.name.clone(),
+            selector: self.experiment.selector.name.clone(),
+            control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
             before,
             after,
-            control,
             parameters,
-            tuned_parameters: count(&tuned),
+            tuned_parameters: tuned.tuned_parameters,
             tuned_parameter_ratio: ratio(&tuned),
-            control_tuned_parameter_ratio: control_tuned.as_ref().map(ratio),
+            control_tuned_parameters: control_tuned.map(|tuned| tuned.tuned_parameters),
+            control_tuned_parameter_ratio: control_tuned.map(ratio),
             steps: tuning.total_steps(examples.len()),
             discovery_seconds: tuned.discovery_seconds,
             tuning_seconds: tuned.tuning_seconds,
+            control_seconds: control_tuned.map(seconds),
+            seconds: start.elapsed().as_secs_f64(),
+            control: control.map(|(_, figures)| figures),
         };
         files::write_json(&folder.path("summary.json"), &summary)?;
         Ok(summary)
@@ -178,12 +274,13 @@ impl Runner<'_> {
         files::write_atomically(&folder.path(&format!("circuit-{when}.svg")), drawing.as_bytes())
     }
 
-    /// Tunes, writing down every step.
+    /// Tunes, writing down every step. Adapters are saved and merged into the model.
     fn tune(
         &self,
         folder: &RunFolder,
         selector: &dyn ParamSelector,
         examples: &[Example],
+        untuned: Option<&[Tensor]>,
     ) -> Result<Tuned> {
         let Experiment { discovery, pruning, tuning, seed, .. } = self.experiment;
         let mut log = Lines::new(folder.path("log.jsonl"));
@@ -203,7 +300,7 @@ impl Runner<'_> {
             Event::Circuit { step, circuit, graph } => {
                 circuits.write(&CircuitLine { step, edges: circuit.indices(graph) })
             }
-            Event::Step { step, total } => {
+            Event::Step { step, total, adapters } => {
                 log.write(step)?;
                 (self.report)(Progress {
                     stage: "tune",
@@ -211,15 +308,26 @@ impl Runner<'_> {
                     total,
                     figure: Some(("loss", step.loss)),
                 });
-                if due(tuning.evaluate_every, step.step) {
-                    let figures = self.evaluate()?;
-                    evaluations.write(&json!({ "step": step.step, "figures": figures }))?;
+                let mut on_the_way = || {
+                    if due(tuning.evaluate_every, step.step) {
+                        let figures = self.evaluate(None, untuned)?;
+                        evaluations.write(&json!({ "step": step.step, "figures": figures }))?;
+                    }
+                    if due(tuning.checkpoint_every, step.step) {
+                        let name = format!("checkpoint-{}", step.step + 1);
+                        (self.save)(&folder.path(&name), self.model)?;
+                    }
+                    Ok(())
+                };
+                match adapters {
+                    Some(adapters)
+                        if due(tuning.evaluate_every, step.step)
+                            || due(tuning.checkpoint_every, step.step) =>
+                    {
+                        adapters.while_merged(self.model, on_the_way)
+                    }
+                    _ => on_the_way(),
                 }
-                if due(tuning.checkpoint_every, step.step) {
-                    let name = format!("checkpoint-{}", step.step + 1);
-                    (self.save)(&folder.path(&name), self.model)?;
-                }
-                Ok(())
             }
         });
         log.finish()?;
@@ -228,7 +336,12 @@ impl Runner<'_> {
         if let Err(Error::Diverged { .. }) = &tuned {
             (self.save)(&folder.path("model"), self.model)?;
         }
-        tuned
+        let tuned = tuned?;
+        if let Some(adapters) = &tuned.adapters {
+            adapters.save(&folder.path("adapter"))?;
+            adapters.merge(self.model)?;
+        }
+        Ok(tuned)
     }
 }
 

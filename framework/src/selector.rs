@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::circuit::Circuit;
+use crate::lora::Lora;
 use crate::model::Model;
 use crate::parameters::Selection;
 
@@ -45,6 +46,11 @@ pub trait ParamSelector: Send + Sync {
     /// # Errors
     /// If the circuit can't be served on this model.
     fn select(&self, circuit: &Circuit, model: &dyn Model, seed: u64) -> Result<Selection>;
+
+    /// Low-rank adapters to train beside the selected projections, which themselves stay frozen.
+    fn lora(&self) -> Option<Lora> {
+        None
+    }
 
     /// Whether the selection depends on the circuit; without it nothing is discovered.
     fn needs_circuit(&self) -> bool {

@@ -1,37 +1,58 @@
-//! Right against wrong answers at the key positions, for the metrics that compare them.
+//! The logits and log-probabilities at the key positions, for the metrics that look there.
 
-use circuit_framework::{Batch, Example, Result, Tensor, refuse};
+use circuit_framework::{Batch, Example, Key, Readout, Result, Tensor, refuse};
 
-/// Σ over the batch's examples of the mean over an example's keys of value(correct) − value(wrong);
-/// `values` [keys, vocabulary], a row for each of [`Batch::keys`].
-pub(crate) fn sum_of_differences(values: &Tensor, batch: &Batch) -> Result<Tensor> {
-    let device = values.device();
-    let (mut correct, mut wrong, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-    for (example, key, _) in batch.keys() {
-        correct.push(key.correct);
-        wrong.push(key.wrong.unwrap_or(key.correct));
-        weights.push(1.0 / batch.examples[example].keys.len() as f64);
-    }
-    let column = |answers: Vec<u32>| Tensor::new(answers, device)?.unsqueeze(1);
-    let difference = (values.gather(&column(correct)?, 1)? - values.gather(&column(wrong)?, 1)?)?;
-    let weights = Tensor::new(weights, device)?.unsqueeze(1)?.to_dtype(values.dtype())?;
-    Ok((difference * weights)?.sum_all()?)
+/// Differentiable logits [keys, vocabulary], a row for each of [`Batch::keys`].
+pub(crate) fn logits(readout: &Readout, batch: &Batch) -> Result<Tensor> {
+    let rows: Vec<u32> = batch.keys().map(|(_, _, row)| row).collect();
+    readout.logits(&rows)
 }
 
-/// The rows at which the batch's key tokens are predicted.
-pub(crate) fn key_rows(batch: &Batch) -> Vec<u32> {
-    batch.keys().map(|(_, _, row)| row).collect()
+/// log p [rows, vocabulary] of logits of that shape.
+pub(crate) fn log_probs(logits: &Tensor) -> Result<Tensor> {
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(1)?)?;
+    let normaliser = shifted.exp()?.sum_keepdim(1)?.log()?;
+    Ok(shifted.broadcast_sub(&normaliser)?)
+}
+
+/// The right answers' column [keys, 1] of values [keys, vocabulary].
+pub(crate) fn of_correct(values: &Tensor, batch: &Batch) -> Result<Tensor> {
+    of_token(values, batch, |key| key.correct)
+}
+
+/// The right answers' values less the wrong ones' [keys, 1], of values [keys, vocabulary].
+pub(crate) fn correct_less_wrong(values: &Tensor, batch: &Batch) -> Result<Tensor> {
+    let wrong = of_token(values, batch, |key| key.wrong.unwrap_or(key.correct))?;
+    Ok((of_correct(values, batch)? - wrong)?)
+}
+
+fn of_token(values: &Tensor, batch: &Batch, token: impl Fn(&Key) -> u32) -> Result<Tensor> {
+    let tokens: Vec<u32> = batch.keys().map(|(_, key, _)| token(key)).collect();
+    Ok(values.gather(&Tensor::new(tokens, values.device())?.unsqueeze(1)?, 1)?)
+}
+
+/// Σ over the batch's examples of the mean over an example's keys of values [keys, 1].
+pub(crate) fn sum_of_means(values: &Tensor, batch: &Batch) -> Result<Tensor> {
+    let weights: Vec<f64> = (batch.keys())
+        .map(|(example, ..)| 1.0 / batch.examples[example].keys.len() as f64)
+        .collect();
+    let weights = Tensor::new(weights, values.device())?.unsqueeze(1)?.to_dtype(values.dtype())?;
+    Ok((values * weights)?.sum_all()?)
+}
+
+/// Refuses an example without keys.
+pub(crate) fn check_keys(example: &Example) -> Result<()> {
+    if example.keys.is_empty() {
+        refuse!("there are no key positions");
+    }
+    Ok(())
 }
 
 /// Refuses an example without keys, or with a key that has no wrong answer.
-pub(crate) fn check(metric: &str, example: &Example) -> Result<()> {
-    if example.keys.is_empty() {
-        refuse!("metric `{metric}` needs key positions; metric `loss` does not");
-    }
+pub(crate) fn check_wrong_answers(example: &Example) -> Result<()> {
+    check_keys(example)?;
     if example.keys.iter().any(|key| key.wrong.is_none()) {
-        refuse!(
-            "metric `{metric}` needs a wrong answer at each key position; metric `loss` does not"
-        );
+        refuse!("a key position has no wrong answer to compare with");
     }
     Ok(())
 }

@@ -1,7 +1,11 @@
-//! The patching metrics: what an edge's worth is measured by. One file each, its stem the
-//! registered name.
+//! The metrics, one file each, its stem the registered name: patching metrics, which an edge's worth
+//! is measured by, and two that only report.
 
+mod accuracy;
+mod answer_log_prob;
 mod answers;
+mod kl_divergence;
 mod log_prob_diff;
 mod logit_diff;
 mod loss;
+mod prob_diff;

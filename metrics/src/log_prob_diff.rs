@@ -1,5 +1,4 @@
 //! log p(correct) − log p(wrong) at each key position. The normaliser cancels, so this is
-//!
 //! [`logit_diff`](crate::logit_diff) with the same gradient; it is there under the name papers use.
 
 use circuit_framework::{
@@ -16,15 +15,12 @@ struct LogProbDiff {}
 
 impl PatchingMetric for LogProbDiff {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        let logits = readout.logits(&answers::key_rows(batch))?;
-        let largest = logits.detach().max_keepdim(1)?;
-        let normaliser = logits.broadcast_sub(&largest)?.exp()?.sum_keepdim(1)?.log()?;
-        let log_probs = logits.broadcast_sub(&largest)?.broadcast_sub(&normaliser)?;
-        answers::sum_of_differences(&log_probs, batch)
+        let log_probs = answers::log_probs(&answers::logits(readout, batch)?)?;
+        answers::sum_of_means(&answers::correct_less_wrong(&log_probs, batch)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
-        answers::check("log_prob_diff", example)
+        answers::check_wrong_answers(example)
     }
 }
 
@@ -35,5 +31,7 @@ impl Options<dyn PatchingMetric> for LogProbDiff {
 }
 
 inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<LogProbDiff>("log_prob_diff", "log p(correct) − log p(wrong) at the key positions", origin!())
+    Plugin::<dyn PatchingMetric>::new::<LogProbDiff>(
+        "log_prob_diff", "log p(correct) − log p(wrong) at the key positions", origin!(),
+    )
 }

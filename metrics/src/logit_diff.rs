@@ -1,6 +1,5 @@
-//! logit(correct) − logit(wrong) at each key position, averaged over an example's key positions,
-//!
-//! then over examples (Wang et al., 2022, arXiv 2211.00593).
+//! logit(correct) − logit(wrong) at each key position, averaged over an example's key positions, then
+//! over examples (Wang et al., 2022, arXiv 2211.00593).
 
 use circuit_framework::{
     Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
@@ -16,12 +15,12 @@ struct LogitDiff {}
 
 impl PatchingMetric for LogitDiff {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        let logits = readout.logits(&answers::key_rows(batch))?;
-        answers::sum_of_differences(&logits, batch)
+        let logits = answers::logits(readout, batch)?;
+        answers::sum_of_means(&answers::correct_less_wrong(&logits, batch)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
-        answers::check("logit_diff", example)
+        answers::check_wrong_answers(example)
     }
 }
 
@@ -32,5 +31,7 @@ impl Options<dyn PatchingMetric> for LogitDiff {
 }
 
 inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<LogitDiff>("logit_diff", "logit(correct) − logit(wrong) at the key positions", origin!())
+    Plugin::<dyn PatchingMetric>::new::<LogitDiff>(
+        "logit_diff", "logit(correct) − logit(wrong) at the key positions", origin!(),
+    )
 }

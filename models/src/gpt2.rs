@@ -1,6 +1,7 @@
 //! GPT-2 (Radford et al., 2019), as Hugging Face's `GPT2LMHeadModel`: learned positions, layer
 //! norm before each sub-layer, GELU in its tanh form, tied embeddings.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use circuit_framework::graph::{Node, Port};
@@ -87,6 +88,12 @@ impl Config {
     }
 }
 
+/// A projection under its Hugging Face name.
+fn names(parameter: &Parameter, _: &Attention) -> Vec<(String, Range<usize>)> {
+    let name = parameter.name.trim_end_matches(".weight");
+    vec![(format!("transformer.{name}"), 0..parameter.rows())]
+}
+
 /// A parameter under its Hugging Face name.
 fn export(parameter: &Parameter, _: &Attention) -> Result<Vec<(String, Tensor)>> {
     let (name, tensor) = (&parameter.name, &parameter.tensor);
@@ -155,6 +162,8 @@ impl Architecture for Gpt2Options {
             activation: gelu_tanh,
             unembedding,
             export,
+            names,
+            fan_in_fan_out: true,
         }))
     }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use circuit_framework::experiment::ModelChoice;
+use circuit_framework::lora::Adapters;
 use circuit_framework::model::Weights;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Architecture, Checkpoint, Model, Result, files, refuse, registry};
@@ -44,6 +45,9 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
         |error| circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin)),
     )?;
     let model = plugin.build(&choice.options)?.build(checkpoint)?;
+    if let Some(adapter) = &choice.adapter {
+        Adapters::load(adapter, &*model)?.merge(&*model)?;
+    }
     Ok(Loaded { model, tokenizer })
 }
 

@@ -1,6 +1,7 @@
 //! Llama (Touvron et al., 2023) and its successors, as Hugging Face's `LlamaForCausalLM`: rotary
 //! positions, RMS norm, grouped-query attention, a gated MLP, tied or separate embeddings.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType, LlamaConfig};
@@ -110,31 +111,38 @@ pub(crate) fn frequencies(
     plain.map(scale).collect()
 }
 
-/// A parameter as Hugging Face's tensors: stacked projections are taken apart.
-fn export(parameter: &Parameter, attention: &Attention) -> Result<Vec<(String, Tensor)>> {
-    let (name, tensor) = (&parameter.name, &parameter.tensor);
-    let (prefix, last) = name.rsplit_once('.').unwrap_or(("", name));
+/// The projections stacked in a parameter.
+fn names(parameter: &Parameter, attention: &Attention) -> Vec<(String, Range<usize>)> {
+    let rows = parameter.rows();
+    let (prefix, last) = parameter.name.rsplit_once('.').unwrap_or_default();
     let parts = match last {
         "qkv_proj" => {
             let queries = attention.heads * attention.d_head;
-            let keys = attention.kv_heads * attention.d_head;
-            vec![("q", 0, queries), ("k", queries, keys), ("v", queries + keys, keys)]
+            let keys = queries + attention.kv_heads * attention.d_head;
+            vec![("q_proj", 0..queries), ("k_proj", queries..keys), ("v_proj", keys..rows)]
         }
-        "gate_up_proj" => {
-            let width = parameter.rows() / 2;
-            vec![("gate", 0, width), ("up", width, width)]
-        }
-        // Hugging Face's Llama stores its projections [out, in].
-        "o_proj" | "down_proj" => {
-            return Ok(vec![(format!("{name}.weight"), tensor.t()?.contiguous()?)]);
-        }
-        _ if name.contains("norm") => return Ok(vec![(name.clone(), tensor.flatten_all()?)]),
-        _ => return Ok(vec![(name.clone(), tensor.clone())]),
+        "gate_up_proj" => vec![("gate_proj", 0..rows / 2), ("up_proj", rows / 2..rows)],
+        _ => vec![(last, 0..rows)],
     };
-    (parts.into_iter())
-        .map(|(part, start, rows)| {
-            let tensor = tensor.narrow(0, start, rows)?.contiguous()?;
-            Ok((format!("{prefix}.{part}_proj.weight"), tensor))
+    parts.into_iter().map(|(part, rows)| (format!("{prefix}.{part}"), rows)).collect()
+}
+
+/// A parameter as Hugging Face's tensors: stacked projections are taken apart.
+fn export(parameter: &Parameter, attention: &Attention) -> Result<Vec<(String, Tensor)>> {
+    let (name, tensor) = (&parameter.name, &parameter.tensor);
+    if name.contains("norm") {
+        return Ok(vec![(name.clone(), tensor.flatten_all()?)]);
+    }
+    if !name.ends_with("_proj") {
+        return Ok(vec![(name.clone(), tensor.clone())]);
+    }
+    // Hugging Face's Llama stores its projections [out, in].
+    let writes = name.ends_with("o_proj") || name.ends_with("down_proj");
+    (names(parameter, attention).into_iter())
+        .map(|(name, rows)| {
+            let part = tensor.narrow(0, rows.start, rows.len())?;
+            let part = if writes { part.t()? } else { part };
+            Ok((format!("{name}.weight"), part.contiguous()?))
         })
         .collect()
 }
@@ -194,6 +202,8 @@ impl Architecture for LlamaOptions {
             }),
             activation: swiglu,
             export,
+            names,
+            fan_in_fan_out: false,
         }))
     }
 }

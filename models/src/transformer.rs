@@ -3,9 +3,11 @@
 //! files: the names and layouts of the weights, the norm, the positions, the activation.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use circuit_framework::graph::{Graph, Input, Node, Port};
+use circuit_framework::model::Projection;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::parameters::Parameter;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
@@ -18,6 +20,9 @@ pub(crate) struct Layer {
     pub(crate) mlp_in: Arc<Reading>,
     pub(crate) mlp_out: Arc<Writing>,
 }
+
+/// The projections stacked in a parameter, as Hugging Face names them: each with its rows.
+pub(crate) type Names = fn(&Parameter, &Attention) -> Vec<(String, Range<usize>)>;
 
 /// A parameter as Hugging Face's files have it: one or more names, each with its tensor.
 pub(crate) type Export = fn(&Parameter, &Attention) -> Result<Vec<(String, Tensor)>>;
@@ -37,6 +42,10 @@ pub(crate) struct Transformer {
     pub(crate) activation: fn(&Tensor) -> candle_core::Result<Tensor>,
     pub(crate) unembedding: Arc<Unembedding>,
     pub(crate) export: Export,
+    /// Of the parameters that `attention_in`, `attention_out`, `mlp_in` and `mlp_out` hold.
+    pub(crate) names: Names,
+    /// Whether Hugging Face keeps projections [in, out].
+    pub(crate) fan_in_fan_out: bool,
 }
 
 impl Model for Transformer {
@@ -71,6 +80,26 @@ impl Model for Transformer {
 
     fn config(&self) -> &serde_json::Value {
         &self.config
+    }
+
+    fn projections(&self) -> Vec<Projection> {
+        let parameters = self.layers.iter().flat_map(|layer| {
+            let reading = [&layer.attention_in, &layer.mlp_in].map(|r| (r.weight.id, true));
+            let writing = [&layer.attention_out, &layer.mlp_out].map(|w| (w.weight.id, false));
+            [reading[0], writing[0], reading[1], writing[1]]
+        });
+        (parameters)
+            .flat_map(|(parameter, reads)| {
+                let names = (self.names)(self.parameters.get(parameter), &self.attention);
+                names.into_iter().map(move |(name, rows)| Projection {
+                    name,
+                    parameter,
+                    rows,
+                    reads,
+                    fan_in_fan_out: self.fan_in_fan_out,
+                })
+            })
+            .collect()
     }
 
     fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {

@@ -2,6 +2,7 @@
 //! name.
 
 mod all;
+mod lora;
 mod modules;
 mod nodes;
 mod random;

@@ -3,20 +3,26 @@
 use anyhow::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{print_figures, with_runner};
+use super::{path, print_figures, with_runner};
 use crate::flags::{self, COMMON, Flag};
 
 const FLAGS: &[&[Flag]] = &[COMMON];
 
 pub(crate) fn command() -> Command {
     flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS)
+        .arg(
+            Arg::new("out")
+                .long("out")
+                .value_name("DIR")
+                .help("Write what the task leaves beside its figures here: generations, drawings"),
+        )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"))
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
     with_runner(&experiment, |runner| {
-        let figures = runner.evaluate()?;
+        let figures = runner.evaluate(path(matches, "out").as_deref(), None)?;
         match matches.get_flag("json") {
             true => println!("{}", serde_json::to_string(&figures)?),
             false => print_figures(&[("model", &figures)]),

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use circuit_framework::registry::{self, Plugin};
-use circuit_framework::{Architecture, ParamSelector, PatchingMetric, Task, inventory};
+use circuit_framework::{
+    Architecture, ParamSelector, PatchingMetric, ReportMetric, Task, inventory,
+};
 use clap::{ArgMatches, Command};
 
 use crate::experiments::SHIPPED;
@@ -15,6 +17,7 @@ pub(crate) fn run(_: &ArgMatches) -> Result<()> {
     print_plugins::<dyn Architecture>("Model architectures", "model")?;
     print_plugins::<dyn Task>("Tasks", "task")?;
     print_plugins::<dyn PatchingMetric>("Metrics", "metric")?;
+    print_plugins::<dyn ReportMetric>("Metrics that only report", "report")?;
     print_plugins::<dyn ParamSelector>("Selectors", "selector")?;
     println!("Experiments, for `run NAME`");
     for (name, text) in SHIPPED {

@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+pub(crate) mod compare;
 pub(crate) mod discover;
 pub(crate) mod eval;
 pub(crate) mod list;
@@ -61,11 +62,13 @@ fn print_summary(summary: &Summary, folder: &Path) {
 
 /// A row a figure, a column a model; the first has them all.
 fn print_figures(columns: &[(&str, &Figures)]) {
-    print!("{:14}", "");
+    let names = columns.first().into_iter().flat_map(|(_, figures)| figures.keys());
+    let width = names.clone().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
+    print!("{:width$}", "");
     columns.iter().for_each(|(name, _)| print!("{name:>12}"));
     println!();
-    for name in columns.first().into_iter().flat_map(|(_, figures)| figures.keys()) {
-        print!("{name:14}");
+    for name in names {
+        print!("{name:width$}");
         for (_, figures) in columns {
             print!("{:>12.4}", figures.get(name).copied().unwrap_or(f64::NAN));
         }

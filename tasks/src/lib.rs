@@ -1,5 +1,16 @@
-//! The tasks: what a circuit is searched for and tuned on. One file each, its stem the registered
-//! name.
+//! The tasks: what a circuit is searched for and tuned on, or a model is evaluated on. One file each,
+//! its stem the registered name.
 
 mod agreement;
+mod bias;
+mod instruction;
+mod logic;
+mod math;
+mod multiple_choice;
+mod perplexity;
+mod reading;
+mod rows;
 mod tokens;
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ pub use smoothing::{Smoother, Smoothing};
 use sums::{BatchView, Sums};
 
 use crate::circuit::Scores;
-use crate::example::{Batch, Example, pad};
+use crate::example::{Batch, Example, by_length, pad};
 use crate::graph::{Graph, Kind};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
@@ -129,31 +129,36 @@ impl Discovery {
             if self.positions == Positions::Key && example.keys.is_empty() {
                 refuse!("{origin}: no key positions; discover with positions = \"all\"");
             }
-            if !needs_counterfactual {
-                continue;
+            if needs_counterfactual {
+                self.check_counterfactual(example, why)?;
             }
-            let Some(counterfactual) = &example.counterfactual else {
-                let reason = why.map_or(String::new(), |why| format!(" ({why})"));
-                refuse!(
-                    "{origin}: no counterfactual, which ablation `corrupt` and method `eap-ig` \
-                     need{reason}; use method `eap` with ablation `mean` or `zero`"
-                );
-            };
-            let same_length = counterfactual.tokens.len() == example.tokens.len();
-            if (self.positions == Positions::All || self.method == Method::EapIg) && !same_length {
-                refuse!(
-                    "{origin}: {} tokens, but {} in its counterfactual; positions `all` and \
-                     `eap-ig` need equal lengths",
-                    example.tokens.len(),
-                    counterfactual.tokens.len()
-                );
-            }
-            if self.positions == Positions::Key
-                && self.ablation == Ablation::Corrupt
-                && counterfactual.key_positions.is_empty()
-            {
-                refuse!("{origin}: the counterfactual has no key positions");
-            }
+        }
+        Ok(())
+    }
+
+    fn check_counterfactual(&self, example: &Example, why: Option<&str>) -> Result<()> {
+        let origin = &example.origin;
+        let Some(counterfactual) = &example.counterfactual else {
+            let reason = why.map_or(String::new(), |why| format!(" ({why})"));
+            refuse!(
+                "{origin}: no counterfactual, which ablation `corrupt` and method `eap-ig` \
+                 need{reason}; use method `eap` with ablation `mean` or `zero`"
+            );
+        };
+        let same_length = counterfactual.tokens.len() == example.tokens.len();
+        if (self.positions == Positions::All || self.method == Method::EapIg) && !same_length {
+            refuse!(
+                "{origin}: {} tokens, but {} in its counterfactual; positions `all` and \
+                 `eap-ig` need equal lengths",
+                example.tokens.len(),
+                counterfactual.tokens.len()
+            );
+        }
+        if self.positions == Positions::Key
+            && self.ablation == Ablation::Corrupt
+            && counterfactual.key_positions.is_empty()
+        {
+            refuse!("{origin}: the counterfactual has no key positions");
         }
         Ok(())
     }
@@ -180,8 +185,10 @@ pub fn discover(
 ) -> Result<Discovered> {
     let mut attribution = Attribution::new(model, examples, metric, options)?;
     let mut done = 0;
-    for chunk in examples.chunks(options.batch_size) {
-        attribution.add(&Batch::new(chunk.to_vec(), &model.device())?)?;
+    let order = by_length(examples, |example| example.tokens.len());
+    for chunk in order.chunks(options.batch_size) {
+        let batch = chunk.iter().map(|&index| examples[index]).collect();
+        attribution.add(&Batch::new(batch, &model.device())?)?;
         done += chunk.len();
         report(Progress {
             stage: "discover",

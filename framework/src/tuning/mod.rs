@@ -10,8 +10,11 @@ mod order;
 mod schedule;
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use objective::Objective;
@@ -23,9 +26,10 @@ use crate::discovery::{Attribution, Discovery, Run, Smoother, Smoothing};
 use crate::example::{Batch, Example};
 use crate::gradients::Gradients;
 use crate::graph::Graph;
+use crate::lora::{Adapters, Training};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
-use crate::parameters::Selection;
+use crate::parameters::{Parameters, Selection};
 use crate::pass::{Pass, scalar};
 use crate::selector::ParamSelector;
 use crate::{Error, Result, refuse};
@@ -203,8 +207,8 @@ pub struct Step {
 pub enum Event<'e> {
     /// A circuit was discovered, before the step's update.
     Circuit { step: usize, circuit: &'e Circuit, graph: &'e Graph },
-    /// A step was made.
-    Step { step: &'e Step, total: usize },
+    /// A step was made. Adapters that are trained are not merged into the model.
+    Step { step: &'e Step, total: usize, adapters: Option<&'e Adapters> },
 }
 
 /// What is tuned, and with what.
@@ -222,8 +226,12 @@ pub struct Tuner<'a> {
 pub struct Tuned {
     /// The last circuit; none where the selector needs none.
     pub circuit: Option<Circuit>,
-    /// Every row that any step tuned.
+    /// Trained adapters, not merged into the model.
+    pub adapters: Option<Arc<Adapters>>,
+    /// Every row that any step tuned, of the model or of its adapters.
     pub tuned: Selection,
+    /// How many parameters they have.
+    pub tuned_parameters: usize,
     pub discovery_seconds: f64,
     pub tuning_seconds: f64,
 }
@@ -243,7 +251,19 @@ struct State {
     circuit: Option<Circuit>,
     smoother: Option<Smoother>,
     optimizer: Optimizer,
+    /// Every row that any step tuned, of the model or of its adapters.
     tuned: Selection,
+    adapters: Option<Training>,
+}
+
+impl State {
+    /// What is trained: the model's parameters, or those of its adapters.
+    fn trained<'a>(&'a self, model: &'a dyn Model) -> &'a Parameters {
+        match &self.adapters {
+            Some(training) => training.adapters.parameters(),
+            None => model.parameters(),
+        }
+    }
 }
 
 impl Tuner<'_> {
@@ -266,11 +286,16 @@ impl Tuner<'_> {
             Some(path) => Some(Circuit::load(path, &graph)?),
             None => None,
         };
+        let adapters = self.adapters()?;
+        let trained = adapters
+            .as_ref()
+            .map_or(self.model.parameters().len(), |training| training.adapters.parameters().len());
         let mut state = State {
             circuit,
             smoother: self.tuning.smoothing.map(Smoother::new),
-            optimizer: Optimizer::new(self.tuning, self.model.parameters().len()),
+            optimizer: Optimizer::new(self.tuning, trained),
             tuned: Selection::default(),
+            adapters,
         };
         let mut order = Order::new(examples.len(), self.tuning.shuffle, self.seed);
         let total = self.tuning.total_steps(examples.len());
@@ -281,9 +306,28 @@ impl Tuner<'_> {
             let made = self.step(step, &graph, &batch, examples.len(), &mut state, event)?;
             discovery_seconds += made.discovery_seconds;
             tuning_seconds += made.tuning_seconds;
-            event(Event::Step { step: &made, total })?;
+            let adapters = state.adapters.as_ref().map(|training| &*training.adapters);
+            event(Event::Step { step: &made, total, adapters })?;
         }
-        Ok(Tuned { circuit: state.circuit, tuned: state.tuned, discovery_seconds, tuning_seconds })
+        Ok(Tuned {
+            tuned_parameters: state.tuned.count(state.trained(self.model)),
+            tuned: state.tuned,
+            circuit: state.circuit,
+            adapters: state.adapters.map(|training| training.adapters),
+            discovery_seconds,
+            tuning_seconds,
+        })
+    }
+
+    /// New adapters, where the selector wants them beside what it selects.
+    fn adapters(&self) -> Result<Option<Training>> {
+        let Some(lora) = self.selector.lora() else {
+            return Ok(None);
+        };
+        let selection = self.selector.select(&Circuit::default(), self.model, self.seed)?;
+        let adapters = Adapters::new(self.model, &selection, lora, self.seed)?;
+        let random = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(1));
+        Ok(Some(Training { adapters: Arc::new(adapters), random: Arc::new(Mutex::new(random)) }))
     }
 
     /// Whether the circuit is discovered at this step.
@@ -304,6 +348,11 @@ impl Tuner<'_> {
     ) -> Result<Step> {
         let start = Instant::now();
         let size = self.tuning.micro_batch_size.unwrap_or(examples.len());
+        let mut examples = examples.to_vec();
+        if size < examples.len() {
+            examples.sort_by_key(|example| example.tokens.len());
+        }
+        let examples = &examples[..];
         let batches = (examples.chunks(size))
             .map(|examples| Batch::new(examples.to_vec(), &self.model.device()))
             .collect::<Result<Vec<_>>>()?;
@@ -318,9 +367,14 @@ impl Tuner<'_> {
         let discovery_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let circuit = state.circuit.clone().unwrap_or_default();
-        let selection = self.selector.select(&circuit, self.model, self.seed)?;
+        let selection = match &state.adapters {
+            Some(training) => Selection::blocks(training.adapters.parameters(), |_, _| true),
+            None => self.selector.select(&circuit, self.model, self.seed)?,
+        };
+        let gradients = Gradients::new(state.trained(self.model), selection);
+        let adapters = state.adapters.as_ref();
         let (loss, metric, mut gradients) =
-            self.gradients(selection.clone(), examples, &batches, found.run, found.metric)?;
+            self.gradients(gradients, adapters, examples, &batches, found.run, found.metric)?;
         let gradient_norm = gradients.norm()?;
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             let loss = if loss.is_finite() { f64::NAN } else { loss };
@@ -331,11 +385,14 @@ impl Tuner<'_> {
         {
             gradients.scale(limit / (gradient_norm + 1e-6))?;
         }
-        let parameters = self.model.parameters();
         let learning_rate = self.tuning.learning_rate(step, all_examples);
+        let parameters = match &state.adapters {
+            Some(training) => training.adapters.parameters(),
+            None => self.model.parameters(),
+        };
         state.optimizer.update(parameters, &gradients, learning_rate)?;
-        state.tuned.extend(&selection);
-        let tuned_parameters = selection.count(parameters);
+        state.tuned.extend(gradients.selection());
+        let tuned_parameters = gradients.selection().count(parameters);
         Ok(Step {
             step,
             loss,
@@ -344,7 +401,7 @@ impl Tuner<'_> {
             gradient_norm,
             top_n,
             tuned_parameters,
-            tuned_share: tuned_parameters as f64 / parameters.count() as f64,
+            tuned_share: tuned_parameters as f64 / self.model.parameters().count() as f64,
             nodes: circuit.writers().len() + circuit.readers().len(),
             edges: circuit.edges.len(),
             overlap: found.overlap,
@@ -401,13 +458,13 @@ impl Tuner<'_> {
     /// the step's one micro-batch, `metric` the value it found.
     fn gradients(
         &self,
-        selection: Selection,
+        mut gradients: Gradients,
+        adapters: Option<&Training>,
         examples: &[&Example],
         batches: &[Batch],
         kept: Option<Run>,
         metric: Option<f64>,
     ) -> Result<(f64, f64, Gradients)> {
-        let mut gradients = Gradients::new(self.model.parameters(), selection);
         let terms = Terms::of(self.tuning, examples)?;
         let metric_is_objective =
             self.metric.is_loss() && self.tuning.objective == Objective::Standard;
@@ -424,7 +481,7 @@ impl Tuner<'_> {
         let sign = match (penalty == 0.0, metric) {
             (true, _) => 0.0,
             (_, Some(metric)) => metric.signum(),
-            (_, None) => self.metric_of(batches, total_weight)?.signum(),
+            (_, None) => self.metric_of(batches, adapters, total_weight)?.signum(),
         };
         let (mut loss, mut metric_sum) = (0.0, 0.0);
         let mut kept = kept.map(|run| (run.pass, run.readout));
@@ -432,7 +489,8 @@ impl Tuner<'_> {
             let (pass, readout) = match kept.take() {
                 Some(run) => run,
                 None => {
-                    let pass = Pass::with_gradients(&self.model.device())?;
+                    let pass = Pass::with_gradients(&self.model.device())?
+                        .with_adapters(adapters.cloned());
                     let readout = self.model.forward(&pass, &batch.tokens)?;
                     (pass, readout)
                 }
@@ -447,7 +505,11 @@ impl Tuner<'_> {
                     total = (total + sum.affine(penalty * sign / total_weight, 0.0)?)?;
                 }
             }
-            gradients.accumulate(&pass.backward(&total)?)?;
+            let captured = pass.backward(&total)?;
+            match adapters {
+                Some(_) => gradients.accumulate_adapters(captured)?,
+                None => gradients.accumulate(&captured)?,
+            }
         }
         let metric = match metric {
             Some(metric) => metric,
@@ -458,10 +520,16 @@ impl Tuner<'_> {
     }
 
     /// The metric over the batches, without gradients.
-    fn metric_of(&self, batches: &[Batch], total_weight: f64) -> Result<f64> {
+    fn metric_of(
+        &self,
+        batches: &[Batch],
+        adapters: Option<&Training>,
+        total_weight: f64,
+    ) -> Result<f64> {
         let mut sum = 0.0;
         for batch in batches {
-            let readout = self.model.forward(&Pass::forward_only(), &batch.tokens)?;
+            let pass = Pass::forward_only().with_adapters(adapters.cloned());
+            let readout = self.model.forward(&pass, &batch.tokens)?;
             sum += scalar(&self.metric.sum(&readout, batch)?)?;
         }
         Ok(sum / total_weight)

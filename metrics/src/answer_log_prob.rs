@@ -1,0 +1,37 @@
+//! log p(correct), averaged over an example's key tokens, then over examples: what `outcome` guidance
+//! discovers the mathematics task with (arXiv 2502.06106, section 4.2).
+
+use circuit_framework::{
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::answers;
+
+/// No options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct AnswerLogProb {}
+
+impl PatchingMetric for AnswerLogProb {
+    fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
+        let log_probs = answers::log_probs(&answers::logits(readout, batch)?)?;
+        answers::sum_of_means(&answers::of_correct(&log_probs, batch)?, batch)
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        answers::check_keys(example)
+    }
+}
+
+impl Options<dyn PatchingMetric> for AnswerLogProb {
+    fn build(self) -> Result<Box<dyn PatchingMetric>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn PatchingMetric>::new::<AnswerLogProb>(
+        "answer_log_prob", "log p(correct), the mean over the key tokens", origin!(),
+    )
+}

@@ -1,0 +1,37 @@
+//! p(correct) − p(wrong) at each key position, averaged over an example's key positions, then over
+//! examples (Hanna et al., 2023, arXiv 2305.00586).
+
+use circuit_framework::{
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::answers;
+
+/// No options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct ProbDiff {}
+
+impl PatchingMetric for ProbDiff {
+    fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
+        let probs = answers::log_probs(&answers::logits(readout, batch)?)?.exp()?;
+        answers::sum_of_means(&answers::correct_less_wrong(&probs, batch)?, batch)
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        answers::check_wrong_answers(example)
+    }
+}
+
+impl Options<dyn PatchingMetric> for ProbDiff {
+    fn build(self) -> Result<Box<dyn PatchingMetric>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn PatchingMetric>::new::<ProbDiff>(
+        "prob_diff", "p(correct) − p(wrong) at the key positions", origin!(),
+    )
+}

@@ -1,0 +1,150 @@
+//! `compare`: several runs side by side, from their summaries.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use circuit_framework::run::Summary;
+use circuit_framework::{Figures, files};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::Serialize;
+
+use super::path;
+
+pub(crate) fn command() -> Command {
+    let output = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    Command::new("compare")
+        .about("Put runs side by side: figures, tuned parameters, time")
+        .arg(
+            Arg::new("runs")
+                .value_name("RUN")
+                .action(ArgAction::Append)
+                .required(true)
+                .num_args(1..)
+                .help("Run folders"),
+        )
+        .arg(output("markdown", "OUT.md", "Write the table here"))
+        .arg(output("json", "OUT.json", "Write the rows here"))
+}
+
+/// A model: before tuning, after it, or after the control's.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    task: String,
+    /// None before tuning.
+    selector: Option<String>,
+    tuned_parameters: usize,
+    parameters: usize,
+    /// Discovery and tuning.
+    seconds: f64,
+    figures: Figures,
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let mut rows = Vec::new();
+    for run in matches.get_many::<String>("runs").into_iter().flatten() {
+        let file = Path::new(run).join("summary.json");
+        if !file.exists() {
+            bail!("{run}: there is no summary.json; name the folder of a finished run");
+        }
+        add(&mut rows, run, files::read_json(&file)?);
+    }
+    let table = markdown(&rows);
+    print!("{table}");
+    if let Some(path) = path(matches, "markdown") {
+        files::write_atomically(&path, table.as_bytes())?;
+    }
+    if let Some(path) = path(matches, "json") {
+        files::write_json(&path, &rows)?;
+    }
+    Ok(())
+}
+
+/// Adds a run's rows. Runs that start from the same figures share the row before tuning.
+fn add(rows: &mut Vec<Row>, run: &str, summary: Summary) {
+    let name = Path::new(run).file_name().map_or(run.into(), |name| name.to_string_lossy());
+    let row = |name: String, selector: Option<String>, tuned: usize, seconds, figures| Row {
+        name,
+        task: summary.task.clone(),
+        selector,
+        tuned_parameters: tuned,
+        parameters: summary.parameters,
+        seconds,
+        figures,
+    };
+    let before = row("untuned".to_owned(), None, 0, 0.0, summary.before);
+    let known = rows.iter().any(|row| {
+        row.selector.is_none() && row.task == before.task && row.figures == before.figures
+    });
+    if !known {
+        rows.push(before);
+    }
+    let seconds = summary.discovery_seconds + summary.tuning_seconds;
+    rows.push(row(
+        name.clone().into_owned(),
+        Some(summary.selector),
+        summary.tuned_parameters,
+        seconds,
+        summary.after,
+    ));
+    if let (Some(figures), Some(tuned)) = (summary.control, summary.control_tuned_parameters) {
+        let seconds = summary.control_seconds.unwrap_or(0.0);
+        rows.push(row(
+            format!("{name}, control"),
+            summary.control_selector,
+            tuned,
+            seconds,
+            figures,
+        ));
+    }
+}
+
+/// A row a model, a column a figure that any of them has.
+fn markdown(rows: &[Row]) -> String {
+    let mut names: Vec<&String> = rows.iter().flat_map(|row| row.figures.keys()).collect();
+    names.sort();
+    names.dedup();
+    let mut cells: Vec<Vec<String>> = Vec::with_capacity(rows.len() + 1);
+    let mut head = vec!["run".to_owned(), "selector".to_owned(), "tuned".to_owned()];
+    head.extend(names.iter().map(|name| (*name).clone()));
+    head.push("seconds".to_owned());
+    cells.push(head);
+    for row in rows {
+        let share = 100.0 * row.tuned_parameters as f64 / row.parameters as f64;
+        let mut line = vec![
+            row.name.clone(),
+            row.selector.clone().unwrap_or_default(),
+            format!("{} ({share:.1} %)", row.tuned_parameters),
+        ];
+        line.extend(names.iter().map(|name| {
+            row.figures.get(*name).map_or_else(String::new, |value| format!("{value:.4}"))
+        }));
+        line.push(format!("{:.1}", row.seconds));
+        cells.push(line);
+    }
+    let widths: Vec<usize> = (0..cells[0].len())
+        .map(|column| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut table = String::new();
+    for (index, line) in cells.iter().enumerate() {
+        let padded: Vec<String> = (line.iter().zip(&widths).enumerate())
+            .map(|(column, (cell, &width))| match column {
+                0 | 1 => format!("{cell:width$}"),
+                _ => format!("{cell:>width$}"),
+            })
+            .collect();
+        table.push_str(&format!("| {} |\n", padded.join(" | ")));
+        if index == 0 {
+            let rules: Vec<String> = (widths.iter().enumerate())
+                .map(|(column, &width)| match column {
+                    0 | 1 => "-".repeat(width),
+                    _ => format!("{}:", "-".repeat(width - 1)),
+                })
+                .collect();
+            table.push_str(&format!("| {} |\n", rules.join(" | ")));
+        }
+    }
+    table
+}

@@ -1,0 +1,113 @@
+//! What the tasks that answer in words have in common: a question and its answer as the model's chat
+//! template writes them, the loss on the answer alone, key tokens inside it; and answers generated
+//! for an evaluation.
+
+use std::ops::Range;
+
+use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::{Evaluation, Example, Figures, Generation, Key, Result, Setting, refuse};
+
+use crate::rows::Sieve;
+
+/// A question with the answer that is trained on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) origin: String,
+    pub(crate) question: String,
+    pub(crate) answer: String,
+    /// The part of `answer` that decides, in bytes.
+    pub(crate) key: Range<usize>,
+    /// What would be wrong in its place, where one thing would.
+    pub(crate) wrong: Option<String>,
+}
+
+impl Item {
+    fn example(&self, tokenizer: &Tokenizer) -> Result<Example> {
+        let dialogue = tokenizer.dialogue(&self.question, &self.answer)?;
+        let tokens = dialogue.tokens_of(&self.key);
+        let keys: Vec<Key> = match &self.wrong {
+            None => tokens
+                .map(|position| Key { position, correct: dialogue.tokens[position], wrong: None })
+                .collect(),
+            Some(wrong) => {
+                let mut answer = self.answer.clone();
+                answer.replace_range(self.key.clone(), wrong);
+                let other = tokenizer.dialogue(&self.question, &answer)?.tokens;
+                let differ = dialogue.tokens.iter().zip(&other).position(|(a, b)| a != b);
+                (differ.into_iter())
+                    .map(|at| Key {
+                        position: at,
+                        correct: dialogue.tokens[at],
+                        wrong: Some(other[at]),
+                    })
+                    .collect()
+            }
+        };
+        if keys.is_empty() {
+            refuse!("the answer has no key token");
+        }
+        Ok(Example {
+            predicted: dialogue.answer..dialogue.tokens.len(),
+            keys,
+            tokens: dialogue.tokens,
+            counterfactual: None,
+            origin: self.origin.clone(),
+        })
+    }
+}
+
+/// Items and their examples, in step with each other.
+#[derive(Debug)]
+pub(crate) struct Loaded<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) examples: Vec<Example>,
+}
+
+/// The examples of at most `most` of the `items`; those that can't be used or are too long are left
+/// out and counted.
+pub(crate) fn examples<T>(
+    items: Vec<T>,
+    item: impl Fn(&T) -> &Item,
+    most: Option<usize>,
+    setting: &Setting,
+    sieve: &mut Sieve,
+) -> Result<Loaded<T>> {
+    let tokenizer = setting.tokenizer()?;
+    let mut loaded = Loaded { items: Vec::new(), examples: Vec::new() };
+    for value in items {
+        if most == Some(loaded.items.len()) {
+            break;
+        }
+        let example = item(&value).example(tokenizer);
+        let example = sieve.keep(&item(&value).origin, example)?;
+        if let Some(example) = example.and_then(|example| sieve.fit(example)) {
+            loaded.items.push(value);
+            loaded.examples.push(example);
+        }
+    }
+    sieve.report(loaded.items.len())?;
+    Ok(loaded)
+}
+
+impl<T> Loaded<T> {
+    /// `loss` and `perplexity` of the answers that are trained on, and the model's own answers.
+    pub(crate) fn evaluate(
+        &self,
+        evaluation: &Evaluation,
+        generation: &Generation,
+    ) -> Result<(Figures, Vec<String>)> {
+        let tokenizer = evaluation.setting.tokenizer()?;
+        let figures = evaluation.language_modelling(&self.examples)?;
+        let prompts: Vec<Vec<u32>> = (self.examples.iter())
+            .map(|example| example.tokens[..example.predicted.start].to_vec())
+            .collect();
+        let generated = evaluation.generate(&prompts, generation, &tokenizer.stop_tokens())?;
+        let answers = generated.iter().map(|tokens| tokenizer.decode(tokens));
+        Ok((figures, answers.collect::<Result<_>>()?))
+    }
+}
+
+/// A share of something, NaN where there is nothing.
+pub(crate) fn share(count: usize, of: usize) -> f64 {
+    count as f64 / of as f64
+}

@@ -1,0 +1,450 @@
+//! Propositional reasoning in everyday words: Contexthub (Hua et al., 2024, arXiv 2406.02787), deductive
+//! and abductive, at four levels. A problem's reasoning is its `gold_cot` where that is published;
+//! otherwise it is made from the level's abstract template ([`template`]). Problems are split into
+//! training and test by the seed.
+
+mod template;
+mod verdicts;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use circuit_framework::{
+    Error, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split, Task,
+    files, inventory, origin, refuse,
+};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::instruction::{self, Item, Loaded};
+use crate::rows::{BadRows, Sieve};
+use verdicts::Verdict;
+
+/// Which way is reasoned.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Deductive,
+    Abductive,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Deductive => "deductive",
+            Self::Abductive => "abductive",
+        }
+    }
+
+    fn instruction(self) -> &'static str {
+        match self {
+            Self::Deductive => {
+                "Below is a deductive reasoning problem. Work out step by step what follows from \
+                 what is given, and whether the statement asked about is True, False, or cannot be \
+                 decided (N/A)."
+            }
+            Self::Abductive => {
+                "Below is an abductive reasoning problem. Work backwards step by step from what was \
+                 observed to what must have caused it, and whether the statement asked about is \
+                 True, False, or cannot be decided (N/A)."
+            }
+        }
+    }
+}
+
+/// A truth value, as it is written in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) enum Label {
+    True,
+    False,
+    #[serde(rename = "N/A")]
+    Unknown,
+}
+
+impl Label {
+    pub(crate) const ALL: [Label; 3] = [Label::True, Label::False, Label::Unknown];
+
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "N/A",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|label| label.text().eq_ignore_ascii_case(text.trim()))
+    }
+
+    fn of(value: &Value) -> Result<Self> {
+        let label = match value {
+            Value::Bool(true) => Some(Self::True),
+            Value::Bool(false) => Some(Self::False),
+            Value::String(text) => Self::parse(text),
+            _ => None,
+        };
+        label.ok_or_else(|| {
+            Error::input(format!("the answer is {value}; it must be true, false or \"N/A\""))
+        })
+    }
+
+    /// What it is held against: the opposite, or True where nothing can be decided.
+    fn wrong(self) -> Self {
+        match self {
+            Self::True => Self::False,
+            Self::False | Self::Unknown => Self::True,
+        }
+    }
+}
+
+/// Where the problems are, and which of them.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Logic {
+    /// Contexthub's folder, with data_level1 and so on inside.
+    data: Option<PathBuf>,
+    /// The levels, from 1 to 4; none named means all whose problems are in the folder.
+    levels: Vec<usize>,
+    /// `deductive` and `abductive`, or one of them.
+    kinds: Vec<Kind>,
+    /// One category, as `culture and arts` or `abstract`; all without it.
+    category: Option<String>,
+    /// The share of the problems that is kept for evaluation.
+    test_share: f64,
+    /// At most so many problems to discover and tune on.
+    train_examples: Option<usize>,
+    /// At most so many problems to evaluate on.
+    test_examples: Option<usize>,
+    /// Leave out examples of more tokens; the context is always a limit.
+    max_tokens: Option<usize>,
+    /// Problems that can't be used: `stop` or `skip`.
+    bad_rows: BadRows,
+    /// How answers are generated.
+    generation: Generation,
+}
+
+impl Default for Logic {
+    fn default() -> Self {
+        Self {
+            data: None,
+            levels: Vec::new(),
+            kinds: vec![Kind::Deductive, Kind::Abductive],
+            category: None,
+            test_share: 0.2,
+            train_examples: None,
+            test_examples: None,
+            max_tokens: None,
+            bad_rows: BadRows::default(),
+            generation: Generation::default(),
+        }
+    }
+}
+
+/// A problem in the words of one subcategory.
+#[derive(Clone, Debug)]
+pub(crate) struct Problem {
+    pub(crate) item: Item,
+    pub(crate) level: usize,
+    pub(crate) kind: Kind,
+    pub(crate) category: String,
+    pub(crate) answer: Label,
+}
+
+/// Propositions by variable (`<aaa>`), the text (`<nl>`) and what else is said of a problem.
+type Words = serde_json::Map<String, Value>;
+
+/// An entry of `*_logic.json`: the abstract problem, then its categories.
+#[derive(Deserialize)]
+struct Entry {
+    question: Vec<Words>,
+    answer: Value,
+    #[serde(flatten)]
+    categories: serde_json::Map<String, Value>,
+}
+
+/// An entry of `*_logic_cot.json`.
+#[derive(Deserialize)]
+struct Template {
+    descriptions: String,
+    inferences: String,
+}
+
+/// The abstract reasoning by the abstract problem.
+type Templates = BTreeMap<String, String>;
+
+impl Logic {
+    /// All problems of the folder that were asked for, in the order of the files.
+    fn problems(&self, folder: &Path, sieve: &mut Sieve) -> Result<Vec<Problem>> {
+        let mut problems = Vec::new();
+        let levels = if self.levels.is_empty() { &[1, 2, 3, 4] } else { &self.levels[..] };
+        for &level in levels {
+            for &kind in &self.kinds {
+                let name = format!("data_level{level}/{}_logic", kind.name());
+                let file = |suffix: &str| folder.join(format!("{name}{suffix}.json"));
+                let present = [file("_traincot"), file("")].into_iter().find(|path| path.exists());
+                let Some(path) = present else {
+                    if !self.levels.is_empty() {
+                        refuse!(
+                            "{}: there is no such file; leave the level out",
+                            file("").display()
+                        );
+                    }
+                    continue;
+                };
+                let templates = match file("_cot") {
+                    path if path.exists() => read_templates(&path)?,
+                    _ => Templates::new(),
+                };
+                for (index, entry) in files::read_json::<Vec<Value>>(&path)?.into_iter().enumerate()
+                {
+                    let origin = format!("{}: problem {}", path.display(), index + 1);
+                    let entry = serde_json::from_value::<Entry>(entry)
+                        .map_err(|error| Error::input(error.to_string()));
+                    if let Some(entry) = sieve.keep(&origin, entry)? {
+                        self.add(&mut problems, &entry, &templates, (level, kind), &origin, sieve)?;
+                    }
+                }
+            }
+        }
+        Ok(problems)
+    }
+
+    fn add(
+        &self,
+        problems: &mut Vec<Problem>,
+        entry: &Entry,
+        templates: &Templates,
+        (level, kind): (usize, Kind),
+        origin: &str,
+        sieve: &mut Sieve,
+    ) -> Result<()> {
+        let Some(answer) = sieve.keep(origin, Label::of(&entry.answer))? else {
+            return Ok(());
+        };
+        let template = (entry.question.first())
+            .and_then(|question| question.get("<nl>"))
+            .and_then(|text| templates.get(text.as_str()?));
+        for (category, subcategories) in &entry.categories {
+            if self.category.as_ref().is_some_and(|wanted| wanted != category) {
+                continue;
+            }
+            for (name, words) in subcategories.as_object().into_iter().flatten() {
+                let origin = format!("{origin}, {category}, {name}");
+                let problem =
+                    Problem::new(words, answer, template, category, (level, kind), &origin);
+                problems.extend(sieve.keep(&origin, problem)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, split: Split, setting: &Setting) -> Result<Loaded<Problem>> {
+        let Some(folder) = &self.data else {
+            refuse!("task `logic` needs data: Contexthub's folder, with data_level1 inside");
+        };
+        if !(0.0..=1.0).contains(&self.test_share) {
+            refuse!("task.test_share is {}; it must be from 0 to 1", self.test_share);
+        }
+        let mut sieve = Sieve::new(folder, self.bad_rows, self.max_tokens, setting);
+        let mut problems = self.problems(folder, &mut sieve)?;
+        problems.shuffle(&mut ChaCha8Rng::seed_from_u64(setting.seed));
+        let test = (self.test_share * problems.len() as f64).round() as usize;
+        let train = problems.split_off(test);
+        let (problems, most) = match split {
+            Split::Train => (train, self.train_examples),
+            Split::Test => (problems, self.test_examples),
+        };
+        instruction::examples(problems, |problem| &problem.item, most, setting, &mut sieve)
+    }
+}
+
+fn read_templates(path: &Path) -> Result<Templates> {
+    let templates: Vec<Template> = files::read_json(path)?;
+    Ok(templates.into_iter().map(|t| (t.descriptions, t.inferences)).collect())
+}
+
+impl Problem {
+    fn new(
+        words: &Value,
+        answer: Label,
+        template: Option<&String>,
+        category: &str,
+        (level, kind): (usize, Kind),
+        origin: &str,
+    ) -> Result<Self> {
+        let Some(words) = words.as_object() else {
+            refuse!("no object with `<nl>` and propositions");
+        };
+        let Some(text) = words.get("<nl>").and_then(Value::as_str) else {
+            refuse!("there is no `<nl>`, the problem's text");
+        };
+        let reasoning = match (words.get("gold_cot").and_then(Value::as_str), template) {
+            (Some(published), _) => published.to_owned(),
+            (None, Some(template)) => template::fill(template, words, category == "abstract")?,
+            (None, None) => refuse!("there is neither a `gold_cot` nor a template for it"),
+        };
+        let mark = format!("<answer>{}</answer>", answer.text());
+        let Some(at) = reasoning.rfind(&mark) else {
+            refuse!("the reasoning doesn't end in {mark}, the problem's answer");
+        };
+        let start = at + "<answer>".len();
+        Ok(Self {
+            item: Item {
+                origin: origin.to_owned(),
+                question: format!(
+                    "{}\n\n{}\n\nEnd with the answer in the form <answer>True|False|N/A</answer>.",
+                    kind.instruction(),
+                    text.trim()
+                ),
+                key: start..start + answer.text().len(),
+                answer: reasoning,
+                wrong: Some(answer.wrong().text().to_owned()),
+            },
+            level,
+            kind,
+            category: category.to_owned(),
+            answer,
+        })
+    }
+}
+
+/// A line of generations.jsonl.
+#[derive(Serialize)]
+struct Generated<'a> {
+    origin: &'a str,
+    question: &'a str,
+    gold: Label,
+    generated: &'a str,
+    extracted: Option<Label>,
+    correct: bool,
+}
+
+impl Task for Logic {
+    fn default_metric(&self) -> &str {
+        "logit_diff"
+    }
+
+    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
+        Ok(self.load(split, setting)?.examples)
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        let loaded = self.load(Split::Test, &evaluation.setting)?;
+        let (mut figures, answers) = loaded.evaluate(evaluation, &self.generation)?;
+        let verdicts: Vec<Verdict> = (loaded.items.iter().zip(&answers))
+            .map(|(problem, answer)| Verdict { problem, predicted: verdicts::extract(answer) })
+            .collect();
+        let lines: Vec<Generated> = (verdicts.iter().zip(&answers))
+            .map(|(verdict, generated)| Generated {
+                origin: &verdict.problem.item.origin,
+                question: &verdict.problem.item.question,
+                gold: verdict.problem.answer,
+                generated,
+                extracted: verdict.predicted,
+                correct: verdict.is_right(),
+            })
+            .collect();
+        evaluation.write_jsonl("generations.jsonl", &lines)?;
+        figures.extend(verdicts::figures(&verdicts));
+        Ok(figures)
+    }
+}
+
+impl Options<dyn Task> for Logic {
+    fn build(self) -> Result<Box<dyn Task>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Task>::new::<Logic>(
+        "logic", "deductive and abductive reasoning: Contexthub, judged on generated answers",
+        origin!(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{fixture, setting, shared};
+
+    fn all(task: &Logic) -> (Vec<Problem>, Sieve) {
+        let folder = task.data.as_ref().unwrap();
+        let mut sieve = Sieve::new(folder, task.bad_rows, None, &setting(usize::MAX));
+        (task.problems(folder, &mut sieve).unwrap(), sieve)
+    }
+
+    #[test]
+    fn the_fixture_is_read_and_what_cannot_be_used_is_counted() {
+        let task = Logic { data: Some(fixture("logic")), ..Logic::default() };
+        let error = task.load(Split::Train, &setting(4096)).unwrap_err().to_string();
+        assert!(error.contains("deductive_logic.json: problem 2") && error.contains("\"perhaps\""));
+        let task = Logic { bad_rows: BadRows::Skip, test_share: 0.25, ..task };
+        let (problems, sieve) = all(&task);
+        assert_eq!((problems.len(), sieve.bad.len()), (4, 2));
+        let train = task.load(Split::Train, &setting(4096)).unwrap();
+        let test = task.load(Split::Test, &setting(4096)).unwrap();
+        assert_eq!((train.items.len(), test.items.len()), (3, 1));
+        assert!(train.items.iter().all(|p| p.item.origin != test.items[0].item.origin));
+        let tokenizer = crate::tests::tokenizer();
+        for (problem, example) in train.items.iter().zip(&train.examples) {
+            // Of the answer's tokens the first is read that differs from the wrong answer's.
+            let [key] = &example.keys[..] else { panic!("one key") };
+            assert_eq!(key.correct, example.tokens[key.position]);
+            let first = tokenizer.decode(&[key.correct, key.wrong.unwrap()]).unwrap();
+            let (right, wrong) = (problem.answer.text(), problem.answer.wrong().text());
+            assert_eq!(first, [&right[..1], &wrong[..1]].concat());
+        }
+    }
+
+    /// The template, filled in, is the published reasoning to the letter wherever that is published.
+    #[test]
+    fn templates_make_the_published_reasoning() {
+        let Some(folder) = shared("logic") else { return };
+        let mut compared = 0;
+        for kind in ["deductive", "abductive"] {
+            let file = |suffix: &str| folder.join(format!("data_level1/{kind}_logic{suffix}.json"));
+            let templates = read_templates(&file("_cot")).unwrap();
+            for entry in files::read_json::<Vec<Entry>>(&file("_traincot")).unwrap() {
+                let template = &templates[entry.question[0]["<nl>"].as_str().unwrap()];
+                for (category, subcategories) in &entry.categories {
+                    for words in subcategories.as_object().unwrap().values() {
+                        let words = words.as_object().unwrap();
+                        let made = template::fill(template, words, category == "abstract");
+                        assert_eq!(made.unwrap(), words["gold_cot"].as_str().unwrap());
+                        compared += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(compared, 960);
+    }
+
+    #[test]
+    fn all_of_contexthub_is_read() {
+        let Some(folder) = shared("logic") else { return };
+        let task = Logic { data: Some(folder), bad_rows: BadRows::Skip, ..Logic::default() };
+        let (problems, sieve) = all(&task);
+        let count = |level: usize, kind: Kind| {
+            problems.iter().filter(|p| p.level == level && p.kind == kind).count()
+        };
+        // Levels 3 and 4 have no problems here, only templates. One published template of level 2
+        // concludes False where the answer is N/A: its 60 problems are counted as bad.
+        assert_eq!(sieve.bad.len(), 60);
+        assert!(
+            sieve.bad.iter().all(|bad| bad.contains("level2/deductive_logic.json: problem 20"))
+        );
+        let counts =
+            [1, 2, 3, 4].map(|level| [Kind::Deductive, Kind::Abductive].map(|k| count(level, k)));
+        assert_eq!(counts, [[600, 360], [2340, 2400], [0, 0], [0, 0]]);
+        let task = Logic { category: Some("abstract".to_owned()), levels: vec![1], ..task };
+        assert_eq!(all(&task).0.len(), 80);
+        let loaded = |split| task.load(split, &setting(100_000)).unwrap().examples.len();
+        assert_eq!((loaded(Split::Train), loaded(Split::Test)), (64, 16));
+    }
+}

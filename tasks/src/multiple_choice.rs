@@ -1,0 +1,206 @@
+//! Multiple-choice questions from JSON Lines: what tuning costs elsewhere. A line is `{"question": …,
+//! "choices": […], "answer": …}`, the answer being an index from 0, or one of the choices. A choice is
+//! scored by its log-likelihood after the question, as it is (`acc`) and divided by its length in
+//! bytes (`acc_norm`), as lm-evaluation-harness does.
+
+use std::path::PathBuf;
+
+use circuit_framework::ops::cross_entropy::Target;
+use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::{
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, inventory,
+    origin, pass, refuse,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::instruction::share;
+use crate::rows::{self, BadRows, Sieve};
+
+/// Where the questions are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct MultipleChoice {
+    /// JSON Lines with `question`, `choices` and `answer`.
+    data: Option<PathBuf>,
+    /// At most so many questions.
+    examples: Option<usize>,
+    /// Rows that can't be used: `stop` or `skip`.
+    bad_rows: BadRows,
+}
+
+/// A line of the file.
+#[derive(Deserialize)]
+struct Line {
+    question: String,
+    choices: Vec<String>,
+    answer: Answer,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Index(usize),
+    Text(String),
+}
+
+/// A question: one example a choice.
+struct Question {
+    choices: Vec<Example>,
+    /// Of each choice, in bytes.
+    lengths: Vec<usize>,
+    answer: usize,
+}
+
+impl Line {
+    fn question(&self, tokenizer: &Tokenizer, origin: &str) -> Result<Question> {
+        let answer = match &self.answer {
+            Answer::Index(index) => Some(*index).filter(|&index| index < self.choices.len()),
+            Answer::Text(text) => self.choices.iter().position(|choice| choice == text),
+        };
+        let Some(answer) = answer else {
+            refuse!(
+                "the answer is none of the {} choices; give its index from 0, or its text",
+                self.choices.len()
+            );
+        };
+        let choices = self.choices.iter().map(|choice| self.example(choice, tokenizer, origin));
+        Ok(Question {
+            choices: choices.collect::<Result<_>>()?,
+            lengths: self.choices.iter().map(String::len).collect(),
+            answer,
+        })
+    }
+
+    /// The question with a choice behind it, which alone is predicted.
+    fn example(&self, choice: &str, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
+        let question = self.question.trim_end();
+        let mut tokens: Vec<u32> = tokenizer.prefix().into_iter().collect();
+        let start = tokens.len() + tokenizer.encode(question)?.len();
+        tokens.extend(tokenizer.encode(&format!("{question} {choice}"))?);
+        if start == 0 || start >= tokens.len() || choice.trim().is_empty() {
+            refuse!("the question or a choice is empty");
+        }
+        let key = |position: usize| Key { position, correct: tokens[position], wrong: None };
+        Ok(Example {
+            predicted: start..tokens.len(),
+            keys: (start..tokens.len()).map(key).collect(),
+            tokens,
+            counterfactual: None,
+            origin: origin.to_owned(),
+        })
+    }
+}
+
+impl MultipleChoice {
+    fn load(&self, setting: &Setting) -> Result<Vec<Question>> {
+        let Some(path) = &self.data else {
+            refuse!(
+                "task `multiple_choice` needs data: JSON Lines with question, choices and answer"
+            );
+        };
+        let tokenizer = setting.tokenizer()?;
+        let mut sieve = Sieve::new(path, self.bad_rows, None, setting);
+        let mut questions = Vec::new();
+        let rows = rows::jsonl::<Line>(path)?;
+        for question in sieve.keep_all(rows, |line, origin| line.question(tokenizer, origin))? {
+            let longest = question.choices.iter().max_by_key(|choice| choice.tokens.len());
+            if longest.is_some_and(|longest| sieve.fit(longest.clone()).is_some()) {
+                questions.push(question);
+            }
+        }
+        questions.truncate(self.examples.unwrap_or(usize::MAX));
+        sieve.report(questions.len())?;
+        Ok(questions)
+    }
+}
+
+impl Task for MultipleChoice {
+    fn default_metric(&self) -> &str {
+        "answer_log_prob"
+    }
+
+    /// The right choices.
+    fn examples(&self, _split: Split, setting: &Setting) -> Result<Vec<Example>> {
+        let right = |mut question: Question| question.choices.swap_remove(question.answer);
+        Ok(self.load(setting)?.into_iter().map(right).collect())
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        let questions = self.load(&evaluation.setting)?;
+        let examples: Vec<Example> =
+            questions.iter().flat_map(|question| question.choices.iter().cloned()).collect();
+        let mut scores = vec![0.0; examples.len()];
+        evaluation.for_each_batch(&examples, |indices, batch, readout| {
+            for (row, &index) in indices.iter().enumerate() {
+                let predicted = batch.predicted().filter(|&(example, ..)| example == row);
+                let (rows, targets) = predicted
+                    .map(|(_, position, row)| {
+                        let token = examples[index].tokens[position];
+                        (row, Target { token, weight: 1.0 })
+                    })
+                    .unzip::<_, _, Vec<_>, Vec<_>>();
+                scores[index] = -pass::scalar(&readout.cross_entropy(&rows, targets)?)?;
+            }
+            Ok(())
+        })?;
+        let mut scores = &scores[..];
+        let (mut plain, mut normed) = (0, 0);
+        for question in &questions {
+            let (own, rest) = scores.split_at(question.choices.len());
+            scores = rest;
+            let per_byte: Vec<f64> =
+                own.iter().zip(&question.lengths).map(|(score, len)| score / *len as f64).collect();
+            plain += usize::from(best(own) == question.answer);
+            normed += usize::from(best(&per_byte) == question.answer);
+        }
+        let figures = [("acc", plain), ("acc_norm", normed)];
+        Ok(figures.map(|(name, hits)| (name.to_owned(), share(hits, questions.len()))).into())
+    }
+}
+
+/// The index of the largest value, the first of equals.
+fn best(values: &[f64]) -> usize {
+    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0)
+}
+
+impl Options<dyn Task> for MultipleChoice {
+    fn build(self) -> Result<Box<dyn Task>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Task>::new::<MultipleChoice>(
+        "multiple_choice", "choices scored by their length-normalised log-likelihood", origin!(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{fixture, setting};
+
+    #[test]
+    fn the_fixture_is_read_and_its_bad_rows_are_counted() {
+        let path = fixture("multiple_choice.jsonl");
+        let task = MultipleChoice { data: Some(path), ..MultipleChoice::default() };
+        let error = task.load(&setting(4096)).err().unwrap().to_string();
+        assert!(error.contains("multiple_choice.jsonl:3: the answer is none of the 2"), "{error}");
+        let task = MultipleChoice { bad_rows: BadRows::Skip, ..task };
+        let answers: Vec<usize> =
+            task.load(&setting(4096)).unwrap().iter().map(|q| q.answer).collect();
+        assert_eq!(answers, [1, 2]);
+        let tokenizer = crate::tests::tokenizer();
+        let examples = task.examples(Split::Train, &setting(4096)).unwrap();
+        let predicted = &examples[0].tokens[examples[0].predicted.clone()];
+        assert_eq!(tokenizer.decode(predicted).unwrap(), " blue");
+        // A limit of the context leaves a question out if its longest choice doesn't fit.
+        assert_eq!(task.load(&setting(40)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_first_of_equals_is_best() {
+        assert_eq!(best(&[1.0, 3.0, 3.0]), 1);
+        assert_eq!(best(&[-2.0]), 0);
+    }
+}

@@ -1,0 +1,218 @@
+//! Low-rank adapters: their gradients, their file layout, and that merging changes nothing.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::DType;
+use circuit_framework::gradients::Gradients;
+use circuit_framework::lora::{Adapters, Training};
+use circuit_framework::ops::cross_entropy::Target;
+use circuit_framework::pass::scalar;
+use circuit_framework::{
+    Batch, Circuit, Example, Lora, Model, ParamSelector, Pass, Selection, Tensor,
+};
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::support::{Geometry, examples, geometries, load, plugin};
+
+/// Adapters on every projection, B drawn too, so that they do something.
+fn adapters(model: &dyn Model, dropout: f64, seed: u64) -> Arc<Adapters> {
+    let everything = Selection::blocks(model.parameters(), |_, _| true);
+    let lora = Lora { rank: 2, alpha: 3.0, dropout };
+    let adapters = Adapters::new(model, &everything, lora, seed).unwrap();
+    for (index, (_, parameter)) in adapters.parameters().iter().enumerate() {
+        let values: Vec<f64> = (0..parameter.tensor.elem_count())
+            .map(|entry| 0.5 * ((entry * 7 + index * 3 + seed as usize % 5) as f64).sin())
+            .collect();
+        let values = Tensor::from_vec(values, parameter.tensor.shape(), &model.device()).unwrap();
+        parameter
+            .tensor
+            .slice_set(&values.to_dtype(parameter.tensor.dtype()).unwrap(), 0, 0)
+            .unwrap();
+    }
+    Arc::new(adapters)
+}
+
+/// The same dropout every time.
+fn training(adapters: &Arc<Adapters>) -> Option<Training> {
+    let random = Arc::new(Mutex::new(ChaCha8Rng::seed_from_u64(3)));
+    Some(Training { adapters: adapters.clone(), random })
+}
+
+/// The summed loss of all predicted tokens.
+fn loss(model: &dyn Model, pass: &Pass, batch: &Batch) -> Tensor {
+    let readout = model.forward(pass, &batch.tokens).unwrap();
+    let (rows, targets) = (batch.predicted())
+        .map(|(example, position, row)| {
+            let token = batch.examples[example].tokens[position];
+            (row, Target { token, weight: 1.0 })
+        })
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    readout.cross_entropy(&rows, targets).unwrap()
+}
+
+fn batch<'a>(model: &dyn Model, examples: &'a [Example]) -> Batch<'a> {
+    Batch::new(examples.iter().collect(), &model.device()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn gradients_agree_with_central_differences(
+        geometry in geometries(),
+        seed in any::<u64>(),
+        examples in examples(1..3),
+        with_dropout in any::<bool>(),
+    ) {
+        let model = geometry.model_in_float64(seed);
+        let adapters = adapters(&*model, if with_dropout { 0.3 } else { 0.0 }, seed);
+        let batch = batch(&*model, &examples);
+        let pass = Pass::with_gradients(&model.device()).unwrap().with_adapters(training(&adapters));
+        let captured = pass.backward(&loss(&*model, &pass, &batch)).unwrap();
+        let parameters = adapters.parameters();
+        let mut gradients =
+            Gradients::new(parameters, Selection::blocks(parameters, |_, _| true));
+        gradients.accumulate_adapters(captured).unwrap();
+        let value = || {
+            let pass = Pass::forward_only().with_adapters(training(&adapters));
+            scalar(&loss(&*model, &pass, &batch)).unwrap()
+        };
+        for (id, parameter) in parameters.iter() {
+            let original: Vec<f64> = parameter.tensor.flatten_all().unwrap().to_vec1().unwrap();
+            let entry = seed as usize % original.len();
+            let at = |shift: f64| {
+                let mut values = original.clone();
+                values[entry] += shift;
+                let values =
+                    Tensor::from_vec(values, parameter.tensor.shape(), &model.device()).unwrap();
+                parameter.tensor.slice_set(&values, 0, 0).unwrap();
+            };
+            at(1e-5);
+            let above = value();
+            at(-1e-5);
+            let below = value();
+            at(0.0);
+            let expected = (above - below) / 2e-5;
+            let gradient = gradients.get(id).unwrap().flatten_all().unwrap();
+            let got = gradient.to_vec1::<f64>().unwrap()[entry];
+            prop_assert!(
+                (got - expected).abs() <= 1e-5 * (1.0 + expected.abs()),
+                "{}: {got}, not {expected}", parameter.name
+            );
+        }
+    }
+
+    #[test]
+    fn saved_loaded_and_merged_adapters_give_the_adapters_logits(
+        geometry in geometries(),
+        seed in any::<u64>(),
+        examples in examples(1..3),
+    ) {
+        let model = geometry.model_in_float64(seed);
+        let adapters = adapters(&*model, 0.0, seed);
+        let batch = batch(&*model, &examples);
+        let logits = |pass: &Pass| -> Vec<f64> {
+            let rows: Vec<u32> = batch.predicted().map(|(_, _, row)| row).collect();
+            let readout = model.forward(pass, &batch.tokens).unwrap();
+            readout.logits(&rows).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let plain = logits(&Pass::forward_only());
+        let beside = logits(&Pass::forward_only().with_adapters(training(&adapters)));
+        prop_assert_ne!(&plain, &beside);
+        let folder = tempfile::tempdir().unwrap();
+        adapters.save(&folder.path().join("adapter")).unwrap();
+        let loaded = Adapters::load(&folder.path().join("adapter"), &*model).unwrap();
+        let merged = loaded
+            .while_merged(&*model, || Ok(logits(&Pass::forward_only())))
+            .unwrap();
+        // Adapters are saved in float32.
+        let near = beside.iter().zip(&merged).all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + a.abs()));
+        prop_assert!(near, "{beside:?} {merged:?}");
+        prop_assert_eq!(plain, logits(&Pass::forward_only()));
+    }
+}
+
+/// PEFT's documented layout: `base_model.model.` before the module's name, A [rank, in], B [out,
+/// rank], and the settings under its names.
+#[test]
+fn adapters_are_saved_in_the_layout_of_peft() {
+    let llama = Geometry {
+        llama: true,
+        layers: 1,
+        heads: 2,
+        kv_heads: 1,
+        d_head: 4,
+        mlp_heads: 3,
+        split_mlp: false,
+        tied: true,
+    };
+    let gpt2 = Geometry { llama: false, kv_heads: 2, ..llama.clone() };
+    let llama_shapes = [
+        ("model.layers.0.mlp.down_proj", [12, 8]),
+        ("model.layers.0.mlp.gate_proj", [8, 12]),
+        ("model.layers.0.mlp.up_proj", [8, 12]),
+        ("model.layers.0.self_attn.k_proj", [8, 4]),
+        ("model.layers.0.self_attn.o_proj", [8, 8]),
+        ("model.layers.0.self_attn.q_proj", [8, 8]),
+        ("model.layers.0.self_attn.v_proj", [8, 4]),
+    ];
+    let gpt2_shapes = [
+        ("transformer.h.0.attn.c_attn", [8, 24]),
+        ("transformer.h.0.attn.c_proj", [8, 8]),
+        ("transformer.h.0.mlp.c_fc", [8, 12]),
+        ("transformer.h.0.mlp.c_proj", [12, 8]),
+    ];
+    for (geometry, shapes) in [(llama, &llama_shapes[..]), (gpt2, &gpt2_shapes[..])] {
+        let model = geometry.model(0);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("adapter");
+        adapters(&*model, 0.25, 1).save(&path).unwrap();
+        let saved =
+            candle_core::safetensors::load(path.join("adapter_model.safetensors"), &model.device())
+                .unwrap();
+        assert_eq!(saved.len(), 2 * shapes.len());
+        for (module, [input, output]) in shapes {
+            let tensor =
+                |matrix: &str| &saved[&format!("base_model.model.{module}.lora_{matrix}.weight")];
+            assert_eq!(tensor("A").dims(), [2, *input], "{module}");
+            assert_eq!(tensor("B").dims(), [*output, 2], "{module}");
+            assert_eq!(tensor("A").dtype(), DType::F32);
+        }
+        let config = std::fs::read_to_string(path.join("adapter_config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let targets: Vec<&str> = config["target_modules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t.as_str().unwrap())
+            .collect();
+        let mut last: Vec<&str> =
+            shapes.iter().map(|(module, _)| module.rsplit('.').next().unwrap()).collect();
+        last.sort_unstable();
+        last.dedup();
+        assert_eq!(targets, last);
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&2.into(), &3.0.into()));
+        assert_eq!((&config["peft_type"], &config["lora_dropout"]), (&"LORA".into(), &0.25.into()));
+        assert_eq!(config["fan_in_fan_out"], !geometry.llama);
+    }
+}
+
+#[test]
+fn targets_are_projections_of_the_model() {
+    let model = load(crate::support::at(std::path::Path::new("embedded"))).model;
+    let select = |targets: &str| {
+        let selector: Box<dyn ParamSelector> =
+            plugin("lora", &format!("rank = 4\ntargets = {targets}"));
+        let selection = selector.select(&Circuit::default(), &*model, 0);
+        selection
+            .and_then(|selection| Adapters::new(&*model, &selection, selector.lora().unwrap(), 0))
+    };
+    let layers = model.projections().len() / 4;
+    assert_eq!(select("[\"c_attn\"]").unwrap().parameters().len(), 2 * layers);
+    // In GPT-2 both an attention layer and an MLP have a `c_proj`.
+    assert_eq!(select("[\"c_proj\"]").unwrap().parameters().len(), 4 * layers);
+    let error = select("[\"q_proj\"]").err().unwrap().to_string();
+    assert!(error.contains("`q_proj`; known: all-linear, c_attn, c_fc, c_proj"), "{error}");
+}
