@@ -2,7 +2,9 @@
 //! standard error. Warnings go there too.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 
 use circuit_framework::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -66,7 +68,10 @@ fn bar(progress: &Progress) -> Option<ProgressBar> {
     Some(bar)
 }
 
-struct Warnings;
+/// Shows each warning once: a file is read for training, for evaluation, and again after tuning.
+struct Warnings {
+    shown: Mutex<BTreeSet<String>>,
+}
 
 impl log::Log for Warnings {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
@@ -74,8 +79,10 @@ impl log::Log for Warnings {
     }
 
     fn log(&self, record: &log::Record) {
-        if self.enabled(record.metadata()) {
-            eprintln!("warning: {}", record.args());
+        let warning = record.args().to_string();
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.enabled(record.metadata()) && shown.insert(warning.clone()) {
+            eprintln!("warning: {warning}");
         }
     }
 
@@ -84,6 +91,7 @@ impl log::Log for Warnings {
 
 /// Sends the libraries' warnings to standard error.
 pub(crate) fn log_to_stderr() {
+    static WARNINGS: Warnings = Warnings { shown: Mutex::new(BTreeSet::new()) };
     // Fails only if a logger is set already, which then does the same.
-    let _ = log::set_logger(&Warnings).map(|()| log::set_max_level(log::LevelFilter::Warn));
+    let _ = log::set_logger(&WARNINGS).map(|()| log::set_max_level(log::LevelFilter::Warn));
 }

@@ -18,7 +18,8 @@ pub fn program(folder: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+/// Standard output of a run that succeeds.
+pub fn succeeds(folder: &Path, arguments: &[&str]) -> String {
     let output = program(folder, arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {errors}");
@@ -26,7 +27,7 @@ fn succeeds(folder: &Path, arguments: &[&str]) -> String {
 }
 
 /// Fails with exit code 2 and one line that has all of `parts`.
-fn refuses(folder: &Path, arguments: &[&str], parts: &[&str]) {
+pub fn refuses(folder: &Path, arguments: &[&str], parts: &[&str]) {
     let output = program(folder, arguments);
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
@@ -37,7 +38,7 @@ fn refuses(folder: &Path, arguments: &[&str], parts: &[&str]) {
     }
 }
 
-fn json(path: &Path) -> Value {
+pub fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 

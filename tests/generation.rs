@@ -8,7 +8,7 @@ use circuit_framework::{Evaluation, Generation, Model, Pass, Setting, Tensor, pr
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::{VOCABULARY, geometries, repository};
+use crate::support::{VOCABULARY, few, geometries, repository};
 
 const CONTEXT: usize = 16;
 
@@ -41,7 +41,7 @@ fn greedy(model: &dyn Model, prompt: &[u32], most: usize, stop: u32) -> Vec<u32>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(few(48))]
 
     #[test]
     fn generation_equals_the_slow_way_for_any_batch(

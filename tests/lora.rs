@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::support::{Geometry, examples, geometries, load, plugin};
+use crate::support::{Geometry, examples, few, geometries, load, plugin};
 
 /// Adapters on every projection, B drawn too, so that they do something.
 fn adapters(model: &dyn Model, dropout: f64, seed: u64) -> Arc<Adapters> {
@@ -57,7 +57,7 @@ fn batch<'a>(model: &dyn Model, examples: &'a [Example]) -> Batch<'a> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(few(24))]
 
     #[test]
     fn gradients_agree_with_central_differences(

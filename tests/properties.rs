@@ -12,11 +12,7 @@ use circuit_framework::{
 };
 use proptest::prelude::*;
 
-use crate::support::{Geometry, examples, geometries, plugin, weights};
-
-fn few(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
+use crate::support::{Geometry, examples, few, geometries, plugin, weights};
 
 /// Scores that often tie.
 fn scores(graph: Graph, seeds: &[i8]) -> Scores {

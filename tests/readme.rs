@@ -1,5 +1,7 @@
 //! What README shows works: its files are written and its commands run, in order.
 
+use circuit_framework::experiment::Experiment;
+
 use crate::command_line::program;
 use crate::support::repository;
 
@@ -17,7 +19,13 @@ fn readme_commands_run() {
     for (language, content) in blocks(&readme) {
         match language {
             "jsonl" => std::fs::write(folder.path().join("mine.jsonl"), content).unwrap(),
+            // A fragment: its settings must be an experiment's.
+            "toml" if content.starts_with("# in any") => {
+                toml::from_str::<Experiment>(content).unwrap();
+            }
             "toml" => std::fs::write(folder.path().join("mine.toml"), content).unwrap(),
+            // Rust is compiled and run as a documentation test of tasks/; `bash` builds or fetches.
+            "rust" | "text" | "bash" => {}
             _ => {
                 for line in content.lines() {
                     let words: Vec<&str> = line.split_whitespace().collect();
@@ -30,8 +38,14 @@ fn readme_commands_run() {
             }
         }
     }
-    assert_eq!(commands, 5);
-    for file in ["scores.safetensors", "circuit.svg", "tuned/summary.json", "mine/summary.json"] {
+    assert_eq!(commands, 8);
+    for file in [
+        "scores.safetensors",
+        "circuit.svg",
+        "tuned/summary.json",
+        "compare.md",
+        "mine/summary.json",
+    ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }
 }

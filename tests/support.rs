@@ -31,6 +31,11 @@ pub fn load(choice: ModelChoice) -> Loaded {
     circuit_models::load(&choice).unwrap()
 }
 
+/// So many random cases.
+pub fn few(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 /// The geometry of a small model.
 #[derive(Clone, Debug)]
 pub struct Geometry {

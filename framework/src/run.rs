@@ -17,6 +17,7 @@ use crate::evaluation::Evaluation;
 use crate::example::Example;
 use crate::experiment::{Experiment, Plugins};
 use crate::files;
+use crate::lora::Adapters;
 use crate::metric::PatchingMetric;
 use crate::model::Model;
 use crate::progress::{Progress, Report};
@@ -106,6 +107,21 @@ impl Runner<'_> {
             self.report_examples()?;
         }
         Ok(examples)
+    }
+
+    /// Refuses what would stop a run halfway: adapters that can't be made, evaluations without data.
+    fn check(&self) -> Result<()> {
+        let Plugins { task, selector, control, evaluate, .. } = self.plugins;
+        for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
+            if let Some(lora) = selector.lora() {
+                let selection = selector.select(&Circuit::default(), self.model, 0)?;
+                Adapters::new(self.model, &selection, lora, 0)?;
+            }
+        }
+        for task in evaluate.iter().map(|(_, task)| task).chain([task]) {
+            task.examples(Split::Test, &self.setting())?;
+        }
+        Ok(())
     }
 
     /// Refuses a metric that can't be computed on the examples, with those that can.
@@ -204,6 +220,7 @@ impl Runner<'_> {
         let Experiment { tuning, pruning, .. } = self.experiment;
         tuning.check()?;
         let examples = self.examples()?;
+        self.check()?;
         let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
         pruning.top_n(&graph)?;
         let config = self.experiment.resolved()?;

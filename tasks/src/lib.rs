@@ -14,3 +14,8 @@ mod tokens;
 
 #[cfg(test)]
 mod tests;
+
+// README's examples are compiled and run with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

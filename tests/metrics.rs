@@ -1,0 +1,164 @@
+//! Metrics against their definitions, computed the slow way from the logits, and their gradients
+//! against central differences.
+
+use circuit_framework::gradients::Gradients;
+use circuit_framework::pass::scalar;
+use circuit_framework::{
+    Batch, Evaluation, Example, Model, Pass, PatchingMetric, ReportMetric, Selection, Setting,
+    Tensor, progress, registry,
+};
+use proptest::prelude::*;
+
+use crate::support::{examples, few, geometries, plugin};
+
+/// log p of every token at a position of an example, one example at a time.
+fn log_probs(model: &dyn Model, example: &Example, position: usize) -> Vec<f64> {
+    let tokens = Tensor::new(&example.tokens[..], &model.device()).unwrap().unsqueeze(0).unwrap();
+    let readout = model.forward(&Pass::forward_only(), &tokens).unwrap();
+    let logits = readout.logits(&[position as u32]).unwrap().squeeze(0).unwrap();
+    let logits: Vec<f64> = logits.to_vec1().unwrap();
+    let normaliser = logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+    logits.iter().map(|logit| logit - normaliser).collect()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.collect();
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The mean over examples of the mean over an example's keys of a number.
+fn over_keys(
+    model: &dyn Model,
+    examples: &[Example],
+    value: impl Fn(&[f64], usize, usize) -> f64,
+) -> f64 {
+    mean(examples.iter().map(|example| {
+        mean(example.keys.iter().map(|key| {
+            let log_probs = log_probs(model, example, key.position - 1);
+            value(&log_probs, key.correct as usize, key.wrong.unwrap() as usize)
+        }))
+    }))
+}
+
+fn value(model: &dyn Model, metric: &dyn PatchingMetric, examples: &[Example]) -> f64 {
+    let batch = Batch::new(examples.iter().collect(), &model.device()).unwrap();
+    let readout = model.forward(&Pass::forward_only(), &batch.tokens).unwrap();
+    let weight: f64 = examples.iter().map(|example| metric.weight(example)).sum();
+    scalar(&metric.sum(&readout, &batch).unwrap()).unwrap() / weight
+}
+
+fn evaluation<'a>(model: &'a dyn Model, untuned: Option<&'a [Tensor]>) -> Evaluation<'a> {
+    Evaluation {
+        model,
+        setting: Setting { tokenizer: None, context: model.context(), seed: 0 },
+        batch_size: 2,
+        report: &progress::silent,
+        folder: None,
+        untuned,
+    }
+}
+
+/// Puts other values into one parameter.
+fn shift(model: &dyn Model, parameter: usize, entry: usize, by: f64) {
+    let (_, parameter) = model.parameters().iter().nth(parameter).unwrap();
+    let mut values: Vec<f64> = parameter.tensor.flatten_all().unwrap().to_vec1().unwrap();
+    values[entry] += by;
+    let values = Tensor::from_vec(values, parameter.tensor.shape(), &model.device()).unwrap();
+    parameter.tensor.slice_set(&values, 0, 0).unwrap();
+}
+
+proptest! {
+    #![proptest_config(few(24))]
+
+    #[test]
+    fn values_are_those_of_the_definitions(
+        geometry in geometries(),
+        seed in any::<u64>(),
+        examples in examples(1..4),
+    ) {
+        let model = geometry.model_in_float64(seed);
+        let expected: [(&str, f64); 4] = [
+            ("logit_diff", over_keys(&*model, &examples, |p, right, wrong| p[right] - p[wrong])),
+            ("log_prob_diff", over_keys(&*model, &examples, |p, right, wrong| p[right] - p[wrong])),
+            ("prob_diff", over_keys(&*model, &examples, |p, right, wrong| p[right].exp() - p[wrong].exp())),
+            ("answer_log_prob", over_keys(&*model, &examples, |p, right, _| p[right])),
+        ];
+        for (name, expected) in expected {
+            let metric: Box<dyn PatchingMetric> = plugin(name, "");
+            let got = value(&*model, &*metric, &examples);
+            prop_assert!((got - expected).abs() < 1e-9 * (1.0 + expected.abs()), "{name}: {got}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn gradients_agree_with_central_differences(
+        geometry in geometries(),
+        seed in any::<u64>(),
+        examples in examples(1..4),
+        parameter in any::<prop::sample::Index>(),
+        entry in any::<prop::sample::Index>(),
+    ) {
+        let model = geometry.model_in_float64(seed);
+        let parameter = parameter.index(model.parameters().len());
+        let (id, tensor) = model.parameters().iter().nth(parameter).unwrap();
+        let entry = entry.index(tensor.tensor.elem_count());
+        for plugin in registry::all::<dyn PatchingMetric>().unwrap() {
+            let metric = plugin.build(&toml::Table::new()).unwrap();
+            let batch = Batch::new(examples.iter().collect(), &model.device()).unwrap();
+            let pass = Pass::with_gradients(&model.device()).unwrap();
+            let readout = model.forward(&pass, &batch.tokens).unwrap();
+            let captured = pass.backward(&metric.sum(&readout, &batch).unwrap()).unwrap();
+            let mut gradients =
+                Gradients::new(model.parameters(), Selection::blocks(model.parameters(), |_, _| true));
+            gradients.accumulate(&captured).unwrap();
+            let weight: f64 = examples.iter().map(|example| metric.weight(example)).sum();
+            let got = gradients.get(id).map_or(0.0, |gradient| {
+                gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap()[entry] / weight
+            });
+            shift(&*model, parameter, entry, 1e-5);
+            let above = value(&*model, &*metric, &examples);
+            shift(&*model, parameter, entry, -2e-5);
+            let below = value(&*model, &*metric, &examples);
+            shift(&*model, parameter, entry, 1e-5);
+            let expected = (above - below) / 2e-5;
+            prop_assert!(
+                (got - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                "{}, {}: {got}, not {expected}", plugin.name, tensor.name
+            );
+        }
+    }
+
+    #[test]
+    fn report_metrics_are_those_of_the_definitions(
+        geometry in geometries(),
+        seed in any::<u64>(),
+        examples in examples(1..5),
+    ) {
+        let model = geometry.model_in_float64(seed);
+        let keys = || examples.iter().flat_map(|example| example.keys.iter().map(move |key| (example, key)));
+        let at_keys = || -> Vec<Vec<f64>> {
+            keys().map(|(example, key)| log_probs(&*model, example, key.position - 1)).collect()
+        };
+        let accuracy: Box<dyn ReportMetric> = plugin("accuracy", "");
+        let hits = mean(keys().zip(at_keys()).map(|((_, key), p)| {
+            f64::from(p.iter().all(|&other| other <= p[key.correct as usize]))
+        }));
+        prop_assert_eq!(accuracy.measure(&evaluation(&*model, None), &examples).unwrap(), hits);
+
+        let kl: Box<dyn ReportMetric> = plugin("kl_divergence", "");
+        prop_assert_eq!(kl.measure(&evaluation(&*model, None), &examples).unwrap(), 0.0);
+        let untuned = model.parameters().snapshot().unwrap();
+        let before = at_keys();
+        for parameter in 0..model.parameters().len() {
+            shift(&*model, parameter, 0, 0.7);
+        }
+        let after = at_keys();
+        let expected = mean(before.iter().zip(&after).map(|(before, after)| {
+            before.iter().zip(after).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+        }));
+        let got = kl.measure(&evaluation(&*model, Some(&untuned)), &examples).unwrap();
+        prop_assert!((got - expected).abs() < 1e-9 * (1.0 + expected), "{got}, not {expected}");
+        // The model is as it was tuned.
+        prop_assert_eq!(at_keys(), after);
+    }
+}

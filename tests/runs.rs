@@ -1,0 +1,158 @@
+//! Runs with more than one task, metric or baseline, as a user makes them on the built-in model.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::command_line::{json, refuses, succeeds};
+
+const TEXT: &str = "the keys to the cabinet are old . the key to the cabinets is old .\n";
+
+/// Words of a command line.
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+fn figure(summary: &Value, when: &str, name: &str) -> f64 {
+    summary[when][name].as_f64().unwrap_or_else(|| panic!("no {when} {name} in {summary}"))
+}
+
+/// An experiment that also reports metrics and evaluates on two other tasks.
+fn write_inputs(folder: &Path) {
+    std::fs::write(folder.join("text.txt"), TEXT.repeat(8)).unwrap();
+    let question = |verb: usize| {
+        format!(
+            "{{\"question\": \"the keys to the cabinet\", \"choices\": [\"are old\", \"is old\"], \"answer\": {verb}}}\n"
+        )
+    };
+    std::fs::write(folder.join("choices.jsonl"), question(0) + &question(1)).unwrap();
+    let experiment = r#"
+        evaluate = [{ name = "perplexity", data = "text.txt" }, { name = "multiple_choice", data = "choices.jsonl" }]
+        report = [{ name = "accuracy" }, { name = "kl_divergence" }]
+        [task]
+        name = "agreement"
+        direction = "disagreement"
+        train_examples = 64
+        test_examples = 32
+        [pruning]
+        top_n = 20
+        [tuning]
+        steps = 3
+        lr = 1e-2
+    "#;
+    std::fs::write(folder.join("mine.toml"), experiment).unwrap();
+}
+
+#[test]
+fn other_tasks_and_metrics_are_evaluated_beside_the_own_and_runs_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_inputs(here);
+    succeeds(here, &words("run mine.toml --out circuit --set control.name=random"));
+    let summary = json(&here.join("circuit/summary.json"));
+    assert_eq!(figure(&summary, "before", "metric.kl_divergence"), 0.0);
+    assert!(figure(&summary, "after", "metric.kl_divergence") > 0.0);
+    // The flipped verb, which is trained on, is never the likeliest before.
+    assert_eq!(figure(&summary, "before", "metric.accuracy"), 0.0);
+    // Of the two questions one has the grammatical answer.
+    assert_eq!(figure(&summary, "before", "multiple_choice.acc"), 0.5);
+    let perplexity = |when: &str| figure(&summary, when, "perplexity.perplexity");
+    assert!(perplexity("after") != perplexity("before"));
+    assert!(figure(&summary, "control", "perplexity.perplexity") > 1.0);
+
+    succeeds(here, &words("run mine.toml --out full --set selector.name=all"));
+    succeeds(
+        here,
+        &words("run mine.toml --out lora --set selector.name=lora --set selector.dropout=0.1"),
+    );
+    let table =
+        succeeds(here, &words("compare circuit full lora --markdown table.md --json table.json"));
+    assert_eq!(std::fs::read_to_string(here.join("table.md")).unwrap(), table);
+    let rows = json(&here.join("table.json"));
+    let names: Vec<&str> =
+        rows.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["untuned", "circuit", "circuit, control", "full", "lora"]);
+    assert!(table.lines().all(|line| line.starts_with('|') && line.ends_with('|')), "{table}");
+    assert_eq!(rows[3]["tuned_parameters"], rows[3]["parameters"]);
+    let tuned = |row: usize| rows[row]["tuned_parameters"].as_u64().unwrap();
+    assert!(tuned(4) < tuned(3) && tuned(0) == 0);
+    refuses(here, &words("compare nowhere"), &["nowhere", "no summary.json"]);
+}
+
+#[test]
+fn an_adapter_is_saved_and_gives_the_same_figures_when_merged_on_loading() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_inputs(here);
+    succeeds(
+        here,
+        &words(
+            "run mine.toml --out lora --set selector.name=lora --set tuning.evaluate_every=2 --set tuning.checkpoint_every=2",
+        ),
+    );
+    let summary = json(&here.join("lora/summary.json"));
+    assert!(figure(&summary, "after", "logit_diff") < figure(&summary, "before", "logit_diff"));
+    let evaluated = |model: &str| -> Value {
+        let line = format!("eval --task agreement --set task.test_examples=32 --json {model}");
+        serde_json::from_str(&succeeds(here, &words(&line))).unwrap()
+    };
+    let merged = evaluated("--model lora/model");
+    let beside = evaluated("--set model.adapter='lora/adapter'");
+    let checkpoint = evaluated("--model lora/checkpoint-2");
+    for name in ["loss", "logit_diff"] {
+        let after = figure(&summary, "after", name);
+        for figures in [&merged, &beside] {
+            assert!((figures[name].as_f64().unwrap() - after).abs() < 1e-4, "{name}");
+        }
+        assert!(checkpoint[name].as_f64().unwrap() != after);
+    }
+    std::fs::write(
+        here.join("lora/adapter/adapter_config.json"),
+        "{\"r\": 8, \"lora_alpha\": 16, \"use_dora\": true}",
+    )
+    .unwrap();
+    refuses(
+        here,
+        &words("eval --set model.adapter='lora/adapter'"),
+        &["lora/adapter", "plain LoRA"],
+    );
+}
+
+#[test]
+fn metrics_that_do_not_fit_are_refused_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_inputs(here);
+    let run = |rest: &str, parts: &[&str]| {
+        refuses(here, &words(&format!("run mine.toml --out out {rest}")), parts);
+        assert!(!here.join("out").exists(), "something was written");
+    };
+    run("--set metric.name=accuracy", &["`accuracy` only reports", "report = "]);
+    run("--set metric.name=kl_divergence", &["`kl_divergence` only reports"]);
+    let choices = "--set task.name=multiple_choice --set task.data='choices.jsonl'";
+    run(
+        &format!("{choices} --set metric.name=logit_diff"),
+        &[
+            "metric `logit_diff` doesn't fit task `multiple_choice`",
+            "choices.jsonl:1",
+            "no wrong answer",
+            "those that fit: answer_log_prob, loss",
+        ],
+    );
+    run(
+        "--set task.name=perplexity --set task.data='text.txt' --set discovery.positions=all",
+        &["report metric `accuracy`", "window 1", "no key positions"],
+    );
+    run(
+        "--set task.name=perplexity --set task.data='text.txt' --set report=[]",
+        &["no key positions", "positions = \"all\""],
+    );
+    run("--set selector.name=lora --set selector.rank=0", &["rank is 0", "at least 1"]);
+    run("--set selector.name=lora --set selector.targets=['q_proj']", &["q_proj", "c_attn"]);
+    run("--set evaluate=[{name='perplexty'}]", &["perplexty", "did you mean perplexity"]);
+    run("--set evaluate=[{name='perplexity',data='nowhere.txt'}]", &["nowhere.txt"]);
+    run(
+        "--set task.name=math --set task.data='choices.jsonl'",
+        &["choices.jsonl:1", "not a row of this task", "expected a string"],
+    );
+}
