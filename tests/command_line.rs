@@ -18,6 +18,11 @@ pub fn program(folder: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+/// The words of a command line.
+pub fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
 /// Standard output of a run that succeeds.
 pub fn succeeds(folder: &Path, arguments: &[&str]) -> String {
     let output = program(folder, arguments);
@@ -59,37 +64,11 @@ fn discover_writes_scores_and_circuit() {
     let (model, data) = case("llama-key-mean");
     succeeds(
         folder.path(),
-        &[
-            "discover",
-            "--model",
-            &model,
-            "--task",
-            "tokens",
-            "--data",
-            &data,
-            "--metric",
-            "logit_diff",
-            "--method",
-            "eap",
-            "--ig-steps",
-            "5",
-            "--ablation",
-            "mean",
-            "--positions",
-            "key",
-            "--mlp-head-width",
-            "16",
-            "--batch-size",
-            "3",
-            "--top-n",
-            "20",
-            "--prune",
-            "top_nodes",
-            "--scores",
-            "s.safetensors",
-            "--circuit",
-            "c.json",
-        ],
+        &words(&format!(
+            "discover --model {model} --task tokens --data {data} --metric logit_diff --method \
+             eap --ig-steps 5 --ablation mean --positions key --mlp-head-width 16 --batch-size 3 \
+             --top-n 20 --prune top_nodes --scores s.safetensors --circuit c.json"
+        )),
     );
     let expected = json(&repository("tests/reference/llama-key-mean/expected.json"));
     let bytes = std::fs::read(folder.path().join("s.safetensors")).unwrap();
@@ -116,62 +95,14 @@ fn tune_leaves_a_run_folder() {
     let (model, data) = case("gpt2-tune-adamw");
     succeeds(
         folder.path(),
-        &[
-            "tune",
-            "--model",
-            &model,
-            "--task",
-            "tokens",
-            "--data",
-            &data,
-            "--metric",
-            "logit_diff",
-            "--ablation",
-            "mean",
-            "--positions",
-            "key",
-            "--steps",
-            "4",
-            "--batch-size",
-            "3",
-            "--no-shuffle",
-            "--optimizer",
-            "adamw",
-            "--lr",
-            "0.01",
-            "--momentum",
-            "0.9",
-            "--beta1",
-            "0.9",
-            "--beta2",
-            "0.99",
-            "--eps",
-            "1e-8",
-            "--weight-decay",
-            "0.01",
-            "--warmup-steps",
-            "1",
-            "--max-grad-norm",
-            "0.5",
-            "--top-n",
-            "15",
-            "--prune",
-            "top_nodes",
-            "--objective",
-            "standard",
-            "--key-weight-p",
-            "1.0",
-            "--selector",
-            "nodes",
-            "--seed",
-            "0",
-            "--out",
-            "out",
-            "--set",
-            "tuning.evaluate_every=2",
-            "--set",
-            "tuning.checkpoint_every=2",
-        ],
+        &words(&format!(
+            "tune --model {model} --task tokens --data {data} --metric logit_diff --ablation mean \
+             --positions key --steps 4 --batch-size 3 --no-shuffle --optimizer adamw --lr 0.01 \
+             --momentum 0.9 --beta1 0.9 --beta2 0.99 --eps 1e-8 --weight-decay 0.01 \
+             --warmup-steps 1 --max-grad-norm 0.5 --top-n 15 --prune top_nodes --objective \
+             standard --key-weight-p 1.0 --selector nodes --seed 0 --out out --set \
+             tuning.evaluate_every=2 --set tuning.checkpoint_every=2"
+        )),
     );
     let out = folder.path().join("out");
     let expected = json(&repository("tests/reference/gpt2-tune-adamw/expected.json"));
@@ -220,14 +151,7 @@ fn tune_leaves_a_run_folder() {
     // A circuit can be held fixed.
     succeeds(
         folder.path(),
-        &[
-            "run",
-            "out/config.toml",
-            "--set",
-            "tuning.circuit='out/circuit-after.json'",
-            "--out",
-            "fixed",
-        ],
+        &words("run out/config.toml --set tuning.circuit='out/circuit-after.json' --out fixed"),
     );
     assert!(!folder.path().join("fixed/circuits.jsonl").exists());
     refuses(folder.path(), &["run", "out/config.toml", "--out", "out"], &["out", "exists already"]);
@@ -252,16 +176,7 @@ fn the_default_run_tunes_the_embedded_model_to_disagree() {
     // The saved model evaluates to the summary's figures.
     let figures: Value = serde_json::from_str(&succeeds(
         folder.path(),
-        &[
-            "eval",
-            "--model",
-            "runs/embedded-1/model",
-            "--task",
-            "agreement",
-            "--seed",
-            "2",
-            "--json",
-        ],
+        &words("eval --model runs/embedded-1/model --task agreement --seed 2 --json"),
     ))
     .unwrap();
     let close = |key: &str| {
@@ -344,17 +259,9 @@ fn bad_input_is_answered_in_one_line() {
         to
     };
     let discover = |model: &str, data: &str, rest: &[&str], parts: &[&str]| {
-        let mut arguments = vec![
-            "discover",
-            "--model",
-            model,
-            "--task",
-            "tokens",
-            "--data",
-            data,
-            "--scores",
-            "s.safetensors",
-        ];
+        let line =
+            format!("discover --model {model} --task tokens --data {data} --scores s.safetensors");
+        let mut arguments = words(&line);
         arguments.extend(rest);
         refuses(here, &arguments, parts);
         assert!(!here.join("s.safetensors").exists(), "something was written");
@@ -422,29 +329,10 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state() {
     let (model, data) = case("gpt2-tune-sgd");
     refuses(
         folder.path(),
-        &[
-            "tune",
-            "--model",
-            &model,
-            "--task",
-            "tokens",
-            "--data",
-            &data,
-            "--steps",
-            "9",
-            "--batch-size",
-            "4",
-            "--optimizer",
-            "sgd",
-            "--lr",
-            "1e30",
-            "--set",
-            "model.dtype=float32",
-            "--top-n",
-            "20",
-            "--out",
-            "out",
-        ],
+        &words(&format!(
+            "tune --model {model} --task tokens --data {data} --steps 9 --batch-size 4 \
+             --optimizer sgd --lr 1e30 --set model.dtype=float32 --top-n 20 --out out"
+        )),
         &["at step 1", "lr"],
     );
     let saved = candle_core::safetensors::load(

@@ -4,14 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::command_line::{json, refuses, succeeds};
+use crate::command_line::{json, refuses, succeeds, words};
 
 const TEXT: &str = "the keys to the cabinet are old . the key to the cabinets is old .\n";
-
-/// Words of a command line.
-fn words(line: &str) -> Vec<&str> {
-    line.split_whitespace().collect()
-}
 
 fn figure(summary: &Value, when: &str, name: &str) -> f64 {
     summary[when][name].as_f64().unwrap_or_else(|| panic!("no {when} {name} in {summary}"))
