@@ -4,7 +4,7 @@
 use circuit_framework::{Result, refuse};
 use serde_json::Value;
 
-use super::Words;
+use super::problems::Words;
 
 /// The template in the problem's words. Abstract problems have names for propositions, which are not
 /// put in quotation marks.

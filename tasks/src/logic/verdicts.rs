@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use circuit_framework::Figures;
 
-use super::{Label, Problem};
+use super::problems::{Label, Problem};
 use crate::instruction::share;
 
 /// A problem and what was answered.
@@ -73,7 +73,7 @@ pub(super) fn figures(verdicts: &[Verdict]) -> Figures {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Kind;
+    use super::super::problems::Kind;
     use super::*;
     use crate::instruction::Item;
 
