@@ -1,34 +1,49 @@
-//! The experiments that are shipped, by name: the files in experiments/, built in.
+//! The experiments that are shipped: the files in experiments/, built in and registered under their
+//! names.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use circuit_framework::{files, suggestion};
+use circuit_framework::experiment::Registered;
+use circuit_framework::{files, inventory, origin, suggestion};
 use toml::Table;
 
-/// Name and TOML of every shipped experiment.
-pub(crate) const SHIPPED: &[(&str, &str)] = &[
-    ("embedded", include_str!("../experiments/embedded.toml")),
-    ("embedded-model", include_str!("../experiments/embedded-model.toml")),
-    ("smollm2-bias", include_str!("../experiments/smollm2-bias.toml")),
-    ("smollm2-disagreement", include_str!("../experiments/smollm2-disagreement.toml")),
-    ("smollm2-logic", include_str!("../experiments/smollm2-logic.toml")),
-    ("smollm2-math", include_str!("../experiments/smollm2-math.toml")),
-    ("smollm2-reading", include_str!("../experiments/smollm2-reading.toml")),
-];
+/// Registers the experiment in experiments/NAME.toml.
+macro_rules! shipped {
+    ($($name:literal),* $(,)?) => {
+        $(inventory::submit! {
+            Registered {
+                name: $name,
+                toml: include_str!(concat!("../experiments/", $name, ".toml")),
+                origin: origin!(),
+            }
+        })*
+    };
+}
+
+shipped!(
+    "embedded",
+    "embedded-model",
+    "smollm2-bias",
+    "smollm2-disagreement",
+    "smollm2-logic",
+    "smollm2-math",
+    "smollm2-reading",
+);
 
 /// The experiment that `run` takes without an argument.
 pub(crate) const DEFAULT: &str = "embedded";
 
-/// A shipped experiment by name, or one from a TOML file.
+/// A registered experiment by name, or one from a TOML file.
 pub(crate) fn find(name: &str) -> Result<Table> {
-    if let Some((_, text)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
-        return parse(text, name);
+    let registered = Registered::all()?;
+    if let Some(experiment) = registered.iter().find(|experiment| experiment.name == name) {
+        return parse(experiment.toml, name);
     }
     if name.ends_with(".toml") {
         return parse(&files::read_text(Path::new(name))?, name);
     }
-    let known = SHIPPED.iter().map(|(name, _)| *name);
+    let known = registered.iter().map(|experiment| experiment.name);
     bail!("there is no experiment `{name}`{}; a file's name ends in .toml", suggestion(name, known))
 }
 

@@ -11,6 +11,7 @@ use circuit_plugins as _;
 use circuit_tasks as _;
 
 mod command_line;
+mod conformance;
 mod files;
 mod generation;
 mod lora;

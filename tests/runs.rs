@@ -151,3 +151,58 @@ fn metrics_that_do_not_fit_are_refused_before_anything_runs() {
         &["choices.jsonl:1", "not a row of this task", "expected a string"],
     );
 }
+
+/// Every combination that fits is run once, those that don't are named, and a second call goes on
+/// where the first stopped.
+#[test]
+fn a_matrix_runs_what_fits_and_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_inputs(here);
+    let mut experiment = std::fs::read_to_string(here.join("mine.toml")).unwrap();
+    experiment =
+        experiment.replace("report = ", "# report = ").replace("evaluate = ", "# evaluate = ");
+    experiment.push_str(
+        r#"
+        [matrix]
+        tasks = [{ name = "agreement", test_examples = 16 }, { name = "multiple_choice", data = "choices.jsonl" }]
+        metrics = ["logit_diff", "answer_log_prob"]
+    "#,
+    );
+    std::fs::write(here.join("matrix.toml"), experiment).unwrap();
+    let run = |rest: &str| succeeds(here, &words(&format!("run matrix.toml --out matrix {rest}")));
+    let shown = run("");
+    assert!(shown.contains("4/4 multiple_choice-answer_log_prob"), "{shown}");
+    let skipped = json(&here.join("matrix/skipped.json"));
+    let [skipped] = &skipped.as_array().unwrap()[..] else { panic!("one doesn't fit: {skipped}") };
+    assert_eq!(skipped["name"], "multiple_choice-logit_diff");
+    assert!(skipped["reason"].as_str().unwrap().contains("those that fit"), "{skipped}");
+    let rows = json(&here.join("matrix/compare.json"));
+    // Three runs, and the untuned model once for each task.
+    assert_eq!(rows.as_array().unwrap().len(), 5);
+    assert!(shown.contains(&std::fs::read_to_string(here.join("matrix/compare.md")).unwrap()));
+
+    // One run is lost half way, the others stay as they are.
+    let summary = |name: &str| here.join("matrix").join(name).join("summary.json");
+    let modified = |name: &str| std::fs::metadata(summary(name)).unwrap().modified().unwrap();
+    let (lost, kept) = ("agreement-answer_log_prob", "agreement-logit_diff");
+    let before = modified(kept);
+    std::fs::remove_file(summary(lost)).unwrap();
+    let again = run("");
+    assert_eq!(again.matches("done before").count(), 2, "{again}");
+    assert!(summary(lost).exists());
+    assert_eq!(modified(kept), before);
+    // With other settings these are other runs.
+    refuses(
+        here,
+        &words("run matrix.toml --out matrix --set tuning.lr=0.5"),
+        &["matrix/agreement", "--out"],
+    );
+    refuses(
+        here,
+        &words("run matrix.toml --out none --set matrix.metrics=['logit_dif']"),
+        &["none of the matrix's", "fits"],
+    );
+    let listed = succeeds(here, &words("list experiments"));
+    assert!(listed.contains("smollm2-math") && !listed.contains("logit_diff"), "{listed}");
+}

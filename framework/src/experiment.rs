@@ -9,7 +9,7 @@ use crate::circuit::Pruning;
 use crate::discovery::Discovery;
 use crate::metric::{PatchingMetric, ReportMetric};
 use crate::model::Precision;
-use crate::registry::{self, Plugin};
+use crate::registry::{self, Origin, Plugin};
 use crate::selector::ParamSelector;
 use crate::task::Task;
 use crate::tuning::Tuning;
@@ -145,6 +145,39 @@ impl Default for Experiment {
             pruning: Pruning::default(),
             tuning: Tuning::default(),
         }
+    }
+}
+
+/// An experiment that `run NAME` knows: its configuration as TOML, with a `description`.
+///
+/// ```
+/// use circuit_framework::experiment::Registered;
+/// use circuit_framework::{inventory, origin};
+///
+/// inventory::submit! {
+///     Registered { name: "mine", toml: "description = 'agreement, all defaults'", origin: origin!() }
+/// }
+/// assert!(Registered::all()?.iter().any(|experiment| experiment.name == "mine"));
+/// # Ok::<(), circuit_framework::Error>(())
+/// ```
+pub struct Registered {
+    pub name: &'static str,
+    pub toml: &'static str,
+    pub origin: Origin,
+}
+
+inventory::collect!(Registered);
+
+impl Registered {
+    /// All registered experiments, sorted by name.
+    ///
+    /// # Errors
+    /// If two have one name, naming both crates.
+    pub fn all() -> Result<Vec<&'static Registered>> {
+        let mut all: Vec<&Registered> = inventory::iter::<Registered>().collect();
+        all.sort_by_key(|experiment| (experiment.name, experiment.origin.location));
+        registry::refuse_twins(all.iter().map(|experiment| (experiment.name, experiment.origin)))?;
+        Ok(all)
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod cache;
 pub mod chat;
 pub mod circuit;
+pub mod conformance;
 pub mod discovery;
 pub mod drawing;
 mod error;
@@ -19,6 +20,7 @@ pub mod generation;
 pub mod gradients;
 pub mod graph;
 pub mod lora;
+pub mod matrix;
 pub mod metric;
 pub mod model;
 pub mod ops;

@@ -121,20 +121,26 @@ where
 {
     let mut plugins: Vec<&'static Plugin<T>> = inventory::iter::<Plugin<T>>().collect();
     plugins.sort_by_key(|plugin| (plugin.name, plugin.origin.location));
-    for pair in plugins.windows(2) {
-        if pair[0].name == pair[1].name {
-            let [a, b] = [pair[0].origin, pair[1].origin];
+    refuse_twins(plugins.iter().map(|plugin| (plugin.name, plugin.origin)))?;
+    Ok(plugins)
+}
+
+/// Refuses two of one name, of a list that is sorted by name.
+pub(crate) fn refuse_twins(mut sorted: impl Iterator<Item = (&'static str, Origin)>) -> Result<()> {
+    let mut before = sorted.next();
+    for (name, origin) in sorted {
+        if let Some((other, first)) = before.filter(|(other, _)| *other == name) {
             refuse!(
-                "`{}` is registered twice: by {} ({}) and by {} ({}); rename one",
-                pair[0].name,
-                a.crate_name,
-                a.location,
-                b.crate_name,
-                b.location
+                "`{other}` is registered twice: by {} ({}) and by {} ({}); rename one",
+                first.crate_name,
+                first.location,
+                origin.crate_name,
+                origin.location
             );
         }
+        before = Some((name, origin));
     }
-    Ok(plugins)
+    Ok(())
 }
 
 /// The plugin of this name; an unknown one is answered with the nearest known.

@@ -109,9 +109,17 @@ impl Runner<'_> {
         Ok(examples)
     }
 
-    /// Refuses what would stop a run halfway: adapters that can't be made, evaluations without data.
-    fn check(&self) -> Result<()> {
+    /// The training examples, if the whole run fits: settings and examples, a circuit as large as
+    /// asked for, adapters, the evaluations' data. What it costs is loading the data.
+    ///
+    /// # Errors
+    /// Saying what doesn't fit.
+    pub fn prepare(&self) -> Result<Vec<Example>> {
         let Plugins { task, selector, control, evaluate, .. } = self.plugins;
+        let Experiment { tuning, pruning, discovery, .. } = self.experiment;
+        tuning.check()?;
+        pruning.top_n(&self.model.graph().subset(&discovery.nodes))?;
+        let examples = self.examples()?;
         for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
             if let Some(lora) = selector.lora() {
                 let selection = selector.select(&Circuit::default(), self.model, 0)?;
@@ -121,7 +129,7 @@ impl Runner<'_> {
         for task in evaluate.iter().map(|(_, task)| task).chain([task]) {
             task.examples(Split::Test, &self.setting())?;
         }
-        Ok(())
+        Ok(examples)
     }
 
     /// Refuses a metric that can't be computed on the examples, with those that can.
@@ -217,12 +225,8 @@ impl Runner<'_> {
     /// a number, what was reached is saved first.
     pub fn run(&self, folder: &Path) -> Result<Summary> {
         let start = Instant::now();
-        let Experiment { tuning, pruning, .. } = self.experiment;
-        tuning.check()?;
-        let examples = self.examples()?;
-        self.check()?;
-        let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
-        pruning.top_n(&graph)?;
+        let tuning = &self.experiment.tuning;
+        let examples = self.prepare()?;
         let config = self.experiment.resolved()?;
         let folder = RunFolder::create(folder)?;
         files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;

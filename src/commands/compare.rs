@@ -30,7 +30,7 @@ pub(crate) fn command() -> Command {
 
 /// A model: before tuning, after it, or after the control's.
 #[derive(Serialize)]
-struct Row {
+pub(crate) struct Row {
     name: String,
     task: String,
     /// None before tuning.
@@ -43,14 +43,8 @@ struct Row {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let mut rows = Vec::new();
-    for run in matches.get_many::<String>("runs").into_iter().flatten() {
-        let file = Path::new(run).join("summary.json");
-        if !file.exists() {
-            bail!("{run}: there is no summary.json; name the folder of a finished run");
-        }
-        add(&mut rows, run, files::read_json(&file)?);
-    }
+    let runs: Vec<String> = matches.get_many("runs").into_iter().flatten().cloned().collect();
+    let rows = rows(&runs)?;
     let table = markdown(&rows);
     print!("{table}");
     if let Some(path) = path(matches, "markdown") {
@@ -60,6 +54,19 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         files::write_json(&path, &rows)?;
     }
     Ok(())
+}
+
+/// The rows of finished runs, by their folders.
+pub(crate) fn rows(runs: &[String]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for run in runs {
+        let file = Path::new(run).join("summary.json");
+        if !file.exists() {
+            bail!("{run}: there is no summary.json; name the folder of a finished run");
+        }
+        add(&mut rows, run, files::read_json(&file)?);
+    }
+    Ok(rows)
 }
 
 /// Adds a run's rows. Runs that start from the same figures share the row before tuning.
@@ -102,7 +109,7 @@ fn add(rows: &mut Vec<Row>, run: &str, summary: Summary) {
 }
 
 /// A row a model, a column a figure that any of them has.
-fn markdown(rows: &[Row]) -> String {
+pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut names: Vec<&String> = rows.iter().flat_map(|row| row.figures.keys()).collect();
     names.sort();
     names.dedup();

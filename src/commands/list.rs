@@ -1,29 +1,47 @@
 //! `list`: everything registered, with options and defaults.
 
 use anyhow::Result;
+use circuit_framework::experiment::Registered;
 use circuit_framework::registry::{self, Plugin};
 use circuit_framework::{
     Architecture, ParamSelector, PatchingMetric, ReportMetric, Task, inventory,
 };
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
-use crate::experiments::SHIPPED;
+const KINDS: [&str; 5] = ["models", "tasks", "metrics", "selectors", "experiments"];
 
 pub(crate) fn command() -> Command {
-    Command::new("list").about("Everything registered, with options and defaults")
+    Command::new("list").about("Everything registered, with options and defaults").arg(
+        Arg::new("kind")
+            .value_name("KIND")
+            .value_parser(KINDS)
+            .help("Only what is registered of one kind"),
+    )
 }
 
-pub(crate) fn run(_: &ArgMatches) -> Result<()> {
-    print_plugins::<dyn Architecture>("Model architectures", "model")?;
-    print_plugins::<dyn Task>("Tasks", "task")?;
-    print_plugins::<dyn PatchingMetric>("Metrics", "metric")?;
-    print_plugins::<dyn ReportMetric>("Metrics that only report", "report")?;
-    print_plugins::<dyn ParamSelector>("Selectors", "selector")?;
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let wanted = matches.get_one::<String>("kind");
+    for kind in KINDS.into_iter().filter(|kind| wanted.is_none_or(|wanted| wanted == kind)) {
+        match kind {
+            "models" => print_plugins::<dyn Architecture>("Model architectures", "model")?,
+            "tasks" => print_plugins::<dyn Task>("Tasks", "task")?,
+            "metrics" => {
+                print_plugins::<dyn PatchingMetric>("Metrics", "metric")?;
+                print_plugins::<dyn ReportMetric>("Metrics that only report", "report")?;
+            }
+            "selectors" => print_plugins::<dyn ParamSelector>("Selectors", "selector")?,
+            _ => print_experiments()?,
+        }
+    }
+    Ok(())
+}
+
+fn print_experiments() -> Result<()> {
     println!("Experiments, for `run NAME`");
-    for (name, text) in SHIPPED {
-        let table: toml::Table = toml::from_str(text)?;
+    for experiment in Registered::all()? {
+        let table: toml::Table = toml::from_str(experiment.toml)?;
         let description = table.get("description").and_then(|value| value.as_str());
-        println!("  {name:22}{}", description.unwrap_or_default());
+        println!("  {:22}{}", experiment.name, description.unwrap_or_default());
     }
     Ok(())
 }

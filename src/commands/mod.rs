@@ -4,6 +4,7 @@ pub(crate) mod compare;
 pub(crate) mod discover;
 pub(crate) mod eval;
 pub(crate) mod list;
+mod matrix;
 pub(crate) mod run;
 pub(crate) mod tune;
 

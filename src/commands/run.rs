@@ -1,12 +1,13 @@
-//! `run`: a whole experiment, shipped or from a TOML file, into a run folder.
+//! `run`: a whole experiment, registered or from a TOML file, into a run folder; or a matrix of them.
 
 use std::path::Path;
 
 use anyhow::Result;
+use circuit_framework::matrix::combinations;
 use circuit_framework::run::next_folder;
 use clap::{Arg, ArgMatches, Command};
 
-use super::{path, print_summary, with_runner};
+use super::{matrix, path, print_summary, with_runner};
 use crate::{experiments, flags};
 
 pub(crate) fn command() -> Command {
@@ -18,13 +19,13 @@ pub(crate) fn command() -> Command {
         Arg::new("experiment")
             .value_name("EXPERIMENT|FILE.toml")
             .default_value(experiments::DEFAULT)
-            .help("A shipped experiment (see `list`) or a TOML file"),
+            .help("A registered experiment (see `list experiments`) or a TOML file"),
     )
     .arg(
         Arg::new("out")
             .long("out")
             .value_name("DIR")
-            .help("The run folder; runs/EXPERIMENT-N without it"),
+            .help("The run folder; runs/EXPERIMENT-N without it, for a matrix runs/EXPERIMENT"),
     )
 }
 
@@ -32,8 +33,12 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let name = matches.get_one::<String>("experiment").map_or(experiments::DEFAULT, String::as_str);
     let mut table = experiments::find(name)?;
     let stem = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
-    table.entry("name").or_insert_with(|| stem.into_owned().into());
+    table.entry("name").or_insert_with(|| stem.clone().into_owned().into());
     flags::apply(matches, &[], &mut table)?;
+    if let Some(combinations) = combinations(&table, name)? {
+        let folder = path(matches, "out").unwrap_or_else(|| Path::new("runs").join(&*stem));
+        return matrix::run(combinations, name, &folder);
+    }
     let experiment = flags::from_table(table, name)?;
     let folder =
         path(matches, "out").unwrap_or_else(|| next_folder(Path::new("runs"), &experiment.name));

@@ -4,29 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use circuit_framework::Setting;
+use circuit_framework::conformance::byte_tokenizer;
 use circuit_framework::tokenizer::Tokenizer;
-use serde_json::json;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// A token a byte; no chat template, no special tokens.
 pub(crate) fn tokenizer() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    TOKENIZER.get_or_init(|| {
-        let mut alphabet: Vec<String> =
-            ByteLevel::alphabet().into_iter().map(String::from).collect();
-        alphabet.sort_unstable();
-        let vocab: serde_json::Map<String, serde_json::Value> =
-            (alphabet.into_iter().enumerate()).map(|(id, byte)| (byte, id.into())).collect();
-        let byte_level = json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
-        });
-        let json = json!({
-            "version": "1.0", "added_tokens": [], "pre_tokenizer": byte_level,
-            "decoder": byte_level, "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-        });
-        let inner = json.to_string().parse().unwrap();
-        Tokenizer { inner, beginning: None, end: None, chat_template: None }
-    })
+    TOKENIZER.get_or_init(|| byte_tokenizer().unwrap())
 }
 
 pub(crate) fn setting(context: usize) -> Setting<'static> {

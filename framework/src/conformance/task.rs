@@ -1,0 +1,59 @@
+//! What a task must keep to.
+
+use crate::metric::PatchingMetric;
+use crate::registry;
+use crate::task::{Setting, Split, Task};
+use crate::{Error, Result, refuse};
+
+/// Checks that a task's examples of both splits are in range of a model with this vocabulary, that
+/// their key tokens are among those predicted and have a wrong answer other than the right one, that
+/// its default metric can be computed on them, and that it gives the same examples again.
+///
+/// # Errors
+/// Saying which example breaks what.
+pub fn task(task: &dyn Task, setting: &Setting, vocabulary: usize) -> Result<()> {
+    let default = registry::find::<dyn PatchingMetric>("metric", task.default_metric())?;
+    let metric = default.build(&toml::Table::new())?;
+    for split in [Split::Train, Split::Test] {
+        let examples = task.examples(split, setting)?;
+        if examples.is_empty() {
+            refuse!("{split:?}: there are no examples");
+        }
+        for example in &examples {
+            let origin = &example.origin;
+            if origin.is_empty() {
+                refuse!("{split:?}: an example has no origin; messages name examples by it");
+            }
+            example.check(vocabulary, setting.context)?;
+            let predicted = &example.predicted;
+            if predicted.is_empty() || predicted.start == 0 || predicted.end > example.tokens.len()
+            {
+                refuse!(
+                    "{origin}: predicted is {predicted:?}; it must be within 1..{} and not empty",
+                    example.tokens.len()
+                );
+            }
+            for key in &example.keys {
+                if !predicted.contains(&key.position) {
+                    refuse!(
+                        "{origin}: key position {} is not among the predicted {predicted:?}",
+                        key.position
+                    );
+                }
+                if key.wrong == Some(key.correct) {
+                    refuse!("{origin}: at position {} right and wrong are one token", key.position);
+                }
+            }
+            metric.check(example).map_err(|error| {
+                Error::input(format!(
+                    "{origin}: the default metric `{}` can't be computed: {error}",
+                    task.default_metric()
+                ))
+            })?;
+        }
+        if task.examples(split, setting)? != examples {
+            refuse!("{split:?}: loading again with the same seed gives other examples");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! A matrix of experiments: one experiment with lists in place of single choices, and every
+//! combination of them as an experiment of its own. Running them is the command line's.
+//!
+//! ```toml
+//! [matrix]
+//! tasks = ["agreement", { name = "agreement", direction = "disagreement" }]
+//! metrics = ["logit_diff", "loss"]
+//! selectors = ["nodes", "all", { name = "lora", rank = 4 }]
+//! seeds = [0, 1]
+//! ```
+
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::{Error, Result, refuse};
+
+/// The lists; one that is left out leaves the experiment's own choice. An entry is a name (of a model
+/// its path), or a table of the section it stands for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Matrix {
+    models: Vec<Value>,
+    tasks: Vec<Value>,
+    metrics: Vec<Value>,
+    selectors: Vec<Value>,
+    seeds: Vec<i64>,
+}
+
+/// One combination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Combination {
+    /// What tells it from the others, fit for a folder's name.
+    pub name: String,
+    /// The experiment, without the matrix.
+    pub experiment: Table,
+}
+
+/// Every combination of an experiment's `[matrix]`, the last list varying fastest; none where it has
+/// no matrix.
+///
+/// # Errors
+/// If the matrix is malformed or empty.
+pub fn combinations(experiment: &Table, origin: &str) -> Result<Option<Vec<Combination>>> {
+    let mut base = experiment.clone();
+    let Some(matrix) = base.remove("matrix") else {
+        return Ok(None);
+    };
+    let Matrix { models, tasks, metrics, selectors, seeds } =
+        matrix.try_into().map_err(|error: toml::de::Error| {
+            Error::input(format!("{origin}: [matrix]: {}", error.message().replace('\n', " ")))
+        })?;
+    let seeds: Vec<Value> = seeds.into_iter().map(Value::from).collect();
+    let mut combinations = vec![Combination { name: String::new(), experiment: base }];
+    let lists = [("model", models), ("task", tasks), ("metric", metrics), ("selector", selectors)];
+    for (section, values) in lists.into_iter().chain([("seed", seeds)]) {
+        if values.is_empty() {
+            continue;
+        }
+        let labels = labels(section, &values);
+        let mut more = Vec::with_capacity(combinations.len() * values.len());
+        for combination in &combinations {
+            for (value, label) in values.iter().zip(&labels) {
+                more.push(combination.with(section, value, label, origin)?);
+            }
+        }
+        combinations = more;
+    }
+    if combinations.len() == 1 && combinations[0].name.is_empty() {
+        refuse!("{origin}: [matrix] is empty; list models, tasks, metrics, selectors or seeds");
+    }
+    Ok(Some(combinations))
+}
+
+impl Combination {
+    fn with(&self, section: &str, value: &Value, label: &str, origin: &str) -> Result<Self> {
+        let key = if section == "model" { "path" } else { "name" };
+        let value = match value {
+            Value::String(name) => {
+                Value::Table(Table::from_iter([(key.to_owned(), name.clone().into())]))
+            }
+            Value::Table(table) if table.contains_key(key) => Value::Table(table.clone()),
+            Value::Integer(_) if section == "seed" => value.clone(),
+            other => refuse!(
+                "{origin}: [matrix]: {other} is no {section}; write its {key}, or a table with `{key}`"
+            ),
+        };
+        let mut experiment = self.experiment.clone();
+        experiment.insert(section.to_owned(), value);
+        let name = match &self.name[..] {
+            "" => label.to_owned(),
+            before => format!("{before}-{label}"),
+        };
+        Ok(Self { name, experiment })
+    }
+}
+
+/// Short names of a list's entries, unlike each other.
+fn labels(section: &str, values: &[Value]) -> Vec<String> {
+    let label = |value: &Value| match value {
+        Value::Integer(seed) => format!("seed{seed}"),
+        _ => {
+            let text = match value {
+                Value::String(text) => text,
+                table => table
+                    .get(if section == "model" { "path" } else { "name" })
+                    .and_then(Value::as_str)
+                    .unwrap_or(section),
+            };
+            let stem = Path::new(text).file_stem().map_or(text.into(), |s| s.to_string_lossy());
+            stem.into_owned()
+        }
+    };
+    let plain: Vec<String> = values.iter().map(label).collect();
+    (plain.iter().enumerate())
+        .map(|(index, label)| match plain[..index].iter().filter(|l| *l == label).count() {
+            0 => label.clone(),
+            before => format!("{label}{}", before + 1),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Result<Option<Vec<Combination>>> {
+        combinations(&toml::from_str(text).unwrap(), "mine.toml")
+    }
+
+    #[test]
+    fn every_combination_once_in_order() {
+        let all = of(
+            "seed = 9\n[task]\nname = 'x'\n[matrix]\ntasks = ['a', { name = 'a', n = 2 }]\nseeds = [1, 2]",
+        );
+        let all = all.unwrap().unwrap();
+        let names: Vec<&str> = all.iter().map(|c| &c.name[..]).collect();
+        assert_eq!(names, ["a-seed1", "a-seed2", "a2-seed1", "a2-seed2"]);
+        assert_eq!(all[3].experiment["task"]["n"], 2.into());
+        assert_eq!(all[3].experiment["seed"], 2.into());
+        assert!(all.iter().all(|combination| !combination.experiment.contains_key("matrix")));
+    }
+
+    #[test]
+    fn without_a_matrix_there_are_none() {
+        assert_eq!(of("seed = 9").unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_malformed_is_named() {
+        for (text, part) in [
+            ("[matrix]\n", "is empty"),
+            ("[matrix]\nmetric = ['loss']", "unknown field `metric`"),
+            ("[matrix]\nmetrics = [3]", "3 is no metric"),
+            ("[matrix]\nmodels = [{ name = 'x' }]", "with `path`"),
+        ] {
+            let error = of(text).unwrap_err().to_string();
+            assert!(error.starts_with("mine.toml: ") && error.contains(part), "{error}");
+        }
+    }
+}
