@@ -8,7 +8,7 @@ use circuit_framework::lora::{Adapters, Training};
 use circuit_framework::ops::cross_entropy::Target;
 use circuit_framework::pass::scalar;
 use circuit_framework::{
-    Batch, Circuit, Example, Lora, Model, ParamSelector, Pass, Selection, Tensor,
+    Batch, Circuit, Example, Lora, Model, ParamSelector, Pass, Selection, Tensor, conformance,
 };
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -80,21 +80,9 @@ proptest! {
             scalar(&loss(&*model, &pass, &batch)).unwrap()
         };
         for (id, parameter) in parameters.iter() {
-            let original: Vec<f64> = parameter.tensor.flatten_all().unwrap().to_vec1().unwrap();
-            let entry = seed as usize % original.len();
-            let at = |shift: f64| {
-                let mut values = original.clone();
-                values[entry] += shift;
-                let values =
-                    Tensor::from_vec(values, parameter.tensor.shape(), &model.device()).unwrap();
-                parameter.tensor.slice_set(&values, 0, 0).unwrap();
-            };
-            at(1e-5);
-            let above = value();
-            at(-1e-5);
-            let below = value();
-            at(0.0);
-            let expected = (above - below) / 2e-5;
+            let entry = seed as usize % parameter.tensor.elem_count();
+            let expected =
+                conformance::central_difference(&parameter.tensor, entry, || Ok(value())).unwrap();
             let gradient = gradients.get(id).unwrap().flatten_all().unwrap();
             let got = gradient.to_vec1::<f64>().unwrap()[entry];
             prop_assert!(

@@ -142,6 +142,7 @@ fn smollm2_is_tuned_to_disagree() {
         data("test_data", "sv/test_3000.jsonl"),
         Some("task.test_examples=40".to_owned()),
         Some("tuning.steps=8".to_owned()),
+        Some("tuning.rediscover_every=4".to_owned()),
         Some("tuning.batch_size=8".to_owned()),
     ];
     let Some(settings) = settings.into_iter().collect::<Option<Vec<_>>>() else { return };
