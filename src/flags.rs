@@ -6,6 +6,8 @@ use circuit_framework::experiment::Experiment;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
+use crate::plugins;
+
 /// A flag that takes a value.
 pub(crate) struct Flag {
     name: &'static str,
@@ -126,6 +128,12 @@ pub(crate) fn apply(
             set(experiment, flag.key, parse(value)).with_context(|| format!("--{}", flag.name))?;
         }
     }
+    for path in matches.get_many::<String>("plugins").into_iter().flatten() {
+        let plugins = experiment.entry("plugins").or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(plugins) = plugins {
+            plugins.push(path.clone().into());
+        }
+    }
     for assignment in matches.get_many::<String>("set").into_iter().flatten() {
         let Some((key, value)) = assignment.split_once('=') else {
             bail!("--set {assignment}: write it as KEY=VALUE, as in --set tuning.lr=1e-4");
@@ -173,7 +181,8 @@ pub(crate) fn experiment(matches: &ArgMatches, tables: &[&[Flag]]) -> Result<Exp
     from_table(table, "settings")
 }
 
-/// The experiment of a table, missing names of plugins and paths filled in.
+/// The experiment of a table, missing names of plugins and paths filled in, its run-time plugins
+/// loaded.
 pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
     let defaults = Table::try_from(Experiment::default())?;
     for (section, key) in [("model", "path"), ("task", "name"), ("selector", "name")] {
@@ -182,5 +191,11 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
             given.entry(key).or_insert_with(|| default.clone());
         }
     }
-    Ok(Experiment::from_table(table, origin)?)
+    let mut experiment = Experiment::from_table(table, origin)?;
+    for path in &mut experiment.plugins {
+        plugins::load(path)?;
+        // A run folder's config.toml serves from any folder.
+        *path = path.canonicalize()?;
+    }
+    Ok(experiment)
 }

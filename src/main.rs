@@ -5,6 +5,7 @@
 mod commands;
 mod experiments;
 mod flags;
+mod plugins;
 mod progress;
 
 // Linked for what they register.
@@ -12,29 +13,41 @@ use circuit_metrics as _;
 use circuit_plugins as _;
 use circuit_tasks as _;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Command;
+use anyhow::Result;
+use circuit_framework::guard;
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 fn main() -> ExitCode {
     progress::log_to_stderr();
+    guard::note_panics();
     let matches = command().get_matches();
-    let done = match matches.subcommand() {
+    let done = guard::caught("the program", || Ok(run(&matches)));
+    match done.map_err(anyhow::Error::from).flatten() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(matches: &ArgMatches) -> Result<()> {
+    for path in matches.get_many::<String>("plugins").into_iter().flatten() {
+        plugins::load(Path::new(path))?;
+    }
+    match matches.subcommand() {
         Some(("list", matches)) => commands::list::run(matches),
         Some(("run", matches)) => commands::run::run(matches),
         Some(("discover", matches)) => commands::discover::run(matches),
         Some(("tune", matches)) => commands::tune::run(matches),
         Some(("eval", matches)) => commands::eval::run(matches),
         Some(("compare", matches)) => commands::compare::run(matches),
+        Some(("plugin", matches)) => commands::plugin::run(matches),
         // clap has refused everything else.
         _ => Ok(()),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
     }
 }
 
@@ -53,5 +66,14 @@ fn command() -> Command {
             commands::eval::command(),
             commands::compare::command(),
             commands::list::command(),
+            commands::plugin::command(),
         ])
+        .arg(
+            Arg::new("plugins")
+                .long("plugin")
+                .value_name("FILE.plugin")
+                .action(ArgAction::Append)
+                .global(true)
+                .help("Load a run-time plugin first, as `plugin build` made it"),
+        )
 }

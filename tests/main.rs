@@ -16,6 +16,8 @@ mod files;
 mod generation;
 mod lora;
 mod metrics;
+#[cfg(feature = "runtime")]
+mod plugins;
 mod properties;
 mod readme;
 mod reference;

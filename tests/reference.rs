@@ -67,13 +67,13 @@ impl Case {
             "data".to_owned(),
             self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
         )]);
-        let task = registry::find::<dyn Task>("task", "tokens").unwrap().build(&options).unwrap();
+        let task = registry::find::<dyn Task>("tokens").unwrap().build(&options).unwrap();
         task.examples(Split::Train, &Setting { tokenizer: None, context: 32, seed: 0 }).unwrap()
     }
 
     pub fn metric(&self) -> Box<dyn PatchingMetric> {
         let name = self.settings["metric"].as_str().unwrap();
-        registry::find::<dyn PatchingMetric>("metric", name)
+        registry::find::<dyn PatchingMetric>(name)
             .unwrap()
             .build(&toml::Table::new())
             .unwrap()
@@ -203,7 +203,7 @@ fn tunes_in(name: &str, precision: Precision, tolerance: Option<f32>) {
     let before = weights(&*model);
     let metric = case.metric();
     let selector = case.settings["selector"].as_str().unwrap();
-    let selector = registry::find::<dyn ParamSelector>("selector", selector).unwrap();
+    let selector = registry::find::<dyn ParamSelector>(selector).unwrap();
     let selector = selector.build(&toml::Table::new()).unwrap();
     let tuning: Tuning = Tuning {
         shuffle: false,

@@ -8,17 +8,18 @@ use candle_core::DType;
 use circuit_framework::example::Counterfactual;
 use circuit_framework::experiment::ModelChoice;
 use circuit_framework::model::Precision;
-use circuit_framework::{Example, Key, Model, Plugin, inventory, registry};
+use circuit_framework::registry::{self, Kind};
+use circuit_framework::{Example, Key, Model, Plugin, inventory};
 use circuit_models::Loaded;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// A plugin by name, with options from TOML.
-pub fn plugin<T: ?Sized>(name: &str, options: &str) -> Box<T>
+pub fn plugin<T: Kind + ?Sized>(name: &str, options: &str) -> Box<T>
 where
     Plugin<T>: inventory::Collect,
 {
-    registry::find::<T>("plugin", name).unwrap().build(&toml::from_str(options).unwrap()).unwrap()
+    registry::find::<T>(name).unwrap().build(&toml::from_str(options).unwrap()).unwrap()
 }
 
 /// A model at a path, with default settings.

@@ -11,8 +11,8 @@ pub enum Error {
     Input(String),
 
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {cause}", path.display())]
+    Io { path: PathBuf, cause: std::io::Error },
 
     /// The loss stopped being a number; the model holds the last good step's weights.
     #[error(
@@ -20,6 +20,10 @@ pub enum Error {
          {step} found it; a lower lr, a warm-up or max_grad_norm keeps it finite"
     )]
     Diverged { step: usize, loss: f64 },
+
+    /// A plugin panicked; `what` names it and the place.
+    #[error("{what}: {message}")]
+    Panicked { what: String, message: String },
 
     /// A tensor operation failed.
     #[error(transparent)]
@@ -37,7 +41,7 @@ impl Error {
 
     /// Adds `path` to an input/output error; made for `map_err`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_path_buf(), source }
+        move |cause| Self::Io { path: path.to_path_buf(), cause }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::circuit::Pruning;
 use crate::discovery::Discovery;
 use crate::metric::{PatchingMetric, ReportMetric};
 use crate::model::Precision;
-use crate::registry::{self, Origin, Plugin};
+use crate::registry::{self, Kind, Origin, Plugin};
 use crate::selector::ParamSelector;
 use crate::task::Task;
 use crate::tuning::Tuning;
@@ -29,11 +29,11 @@ impl Choice {
         Self { name: name.to_owned(), options: toml::Table::new() }
     }
 
-    fn build<T: ?Sized>(&self, kind: &str) -> Result<Box<T>>
+    fn build<T: Kind + ?Sized>(&self) -> Result<Box<T>>
     where
         Plugin<T>: inventory::Collect,
     {
-        registry::find::<T>(kind, &self.name)?.build(&self.options)
+        registry::find::<T>(&self.name)?.build(&self.options)
     }
 
     /// A patching metric; one that only reports is answered with where it belongs.
@@ -45,16 +45,16 @@ impl Choice {
                 self.name
             );
         }
-        self.build("metric")
+        self.build()
     }
 
     /// The same choice with every option spelt out.
-    fn resolved<T: ?Sized>(&self, kind: &str) -> Result<Self>
+    fn resolved<T: Kind + ?Sized>(&self) -> Result<Self>
     where
         Plugin<T>: inventory::Collect,
     {
         let mut options = toml::Table::new();
-        for option in registry::find::<T>(kind, &self.name)?.options() {
+        for option in registry::find::<T>(&self.name)?.options() {
             // An option left open has no TOML value and is left out.
             if let Ok(default) = toml::Value::try_from(option.default) {
                 options.insert(option.name, default);
@@ -107,6 +107,9 @@ pub struct Experiment {
     pub seed: u64,
     /// Sequences a forward pass in evaluation.
     pub evaluation_batch_size: usize,
+    /// Run-time plugins to load first, as `plugin build` made them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PathBuf>,
     pub model: ModelChoice,
     pub task: Choice,
     /// Without it, the task's default.
@@ -134,6 +137,7 @@ impl Default for Experiment {
             description: String::new(),
             seed: 0,
             evaluation_batch_size: 32,
+            plugins: Vec::new(),
             model: ModelChoice::default(),
             task: Choice::named("agreement"),
             metric: None,
@@ -211,13 +215,13 @@ impl Experiment {
     /// # Errors
     /// Naming what is unknown, and the nearest known.
     pub fn plugins(&self) -> Result<Plugins> {
-        let task: Box<dyn Task> = self.task.build("task")?;
+        let task: Box<dyn Task> = self.task.build()?;
         let metric = match &self.metric {
             Some(metric) => metric.build_metric()?,
-            None => Choice::named(task.default_metric()).build("metric")?,
+            None => Choice::named(task.default_metric()).build()?,
         };
         let report = self.report.iter().map(|choice| {
-            Ok((choice.name.clone(), choice.build::<dyn ReportMetric>("report metric")?))
+            Ok((choice.name.clone(), choice.build::<dyn ReportMetric>()?))
         });
         let evaluate = self.evaluate.iter().enumerate().map(|(index, choice)| {
             let before = &self.evaluate[..index];
@@ -225,7 +229,7 @@ impl Experiment {
                 0 => choice.name.clone(),
                 same => format!("{}-{}", choice.name, same + 1),
             };
-            Ok((name, choice.build::<dyn Task>("task")?))
+            Ok((name, choice.build::<dyn Task>()?))
         });
         if self.evaluation_batch_size == 0 {
             refuse!("evaluation_batch_size must be at least 1");
@@ -234,8 +238,8 @@ impl Experiment {
             metric,
             report: report.collect::<Result<_>>()?,
             evaluate: evaluate.collect::<Result<_>>()?,
-            selector: self.selector.build("selector")?,
-            control: self.control.as_ref().map(|control| control.build("selector")).transpose()?,
+            selector: self.selector.build()?,
+            control: self.control.as_ref().map(|control| control.build()).transpose()?,
             task,
         })
     }
@@ -245,18 +249,18 @@ impl Experiment {
     /// # Errors
     /// If a plugin is unknown.
     pub fn resolved(&self) -> Result<String> {
-        let task: Box<dyn Task> = self.task.build("task")?;
+        let task: Box<dyn Task> = self.task.build()?;
         let default_metric = Choice::named(task.default_metric());
         let metric = self.metric.as_ref().unwrap_or(&default_metric);
-        let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>("selector"));
-        let report = self.report.iter().map(|c| c.resolved::<dyn ReportMetric>("report metric"));
-        let evaluate = self.evaluate.iter().map(|choice| choice.resolved::<dyn Task>("task"));
+        let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>());
+        let report = self.report.iter().map(|c| c.resolved::<dyn ReportMetric>());
+        let evaluate = self.evaluate.iter().map(|choice| choice.resolved::<dyn Task>());
         let resolved = Self {
             report: report.collect::<Result<_>>()?,
             evaluate: evaluate.collect::<Result<_>>()?,
-            task: self.task.resolved::<dyn Task>("task")?,
-            metric: Some(metric.resolved::<dyn PatchingMetric>("metric")?),
-            selector: self.selector.resolved::<dyn ParamSelector>("selector")?,
+            task: self.task.resolved::<dyn Task>()?,
+            metric: Some(metric.resolved::<dyn PatchingMetric>()?),
+            selector: self.selector.resolved::<dyn ParamSelector>()?,
             control: control.transpose()?,
             ..self.clone()
         };

@@ -45,7 +45,7 @@ use crate::pass::Readout;
 ///     Plugin::<dyn PatchingMetric>::new::<FirstLogit>("first_logit", "one logit", origin!())
 /// }
 ///
-/// let plugin = circuit_framework::registry::find::<dyn PatchingMetric>("metric", "first_logit")?;
+/// let plugin = circuit_framework::registry::find::<dyn PatchingMetric>("first_logit")?;
 /// assert!(plugin.build(&Default::default()).is_ok());
 /// # Ok::<(), circuit_framework::Error>(())
 /// ```
@@ -110,7 +110,7 @@ pub trait PatchingMetric: Send + Sync {
 ///     Plugin::<dyn ReportMetric>::new::<Length>("length", "mean number of tokens", origin!())
 /// }
 ///
-/// let plugin = circuit_framework::registry::find::<dyn ReportMetric>("report metric", "length")?;
+/// let plugin = circuit_framework::registry::find::<dyn ReportMetric>("length")?;
 /// assert!(plugin.build(&Default::default()).is_ok());
 /// # Ok::<(), circuit_framework::Error>(())
 /// ```

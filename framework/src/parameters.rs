@@ -152,17 +152,20 @@ pub struct Selection {
 impl Selection {
     /// The blocks for which `keep` holds.
     pub fn blocks(parameters: &Parameters, keep: impl Fn(ParamId, &Block) -> bool) -> Self {
-        let select = |(id, parameter): (ParamId, &Parameter)| {
-            let mut ranges: Vec<Range<usize>> = Vec::new();
-            for block in parameter.blocks.iter().filter(|block| keep(id, block)) {
-                match ranges.last_mut() {
-                    Some(last) if last.end == block.rows.start => last.end = block.rows.end,
-                    _ => ranges.push(block.rows.clone()),
-                }
-            }
-            ranges
+        let blocks = |(id, parameter): (ParamId, &Parameter)| {
+            let kept = parameter.blocks.iter().filter(|block| keep(id, block));
+            joined(kept.map(|block| block.rows.clone()))
         };
-        Self { ranges: parameters.iter().map(select).collect() }
+        Self { ranges: parameters.iter().map(blocks).collect() }
+    }
+
+    /// The rows for which `keep` holds.
+    pub fn rows_where(parameters: &Parameters, keep: impl Fn(ParamId, usize) -> bool) -> Self {
+        let rows = |(id, parameter): (ParamId, &Parameter)| {
+            let kept = (0..parameter.rows()).filter(|&row| keep(id, row));
+            joined(kept.map(|row| row..row + 1))
+        };
+        Self { ranges: parameters.iter().map(rows).collect() }
     }
 
     /// The selected rows of a parameter: sorted, disjoint, not touching.
@@ -190,14 +193,19 @@ impl Selection {
         for (mine, theirs) in self.ranges.iter_mut().zip(&other.ranges) {
             mine.extend(theirs.iter().cloned());
             mine.sort_by_key(|range| range.start);
-            let mut merged: Vec<Range<usize>> = Vec::with_capacity(mine.len());
-            for range in mine.drain(..) {
-                match merged.last_mut() {
-                    Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                    _ => merged.push(range),
-                }
-            }
-            *mine = merged;
+            *mine = joined(mine.drain(..));
         }
     }
+}
+
+/// Ranges, sorted by their starts, with those that touch or overlap made one.
+fn joined(sorted: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }

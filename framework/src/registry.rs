@@ -5,7 +5,21 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::experiment::Registered;
+use crate::metric::{PatchingMetric, ReportMetric};
+use crate::model::Architecture;
+use crate::selector::ParamSelector;
+use crate::task::Task;
 use crate::{Result, refuse, suggestion};
+
+/// A kind of plugin: `dyn Task`, `dyn PatchingMetric`, …
+pub trait Kind: 'static {
+    /// What messages call one.
+    const NAME: &'static str;
+
+    /// The same plugin, its panics turned into errors that name it.
+    fn guard(name: &str, inner: Box<Self>) -> Box<Self>;
+}
 
 /// Options of a plugin of kind `T` (`dyn Task`, `dyn PatchingMetric`, …).
 pub trait Options<T: ?Sized>:
@@ -60,7 +74,7 @@ pub struct OptionDescription {
     pub default: serde_json::Value,
 }
 
-impl<T: ?Sized> Plugin<T> {
+impl<T: Kind + ?Sized> Plugin<T> {
     pub const fn new<O: Options<T>>(
         name: &'static str,
         summary: &'static str,
@@ -104,7 +118,7 @@ impl<T: ?Sized> Plugin<T> {
         }
         let mut erased = <dyn erased_serde::Deserializer>::erase(options.clone());
         match (self.build)(&mut erased) {
-            Ok(built) => built,
+            Ok(built) => Ok(T::guard(self.name, built?)),
             Err(error) => refuse!("{}: {}", self.name, one_line(&error.to_string())),
         }
     }
@@ -115,7 +129,7 @@ fn one_line(message: &str) -> String {
 }
 
 /// All plugins of one kind, sorted by name. Two of one name are an error that names both crates.
-pub fn all<T: ?Sized>() -> Result<Vec<&'static Plugin<T>>>
+pub fn all<T: Kind + ?Sized>() -> Result<Vec<&'static Plugin<T>>>
 where
     Plugin<T>: inventory::Collect,
 {
@@ -123,6 +137,43 @@ where
     plugins.sort_by_key(|plugin| (plugin.name, plugin.origin.location));
     refuse_twins(plugins.iter().map(|plugin| (plugin.name, plugin.origin)))?;
     Ok(plugins)
+}
+
+/// Something registered, whatever its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub kind: &'static str,
+    pub name: &'static str,
+    pub origin: Origin,
+}
+
+/// Everything registered, kind by kind.
+///
+/// # Errors
+/// If two of one kind have one name, naming both crates.
+pub fn registrations() -> Result<Vec<Registration>> {
+    fn of<T: Kind + ?Sized>() -> Result<Vec<Registration>>
+    where
+        Plugin<T>: inventory::Collect,
+    {
+        let registration =
+            |plugin: &'static Plugin<T>| Registration { kind: T::NAME, name: plugin.name, origin: plugin.origin };
+        Ok(all::<T>()?.into_iter().map(registration).collect())
+    }
+    let experiments = Registered::all()?.into_iter().map(|experiment| Registration {
+        kind: "experiment",
+        name: experiment.name,
+        origin: experiment.origin,
+    });
+    Ok([
+        of::<dyn Architecture>()?,
+        of::<dyn Task>()?,
+        of::<dyn PatchingMetric>()?,
+        of::<dyn ReportMetric>()?,
+        of::<dyn ParamSelector>()?,
+        experiments.collect(),
+    ]
+    .concat())
 }
 
 /// Refuses two of one name, of a list that is sorted by name.
@@ -144,7 +195,7 @@ pub(crate) fn refuse_twins(mut sorted: impl Iterator<Item = (&'static str, Origi
 }
 
 /// The plugin of this name; an unknown one is answered with the nearest known.
-pub fn find<T: ?Sized>(kind: &str, name: &str) -> Result<&'static Plugin<T>>
+pub fn find<T: Kind + ?Sized>(name: &str) -> Result<&'static Plugin<T>>
 where
     Plugin<T>: inventory::Collect,
 {
@@ -153,13 +204,13 @@ where
         Some(plugin) => Ok(plugin),
         None => {
             let known = plugins.iter().map(|plugin| plugin.name);
-            refuse!("there is no {kind} `{name}`{}", suggestion(name, known))
+            refuse!("there is no {} `{name}`{}", T::NAME, suggestion(name, known))
         }
     }
 }
 
-inventory::collect!(Plugin<dyn crate::model::Architecture>);
-inventory::collect!(Plugin<dyn crate::task::Task>);
-inventory::collect!(Plugin<dyn crate::metric::PatchingMetric>);
-inventory::collect!(Plugin<dyn crate::metric::ReportMetric>);
-inventory::collect!(Plugin<dyn crate::selector::ParamSelector>);
+inventory::collect!(Plugin<dyn Architecture>);
+inventory::collect!(Plugin<dyn Task>);
+inventory::collect!(Plugin<dyn PatchingMetric>);
+inventory::collect!(Plugin<dyn ReportMetric>);
+inventory::collect!(Plugin<dyn ParamSelector>);

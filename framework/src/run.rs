@@ -17,6 +17,7 @@ use crate::evaluation::Evaluation;
 use crate::example::Example;
 use crate::experiment::{Experiment, Plugins};
 use crate::files;
+use crate::guard::caught;
 use crate::lora::Adapters;
 use crate::metric::PatchingMetric;
 use crate::model::Model;
@@ -221,8 +222,8 @@ impl Runner<'_> {
     /// Everything, into `folder`, which must not exist.
     ///
     /// # Errors
-    /// If the experiment doesn't fit the model or a file can't be written. If the loss stops being
-    /// a number, what was reached is saved first.
+    /// If the experiment doesn't fit the model or a file can't be written. If tuning fails, the model
+    /// as it was reached is saved first.
     pub fn run(&self, folder: &Path) -> Result<Summary> {
         let start = Instant::now();
         let tuning = &self.experiment.tuning;
@@ -317,7 +318,7 @@ impl Runner<'_> {
             tuning,
             seed: *seed,
         };
-        let tuned = tuner.run(examples, &mut |event| match event {
+        let mut on_event = |event: Event| match event {
             Event::Circuit { step, circuit, graph } => {
                 circuits.write(&CircuitLine { step, edges: circuit.indices(graph) })
             }
@@ -350,11 +351,13 @@ impl Runner<'_> {
                     _ => on_the_way(),
                 }
             }
-        });
+        };
+        let tuned = caught("tuning", || tuner.run(examples, &mut on_event));
         log.finish()?;
         circuits.finish()?;
         evaluations.finish()?;
-        if let Err(Error::Diverged { .. }) = &tuned {
+        // An update is the last thing in a step, so the model is as the last whole step left it.
+        if tuned.is_err() {
             (self.save)(&folder.path("model"), self.model)?;
         }
         let tuned = tuned?;

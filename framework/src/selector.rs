@@ -36,7 +36,7 @@ use crate::parameters::Selection;
 ///     Plugin::<dyn ParamSelector>::new::<Writers>("writers", "what the writers own", origin!())
 /// }
 ///
-/// let plugin = circuit_framework::registry::find::<dyn ParamSelector>("selector", "writers")?;
+/// let plugin = circuit_framework::registry::find::<dyn ParamSelector>("writers")?;
 /// assert!(plugin.build(&Default::default()).is_ok());
 /// # Ok::<(), circuit_framework::Error>(())
 /// ```

@@ -88,7 +88,7 @@ impl<'a> Setting<'a> {
 ///     Plugin::<dyn Task>::new::<Repeat>("repeat", "copy a token", origin!())
 /// }
 ///
-/// let plugin = circuit_framework::registry::find::<dyn Task>("task", "repeat")?;
+/// let plugin = circuit_framework::registry::find::<dyn Task>("repeat")?;
 /// assert_eq!(plugin.build(&Default::default())?.default_metric(), "logit_diff");
 /// # Ok::<(), circuit_framework::Error>(())
 /// ```

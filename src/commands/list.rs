@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use circuit_framework::experiment::Registered;
-use circuit_framework::registry::{self, Plugin};
+use circuit_framework::registry::{self, Kind, Plugin};
 use circuit_framework::{
     Architecture, ParamSelector, PatchingMetric, ReportMetric, Task, inventory,
 };
@@ -46,7 +46,7 @@ fn print_experiments() -> Result<()> {
     Ok(())
 }
 
-fn print_plugins<T: ?Sized>(title: &str, section: &str) -> Result<()>
+fn print_plugins<T: Kind + ?Sized>(title: &str, section: &str) -> Result<()>
 where
     Plugin<T>: inventory::Collect,
 {

@@ -5,6 +5,7 @@ pub(crate) mod discover;
 pub(crate) mod eval;
 pub(crate) mod list;
 mod matrix;
+pub(crate) mod plugin;
 pub(crate) mod run;
 pub(crate) mod tune;
 

@@ -12,7 +12,7 @@ use crate::{Error, Result, refuse};
 /// # Errors
 /// Saying which example breaks what.
 pub fn task(task: &dyn Task, setting: &Setting, vocabulary: usize) -> Result<()> {
-    let default = registry::find::<dyn PatchingMetric>("metric", task.default_metric())?;
+    let default = registry::find::<dyn PatchingMetric>(task.default_metric())?;
     let metric = default.build(&toml::Table::new())?;
     for split in [Split::Train, Split::Test] {
         let examples = task.examples(split, setting)?;

@@ -1,0 +1,225 @@
+//! A plugin that panics ends as an error that names it, so that a run can save what it has reached.
+//! Every plugin the registry builds is wrapped in a guard. What can't return an error (a name, a flag,
+//! a graph) passes unguarded; whoever calls plugins catches that one step further out.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+
+use crate::circuit::Circuit;
+use crate::evaluation::Evaluation;
+use crate::example::{Batch, Example};
+use crate::graph::Graph;
+use crate::lora::Lora;
+use crate::metric::{PatchingMetric, ReportMetric};
+use crate::model::{Architecture, Checkpoint, Model, Projection};
+use crate::parameters::{Parameters, Selection};
+use crate::pass::{Pass, Readout};
+use crate::registry::Kind;
+use crate::selector::ParamSelector;
+use crate::task::{Figures, Setting, Split, Task};
+use crate::{Error, Result};
+
+/// Where the last panic was, "file:line"; noted by [`note_panics`].
+static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Has every panic from now on noted for [`caught`] instead of printed; with `RUST_BACKTRACE` set it
+/// is printed too.
+pub fn note_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let location = panic.location().map(|at| format!("{}:{}", at.file(), at.line()));
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = location;
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            print(panic);
+        }
+    }));
+}
+
+/// Calls, and turns a panic into an error that says `what` panicked, where and why.
+///
+/// # Errors
+/// As the call, and if it panics.
+pub fn caught<R>(what: &str, call: impl FnOnce() -> Result<R>) -> Result<R> {
+    // Unwinding leaves weights and logs as the last finished step left them: they are only written
+    // to by whole entries, after everything that can fail.
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(what, &*panic)))
+}
+
+fn panicked(what: &str, panic: &(dyn Any + Send)) -> Error {
+    let message = (panic.downcast_ref::<String>().map(String::as_str))
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    let location = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let at = location.map_or(String::new(), |location| format!(" at {location}"));
+    Error::Panicked { what: format!("{what} panicked{at}"), message: message.replace('\n', " ") }
+}
+
+/// A plugin with what messages call it.
+struct Guarded<T: ?Sized> {
+    what: String,
+    inner: Box<T>,
+}
+
+impl<T: ?Sized> Guarded<T> {
+    fn call<R>(&self, call: impl FnOnce(&T) -> Result<R>) -> Result<R> {
+        caught(&self.what, || call(&self.inner))
+    }
+}
+
+/// What an error calls a plugin.
+fn what<T: Kind + ?Sized>(name: &str) -> String {
+    format!("{} `{name}`", T::NAME)
+}
+
+impl Kind for dyn Task {
+    const NAME: &'static str = "task";
+
+    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
+        Box::new(Guarded { what: what::<Self>(name), inner })
+    }
+}
+
+impl Task for Guarded<dyn Task> {
+    fn default_metric(&self) -> &str {
+        self.inner.default_metric()
+    }
+
+    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
+        self.call(|task| task.examples(split, setting))
+    }
+
+    fn why_no_counterfactual(&self) -> Option<&str> {
+        self.inner.why_no_counterfactual()
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        self.call(|task| task.evaluate(evaluation))
+    }
+}
+
+impl Kind for dyn PatchingMetric {
+    const NAME: &'static str = "metric";
+
+    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
+        Box::new(Guarded { what: what::<Self>(name), inner })
+    }
+}
+
+impl PatchingMetric for Guarded<dyn PatchingMetric> {
+    fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
+        self.call(|metric| metric.sum(readout, batch))
+    }
+
+    fn weight(&self, example: &Example) -> f64 {
+        self.inner.weight(example)
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        self.call(|metric| metric.check(example))
+    }
+
+    fn is_loss(&self) -> bool {
+        self.inner.is_loss()
+    }
+}
+
+impl Kind for dyn ReportMetric {
+    const NAME: &'static str = "report metric";
+
+    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
+        Box::new(Guarded { what: what::<Self>(name), inner })
+    }
+}
+
+impl ReportMetric for Guarded<dyn ReportMetric> {
+    fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
+        self.call(|metric| metric.measure(evaluation, examples))
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        self.call(|metric| metric.check(example))
+    }
+
+    fn needs_untuned(&self) -> bool {
+        self.inner.needs_untuned()
+    }
+}
+
+impl Kind for dyn ParamSelector {
+    const NAME: &'static str = "selector";
+
+    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
+        Box::new(Guarded { what: what::<Self>(name), inner })
+    }
+}
+
+impl ParamSelector for Guarded<dyn ParamSelector> {
+    fn select(&self, circuit: &Circuit, model: &dyn Model, seed: u64) -> Result<Selection> {
+        self.call(|selector| selector.select(circuit, model, seed))
+    }
+
+    fn lora(&self) -> Option<Lora> {
+        self.inner.lora()
+    }
+
+    fn needs_circuit(&self) -> bool {
+        self.inner.needs_circuit()
+    }
+}
+
+impl Kind for dyn Architecture {
+    const NAME: &'static str = "model architecture";
+
+    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
+        Box::new(Guarded { what: what::<Self>(name), inner })
+    }
+}
+
+impl Architecture for Guarded<dyn Architecture> {
+    fn build(&self, checkpoint: Checkpoint) -> Result<Box<dyn Model>> {
+        let inner = self.call(|architecture| architecture.build(checkpoint))?;
+        Ok(Box::new(Guarded { what: self.what.clone(), inner }))
+    }
+}
+
+impl Model for Guarded<dyn Model> {
+    fn graph(&self) -> &Graph {
+        self.inner.graph()
+    }
+
+    fn parameters(&self) -> &Parameters {
+        self.inner.parameters()
+    }
+
+    fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
+        self.call(|model| model.forward(pass, tokens))
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.inner.vocabulary()
+    }
+
+    fn context(&self) -> usize {
+        self.inner.context()
+    }
+
+    fn config(&self) -> &serde_json::Value {
+        self.inner.config()
+    }
+
+    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.call(|model| model.state_dict())
+    }
+
+    fn projections(&self) -> Vec<Projection> {
+        self.inner.projections()
+    }
+
+    fn device(&self) -> Device {
+        self.inner.device()
+    }
+}

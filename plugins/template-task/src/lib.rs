@@ -1,0 +1,177 @@
+//! A task: indirect object identification (Wang et al., 2022, arXiv 2211.00593). "When Mary and John
+//! went to the store, John gave a drink to" is continued by the name that came once, not by the one
+//! that came twice. The counterfactual has a third name in the second sentence part, so that both are
+//! as likely.
+
+use circuit_framework::example::Counterfactual;
+use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::{
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, inventory,
+    origin, refuse,
+};
+use rand::SeedableRng;
+use rand::seq::{IndexedRandom, index};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+/// What is said of whom.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct IndirectObject {
+    /// Sentences up to the indirect object: {IO} is its name, {S} the subject's, which stands there
+    /// twice.
+    templates: Vec<String>,
+    /// Names to draw from; those that are one token behind a space are used.
+    names: Vec<String>,
+    /// How many sentences to draw for training, and as many for evaluation.
+    count: usize,
+}
+
+impl Default for IndirectObject {
+    fn default() -> Self {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        Self {
+            templates: owned(&[
+                "When {IO} and {S} went to the store, {S} gave a drink to",
+                "When {S} and {IO} went to the store, {S} gave a drink to",
+                "Then, {IO} and {S} had a long argument, and afterwards {S} said to",
+                "Then, {S} and {IO} had a long argument, and afterwards {S} said to",
+                "Friends {IO} and {S} found a book at the garden. {S} decided to give it to",
+                "Friends {S} and {IO} found a book at the garden. {S} decided to give it to",
+            ]),
+            names: owned(&[
+                "Mary", "John", "Tom", "James", "Dan", "Anna", "Sarah", "Paul", "Mark", "Lisa",
+                "Peter", "Kate", "David", "Laura", "Simon", "Jane", "Robert", "Alice", "Henry", "Emma",
+            ]),
+            count: 128,
+        }
+    }
+}
+
+impl Task for IndirectObject {
+    fn default_metric(&self) -> &str {
+        "logit_diff"
+    }
+
+    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
+        let tokenizer = setting.tokenizer()?;
+        let names = self.usable_names(tokenizer)?;
+        // A stream a split, so that the test sentences don't depend on how many are trained on.
+        let mut random = ChaCha8Rng::seed_from_u64(setting.seed);
+        random.set_stream(split as u64);
+        let draw = |number: usize| {
+            let drawn = index::sample(&mut random, names.len(), 3);
+            let [io, subject, other] = [0, 1, 2].map(|place| &names[drawn.index(place)]);
+            let Some(template) = self.templates.choose(&mut random) else {
+                refuse!("there are no templates");
+            };
+            self.example(tokenizer, template, [io, subject, other], number)
+        };
+        (0..self.count).map(draw).collect()
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        evaluation.language_modelling(&self.examples(Split::Test, &evaluation.setting)?)
+    }
+}
+
+/// A name with its token.
+struct Name {
+    text: String,
+    token: u32,
+}
+
+impl IndirectObject {
+    fn usable_names(&self, tokenizer: &Tokenizer) -> Result<Vec<Name>> {
+        let mut usable = Vec::new();
+        for text in &self.names {
+            if let [token] = tokenizer.encode(&format!(" {text}"))?[..] {
+                usable.push(Name { text: text.clone(), token });
+            }
+        }
+        if usable.len() < 3 {
+            refuse!(
+                "{} of the names are one token of this model; at least 3 must be: set task.names",
+                usable.len()
+            );
+        }
+        Ok(usable)
+    }
+
+    /// The sentence of an indirect object and a subject; its counterfactual has another second
+    /// subject.
+    fn example(
+        &self,
+        tokenizer: &Tokenizer,
+        template: &str,
+        [io, subject, other]: [&Name; 3],
+        number: usize,
+    ) -> Result<Example> {
+        let Some((first, second)) = template.rsplit_once("{S}") else {
+            refuse!("template `{template}`: there is no {{S}}");
+        };
+        let tokens = |second_subject: &Name| -> Result<Vec<u32>> {
+            let first = first.replace("{IO}", &io.text).replace("{S}", &subject.text);
+            let mut tokens: Vec<u32> = tokenizer.prefix().into_iter().collect();
+            tokens.extend(tokenizer.encode(&format!("{first}{}{second}", second_subject.text))?);
+            // The key token: it is predicted at the position before it.
+            tokens.push(io.token);
+            Ok(tokens)
+        };
+        let (tokens, corrupt) = (tokens(subject)?, tokens(other)?);
+        Ok(Example {
+            predicted: 1..tokens.len(),
+            keys: vec![Key {
+                position: tokens.len() - 1,
+                correct: io.token,
+                wrong: Some(subject.token),
+            }],
+            counterfactual: Some(Counterfactual {
+                key_positions: vec![corrupt.len() - 1],
+                tokens: corrupt,
+            }),
+            tokens,
+            origin: format!("indirect_object sentence {number}"),
+        })
+    }
+}
+
+impl Options<dyn Task> for IndirectObject {
+    fn build(self) -> Result<Box<dyn Task>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Task>::new::<IndirectObject>(
+        "indirect_object", "which of two names an indirect object has", origin!(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use circuit_framework::conformance::byte_tokenizer;
+
+    #[test]
+    fn the_second_subject_is_what_the_counterfactual_changes() {
+        let tokenizer = byte_tokenizer().unwrap();
+        let name = |text: &str, token| Name { text: text.to_owned(), token };
+        let (io, subject, other) = (name("M", 1), name("J", 2), name("T", 3));
+        let example = IndirectObject::default()
+            .example(&tokenizer, "{IO} and {S} ran, {S} fell to", [&io, &subject, &other], 0)
+            .unwrap();
+        let text = |tokens: &[u32]| tokenizer.decode(&tokens[..tokens.len() - 1]).unwrap();
+        assert_eq!(text(&example.tokens), "M and J ran, J fell to");
+        assert_eq!(text(&example.counterfactual.unwrap().tokens), "M and J ran, T fell to");
+        assert_eq!(example.keys[0], Key { position: 22, correct: 1, wrong: Some(2) });
+    }
+
+    #[test]
+    fn too_few_names_of_one_token_are_refused() {
+        let tokenizer = byte_tokenizer().unwrap();
+        let setting = Setting { tokenizer: Some(&tokenizer), context: 64, seed: 0 };
+        let error = IndirectObject::default().examples(Split::Train, &setting).unwrap_err();
+        assert!(error.to_string().starts_with("0 of the names"), "{error}");
+    }
+}
