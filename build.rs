@@ -10,9 +10,12 @@ fn main() {
     }
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let output = Command::new(rustc).args(["--print", "target-libdir"]).output();
-    let standard_library = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let standard_library =
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let origin = if cfg!(target_os = "macos") { "@loader_path" } else { "$ORIGIN" };
-    for folder in [format!("{origin}/deps"), origin.to_owned(), standard_library.unwrap_or_default()] {
+    for folder in
+        [format!("{origin}/deps"), origin.to_owned(), standard_library.unwrap_or_default()]
+    {
         println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{folder}");
     }
 }

@@ -12,6 +12,7 @@ use circuit_tasks as _;
 
 mod command_line;
 mod conformance;
+mod documentation;
 mod files;
 mod generation;
 mod lora;
@@ -19,7 +20,6 @@ mod metrics;
 #[cfg(feature = "runtime")]
 mod plugins;
 mod properties;
-mod readme;
 mod reference;
 mod runs;
 mod smollm2;

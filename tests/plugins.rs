@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::command_line::{json, refuses, succeeds, words};
+use crate::command_line::{json, program, refuses, succeeds, words};
 use crate::support::repository;
 
 /// Makes a plugin crate of a kind in the folder, with a dependency of its own that its code uses.
@@ -27,7 +27,7 @@ fn build(folder: &Path, name: &str) -> PathBuf {
     PathBuf::from(succeeds(folder, &words(&format!("plugin build {name}"))).trim())
 }
 
-/// The lines of the program's `discover --scores`, as bytes.
+/// The scores that `discover` writes, as bytes.
 fn scores(folder: &Path, arguments: &str) -> Vec<u8> {
     succeeds(folder, &words(&format!("discover --scores scores.safetensors {arguments}")));
     std::fs::read(folder.join("scores.safetensors")).unwrap()
@@ -100,7 +100,8 @@ fn a_loaded_metric_gives_the_same_bits_as_a_built_in_one() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     succeeds(folder, &words("plugin new copied --kind metric"));
-    let source = |name: &str| std::fs::read_to_string(repository("metrics/src").join(name)).unwrap();
+    let source =
+        |name: &str| std::fs::read_to_string(repository("metrics/src").join(name)).unwrap();
     let library = source("logit_diff.rs")
         .replace("use crate::answers;", "mod answers;")
         .replace("\"logit_diff\"", "\"copied\"");
@@ -108,6 +109,7 @@ fn a_loaded_metric_gives_the_same_bits_as_a_built_in_one() {
     std::fs::write(folder.join("copied/src/answers.rs"), source("answers.rs")).unwrap();
     let plugin = build(folder, "copied");
     for settings in ["--ablation mean", "--ablation corrupt --positions all", "--method eap-ig"] {
+        let settings = format!("{settings} --set discovery.examples=64");
         let built_in = scores(folder, &format!("--metric logit_diff {settings}"));
         let plugin = plugin.to_str().unwrap();
         let loaded = scores(folder, &format!("--plugin {plugin} --metric copied {settings}"));
@@ -163,7 +165,11 @@ fn what_does_not_compile_or_register_is_refused() {
     let plugin = build(folder, "mine");
     refuses(folder, &["list", "--plugin", plugin.to_str().unwrap()], &["registers nothing"]);
     std::fs::write(folder.join("mine/src/lib.rs"), "no rust\n").unwrap();
-    refuses(folder, &words("plugin build mine"), &["doesn't compile"]);
+    // Cargo says first what is wrong.
+    let output = program(folder, &words("plugin build mine"));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.lines().last().unwrap().contains("doesn't compile"), "{errors}");
 }
 
 #[test]

@@ -73,10 +73,7 @@ impl Case {
 
     pub fn metric(&self) -> Box<dyn PatchingMetric> {
         let name = self.settings["metric"].as_str().unwrap();
-        registry::find::<dyn PatchingMetric>(name)
-            .unwrap()
-            .build(&toml::Table::new())
-            .unwrap()
+        registry::find::<dyn PatchingMetric>(name).unwrap().build(&toml::Table::new()).unwrap()
     }
 
     /// The settings that a serde struct knows, under its own names.

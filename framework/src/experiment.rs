@@ -220,9 +220,10 @@ impl Experiment {
             Some(metric) => metric.build_metric()?,
             None => Choice::named(task.default_metric()).build()?,
         };
-        let report = self.report.iter().map(|choice| {
-            Ok((choice.name.clone(), choice.build::<dyn ReportMetric>()?))
-        });
+        let report = self
+            .report
+            .iter()
+            .map(|choice| Ok((choice.name.clone(), choice.build::<dyn ReportMetric>()?)));
         let evaluate = self.evaluate.iter().enumerate().map(|(index, choice)| {
             let before = &self.evaluate[..index];
             let name = match before.iter().filter(|before| before.name == choice.name).count() {

@@ -15,6 +15,75 @@ use crate::pass::{Pass, Readout};
 use crate::{Result, refuse};
 
 /// A decoder-only transformer that reads and writes its residual stream through a [`Pass`].
+///
+/// ```
+/// use std::{collections::BTreeMap, sync::Arc};
+///
+/// use circuit_framework::graph::{Input, Node, Port};
+/// use circuit_framework::ops::norm::Norm;
+/// use circuit_framework::pass::{Embedding, Unembedding};
+/// use circuit_framework::{Device, Graph, Model, Parameters, Pass, Readout, Result, Tensor};
+///
+/// /// The next token from the last alone: one edge, from the embedding to the unembedding.
+/// struct Bigram {
+///     graph: Graph,
+///     parameters: Parameters,
+///     embedding: Arc<Embedding>,
+///     unembedding: Arc<Unembedding>,
+///     config: serde_json::Value,
+/// }
+///
+/// impl Bigram {
+///     fn new(weight: Tensor) -> Result<Self> {
+///         let logits = Input { node: Node::Logits, port: Port::Input };
+///         let graph = Graph::new([(vec![], vec![Node::Embed]), (vec![logits], vec![])]);
+///         let mut parameters = Parameters::default();
+///         let gain = Tensor::ones(weight.dim(1)?, weight.dtype(), weight.device())?;
+///         let tokens = parameters.add_shared("embed", weight.copy()?)?;
+///         let weight = parameters.add_shared("unembed", weight)?;
+///         let gain = parameters.add_shared("norm", gain)?;
+///         let norm = Norm { weight: gain, bias: None, epsilon: 1e-5 };
+///         Ok(Self {
+///             graph,
+///             parameters,
+///             embedding: Arc::new(Embedding { tokens, positions: None }),
+///             unembedding: Arc::new(Unembedding { site: 1, norm, weight }),
+///             config: serde_json::json!({ "model_type": "bigram" }),
+///         })
+///     }
+/// }
+///
+/// impl Model for Bigram {
+///     fn graph(&self) -> &Graph {
+///         &self.graph
+///     }
+///     fn parameters(&self) -> &Parameters {
+///         &self.parameters
+///     }
+///     fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
+///         let x = pass.embed(&self.embedding, tokens)?;
+///         pass.finish(&self.unembedding, &x)
+///     }
+///     fn vocabulary(&self) -> usize {
+///         self.parameters.get(self.unembedding.weight.id).rows()
+///     }
+///     fn context(&self) -> usize {
+///         64
+///     }
+///     fn config(&self) -> &serde_json::Value {
+///         &self.config
+///     }
+///     fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
+///         Ok(self.parameters.iter().map(|(_, p)| (p.name.clone(), p.tensor.clone())).collect())
+///     }
+/// }
+///
+/// let weight = Tensor::arange(0f64, 24., &Device::Cpu)?.reshape((6, 4))?.affine(0.1, -1.0)?;
+/// let model = Bigram::new(weight)?;
+/// assert_eq!(model.graph().edge_count(), 1);
+/// circuit_framework::conformance::model(&model, 0)?;
+/// # Ok::<(), circuit_framework::Error>(())
+/// ```
 pub trait Model: Send + Sync {
     /// The nodes in computation order, `embed` and `logits` included.
     fn graph(&self) -> &Graph;
@@ -22,8 +91,9 @@ pub trait Model: Send + Sync {
     /// Every weight with its owners. Updates are made in place and take effect at once.
     fn parameters(&self) -> &Parameters;
 
-    /// Runs tokens u32 [batch, seq], padded on the right, through the model. Every site of the
-    /// graph is announced to the pass, in order.
+    /// Runs tokens u32 [batch, seq], padded on the right, through the model: what it returns reads
+    /// logits at any of the batch·seq rows. Every site of the graph is announced to the pass, in
+    /// order.
     ///
     /// # Errors
     /// If the sequence is longer than the context, or a tensor operation fails.
@@ -38,7 +108,7 @@ pub trait Model: Send + Sync {
     /// The configuration as Hugging Face's config.json.
     fn config(&self) -> &serde_json::Value;
 
-    /// The weights under Hugging Face's names and in its layout, for saving.
+    /// The weights under Hugging Face's names and in its layout and shapes, for saving.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -49,7 +119,7 @@ pub trait Model: Send + Sync {
         Vec::new()
     }
 
-    /// Where the weights are.
+    /// Where the weights are, and tokens have to be.
     fn device(&self) -> Device {
         Device::Cpu
     }
@@ -180,6 +250,8 @@ fn draw(name: &str, shape: &[usize], random: &mut ChaCha8Rng) -> Result<Tensor> 
 /// Builds a model of one architecture; what a model plugin registers. Options are the fields of
 /// the type that implements it.
 pub trait Architecture: Send + Sync {
+    /// The model of a checkpoint, its weights in the checkpoint's dtype.
+    ///
     /// # Errors
     /// If a tensor is missing or misshapen, or the configuration asks for what this architecture
     /// can't do; each names what and where.

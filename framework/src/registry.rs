@@ -156,8 +156,11 @@ pub fn registrations() -> Result<Vec<Registration>> {
     where
         Plugin<T>: inventory::Collect,
     {
-        let registration =
-            |plugin: &'static Plugin<T>| Registration { kind: T::NAME, name: plugin.name, origin: plugin.origin };
+        let registration = |plugin: &'static Plugin<T>| Registration {
+            kind: T::NAME,
+            name: plugin.name,
+            origin: plugin.origin,
+        };
         Ok(all::<T>()?.into_iter().map(registration).collect())
     }
     let experiments = Registered::all()?.into_iter().map(|experiment| Registration {

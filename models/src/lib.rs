@@ -41,9 +41,9 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
     let Some(architecture) = checkpoint.config["model_type"].as_str() else {
         refuse!("{}: config.json has no `model_type`", checkpoint.origin);
     };
-    let plugin = registry::find::<dyn Architecture>(architecture).map_err(
-        |error| circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin)),
-    )?;
+    let plugin = registry::find::<dyn Architecture>(architecture).map_err(|error| {
+        circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin))
+    })?;
     let model = plugin.build(&choice.options)?.build(checkpoint)?;
     if let Some(adapter) = &choice.adapter {
         Adapters::load(adapter, &*model)?.merge(&*model)?;

@@ -47,7 +47,12 @@ pub(crate) fn command() -> Command {
     let path = |help: &'static str| Arg::new("path").value_name("PATH").required(true).help(help);
     let new = Command::new("new")
         .about("Write a plugin crate to start from: a whole, working one")
-        .arg(Arg::new("path").value_name("NAME").required(true).help("Its folder, the last part its name"))
+        .arg(
+            Arg::new("path")
+                .value_name("NAME")
+                .required(true)
+                .help("Its folder, the last part its name"),
+        )
         .arg(
             Arg::new("kind")
                 .long("kind")

@@ -15,7 +15,11 @@ mod tokens;
 #[cfg(test)]
 mod tests;
 
-// README's examples are compiled and run with the documentation tests.
+// The documents' examples are compiled and run with the documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/plugins.md")]
+struct Plugins;

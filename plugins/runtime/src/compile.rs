@@ -34,7 +34,9 @@ pub fn compile(folder: &Path) -> Result<PathBuf> {
         .map_err(|error| Error::input(format!("{}: {error}", manifest_path.display())))?;
     let field = |key: &str| match manifest.get("package").and_then(|p| p.get(key)?.as_str()) {
         Some(text) => Ok(text.to_owned()),
-        None => Err(Error::input(format!("{}: there is no package.{key}", manifest_path.display()))),
+        None => {
+            Err(Error::input(format!("{}: there is no package.{key}", manifest_path.display())))
+        }
     };
     let (name, version) = (field("name")?, field("version")?);
     let program = Fingerprint::of_this_program()?;
@@ -117,7 +119,8 @@ fn write_scratch(scratch: &Path, manifest: &Table) -> Result<()> {
     write(&scratch.join("Cargo.toml"), &manifest.to_string())?;
     for (name, source) in SHARED {
         let folder = scratch.join("shared").join(name);
-        let manifest = format!("[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n");
+        let manifest =
+            format!("[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n");
         write(&folder.join("Cargo.toml"), &manifest)?;
         write(&folder.join("src/lib.rs"), &format!("{source}\n"))?;
     }

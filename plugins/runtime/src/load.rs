@@ -29,7 +29,10 @@ pub fn load(path: &Path) -> Result<Vec<Registration>> {
     // by this program's compiler against this program's own runtime library, as its fingerprint and
     // the hash of its content say; what they do is what the plugin's author wrote, as in any
     // dependency.
-    #[expect(unsafe_code, reason = "the initialisers of a library are code that runs on opening it")]
+    #[expect(
+        unsafe_code,
+        reason = "the initialisers of a library are code that runs on opening it"
+    )]
     let library = unsafe { Library::new(&path) };
     let library = library.map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
     // What it registered is 'static, so it stays open.

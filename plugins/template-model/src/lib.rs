@@ -224,6 +224,7 @@ mod tests {
             dtype: DType::F64,
             origin: "config.json".to_owned(),
         };
-        conformance::model(&*Architecture::build(&AttentionOnly {}, checkpoint).unwrap(), 1).unwrap();
+        conformance::model(&*Architecture::build(&AttentionOnly {}, checkpoint).unwrap(), 1)
+            .unwrap();
     }
 }

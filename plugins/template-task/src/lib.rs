@@ -41,7 +41,8 @@ impl Default for IndirectObject {
             ]),
             names: owned(&[
                 "Mary", "John", "Tom", "James", "Dan", "Anna", "Sarah", "Paul", "Mark", "Lisa",
-                "Peter", "Kate", "David", "Laura", "Simon", "Jane", "Robert", "Alice", "Henry", "Emma",
+                "Peter", "Kate", "David", "Laura", "Simon", "Jane", "Robert", "Alice", "Henry",
+                "Emma",
             ]),
             count: 128,
         }

@@ -1,36 +1,40 @@
-//! What README shows works: its files are written and its commands run, in order.
+//! What README and docs/ show works: their files are written and their commands run, in order.
+
+use std::path::Path;
 
 use circuit_framework::experiment::Experiment;
 
 use crate::command_line::program;
 use crate::support::repository;
 
-/// Fenced blocks of README: language and content.
-fn blocks(readme: &str) -> Vec<(&str, &str)> {
-    let fenced = readme.split("```").skip(1).step_by(2);
+/// Fenced blocks of a document: language and content.
+fn blocks(document: &str) -> Vec<(&str, &str)> {
+    let fenced = document.split("```").skip(1).step_by(2);
     fenced.filter_map(|block| block.split_once('\n')).collect()
 }
 
-#[test]
-fn readme_commands_run() {
-    let readme = std::fs::read_to_string(repository("README.md")).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+/// Writes a document's files to the folder and runs its commands there; returns how many.
+fn follow(document: &str, folder: &Path) -> usize {
+    let document = std::fs::read_to_string(repository(document)).unwrap();
     let mut commands = 0;
-    for (language, content) in blocks(&readme) {
+    for (language, content) in blocks(&document) {
         match language {
-            "jsonl" => std::fs::write(folder.path().join("mine.jsonl"), content).unwrap(),
+            "jsonl" => std::fs::write(folder.join("mine.jsonl"), content).unwrap(),
             // A fragment: its settings must be an experiment's.
             "toml" if content.starts_with("# in any") => {
                 toml::from_str::<Experiment>(content).unwrap();
             }
-            "toml" => std::fs::write(folder.path().join("mine.toml"), content).unwrap(),
+            "toml" => {
+                let first = content.lines().next().and_then(|line| line.strip_prefix("# "));
+                std::fs::write(folder.join(first.unwrap_or("mine.toml")), content).unwrap();
+            }
             // Rust is compiled and run as a documentation test of tasks/; `bash` builds or fetches.
             "rust" | "text" | "bash" => {}
             _ => {
                 for line in content.lines() {
                     let words: Vec<&str> = line.split_whitespace().collect();
                     assert_eq!(words[0], "circuit-tuning", "{line}");
-                    let output = program(folder.path(), &words[1..]);
+                    let output = program(folder, &words[1..]);
                     let errors = String::from_utf8_lossy(&output.stderr);
                     assert!(output.status.success(), "{line}: {errors}");
                     commands += 1;
@@ -38,7 +42,13 @@ fn readme_commands_run() {
             }
         }
     }
-    assert_eq!(commands, 8);
+    commands
+}
+
+#[test]
+fn readme_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("README.md", folder.path()), 8);
     for file in [
         "scores.safetensors",
         "circuit.svg",
@@ -48,6 +58,14 @@ fn readme_commands_run() {
     ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }
+}
+
+#[cfg(feature = "runtime")]
+#[test]
+fn plugin_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/plugins.md", folder.path()), 15);
+    assert!(folder.path().join("ioi/summary.json").exists());
 }
 
 /// The table of figures is what the default run prints.
