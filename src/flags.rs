@@ -26,18 +26,28 @@ const fn flag(
     Flag { name, key, value, help }
 }
 
-/// Of every command that works on a model and a task.
-pub(crate) const COMMON: &[Flag] = &[
+/// Which model.
+pub(crate) const MODEL: &[Flag] = &[
     flag(
         "model",
         "model.path",
         "DIR|FILE.gguf|embedded",
         "The model: a Hugging Face folder, a GGUF file, or the built-in one",
     ),
+    flag(
+        "random-init",
+        "model.random_init",
+        "SEED",
+        "Draw the weights; the model's folder needs no more than config.json",
+    ),
     flag("mlp-head-width", "model.mlp_head_width", "W", "Split each MLP into heads of W neurons"),
+    flag("seed", "seed", "N", "The seed of everything random"),
+];
+
+/// Which task.
+pub(crate) const TASK: &[Flag] = &[
     flag("task", "task.name", "TASK", "The task; see `list`"),
     flag("data", "task.data", "FILE", "The task's data"),
-    flag("seed", "seed", "N", "The seed of everything random"),
 ];
 
 /// How edges are scored and a circuit is cut from them.

@@ -45,6 +45,7 @@ fn run(matches: &ArgMatches) -> Result<()> {
         Some(("tune", matches)) => commands::tune::run(matches),
         Some(("eval", matches)) => commands::eval::run(matches),
         Some(("compare", matches)) => commands::compare::run(matches),
+        Some(("bench", matches)) => commands::bench::run(matches),
         Some(("plugin", matches)) => commands::plugin::run(matches),
         // clap has refused everything else.
         _ => Ok(()),
@@ -67,6 +68,7 @@ fn command() -> Command {
             commands::compare::command(),
             commands::list::command(),
             commands::plugin::command(),
+            commands::bench::command(),
         ])
         .arg(
             Arg::new("plugins")

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::Result;
 use crate::lora::AdapterGradients;
-use crate::ops::cross_entropy;
+use crate::ops::{cross_entropy, squared_norm};
 use crate::parameters::{Param, ParamId, Parameters, Selection};
 use crate::pass::Captured;
 
@@ -103,9 +103,16 @@ impl Gradients {
 
     /// Adds the selected rows of narrowᵀ · wide, for narrow [n, rows] and wide [n, width].
     fn add_product(&mut self, param: &Param, narrow: &Tensor, wide: &Tensor) -> Result<()> {
-        self.add_rows(param.id, |range| {
-            Ok(narrow.narrow(1, range.start, range.len())?.t()?.matmul(wide)?)
-        })
+        let columns = (self.selection.ranges(param.id).iter())
+            .map(|range| narrow.narrow(1, range.start, range.len()))
+            .collect::<Result<Vec<_>, _>>()?;
+        // One product of all ranges: their columns are less to copy than its rows.
+        let columns = match &columns[..] {
+            [] => return Ok(()),
+            [only] => only.clone(),
+            _ => Tensor::cat(&columns, 1)?,
+        };
+        self.add(param.id, columns.t()?.matmul(wide)?)
     }
 
     /// Adds gradient [n, width] to the rows that `index` [n] names.
@@ -152,6 +159,11 @@ impl Gradients {
             [only] => only.contiguous()?,
             _ => Tensor::cat(&pieces, 0)?,
         };
+        self.add(id, gradient)
+    }
+
+    /// Adds to the gradient of a parameter's selected rows.
+    fn add(&mut self, id: ParamId, gradient: Tensor) -> Result<()> {
         let sum = &mut self.sums[id.0];
         *sum = Some(match sum.take() {
             None => gradient,
@@ -164,8 +176,7 @@ impl Gradients {
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in self.sums.iter().flatten() {
-            let squares = gradient.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            sum += squares.into_iter().sum::<f64>();
+            sum += squared_norm(gradient)?;
         }
         Ok(sum.sqrt())
     }

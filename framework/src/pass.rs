@@ -13,10 +13,10 @@ use candle_core::{DType, Tensor, Var};
 use crate::Result;
 use crate::cache::Cache;
 use crate::lora::{AdapterGradients, Training};
-use crate::ops::attention::Attention;
+use crate::ops::attention::{self, Attention};
 use crate::ops::cross_entropy::{self, Target};
 use crate::ops::norm::Norm;
-use crate::ops::{differentiable, differentiable2};
+use crate::ops::{Kept, differentiable, differentiable2};
 use crate::parameters::Param;
 
 /// Token embedding, and learned position embedding where the model has one.
@@ -115,13 +115,22 @@ pub struct Pass {
     cache: Option<Arc<Mutex<Cache>>>,
     /// Low-rank adapters in training.
     adapters: Option<Training>,
+    /// How far back the backward pass that is running goes.
+    since: attention::Since,
     record: Arc<Mutex<Record>>,
 }
 
 impl Pass {
     /// A pass without gradients.
     pub fn forward_only() -> Self {
-        Self { anchor: None, input: None, cache: None, adapters: None, record: Arc::default() }
+        Self {
+            anchor: None,
+            input: None,
+            cache: None,
+            adapters: None,
+            since: Arc::default(),
+            record: Arc::default(),
+        }
     }
 
     /// A pass that [`Pass::backward`] can follow.
@@ -161,7 +170,18 @@ impl Pass {
     /// # Errors
     /// If an operation on the way has no gradient.
     pub fn backward(&self, scalar: &Tensor) -> Result<Vec<Captured>> {
+        self.backward_from(scalar, Vec::new())
+    }
+
+    /// The same, but only at and behind a position of each sequence, given for all or for none;
+    /// before it gradients come out zero. No gradient behind depends on one before, so those wanted
+    /// are whole.
+    ///
+    /// # Errors
+    /// As [`Pass::backward`]'s.
+    pub fn backward_from(&self, scalar: &Tensor, from: Vec<usize>) -> Result<Vec<Captured>> {
         self.record().captured.clear();
+        *lock(&self.since) = from;
         scalar.backward()?;
         Ok(std::mem::take(&mut self.record().captured))
     }
@@ -217,7 +237,7 @@ impl Pass {
     /// values [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
     pub fn attend(&self, layer: usize, attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
         match &self.cache {
-            None => Ok(attention.forward(qkv)?),
+            None => Ok(attention.forward_since(qkv, &self.since)?),
             Some(cache) => lock(cache).attend(layer, attention, qkv),
         }
     }
@@ -240,12 +260,15 @@ impl Pass {
         let reading = reading.clone();
         Ok(differentiable(x, output, move |gradient| {
             let projected = rows(gradient)?;
-            let normed = projected.matmul(&reading.weight.tensor)?;
+            let kept = Kept::of(&projected)?;
+            let normed = kept.gather(&projected)?.matmul(&reading.weight.tensor)?;
+            let normed = kept.scatter(normed)?;
             if let Some(adapters) = &adapters {
                 let gradients = adapters.backward(&adapted, &projected, &normed)?;
                 gradients.into_iter().for_each(|g| capture(&record, Captured::Adapter(g)));
             }
-            let pulled = reading.norm.pull_back(&flat, &normed)?;
+            let pulled = kept.gather(&normed)?;
+            let pulled = kept.scatter(reading.norm.pull_back(&kept.gather(&flat)?, &pulled)?)?;
             capture(
                 &record,
                 Captured::Reading { reading: reading.clone(), x: flat.clone(), normed, projected },
@@ -274,7 +297,9 @@ impl Pass {
         let writing = writing.clone();
         Ok(differentiable2([x, z], output, move |gradient| {
             let at_output = rows(gradient)?;
-            let at_z = at_output.matmul(&writing.weight.tensor.t()?)?;
+            let kept = Kept::of(&at_output)?;
+            let at_z = kept.gather(&at_output)?.matmul(&writing.weight.tensor.t()?)?;
+            let at_z = kept.scatter(at_z)?;
             if let Some(adapters) = &adapters {
                 let gradients = adapters.backward(&adapted, &at_output, &at_z)?;
                 gradients.into_iter().for_each(|g| capture(&record, Captured::Adapter(g)));
@@ -310,7 +335,8 @@ impl Pass {
                     normed: gradient.clone(),
                 },
             );
-            captured.norm.pull_back(&flat, gradient)
+            let kept = Kept::of(gradient)?;
+            kept.scatter(captured.norm.pull_back(&kept.gather(&flat)?, &kept.gather(gradient)?)?)
         })?;
         Ok(Readout { hidden, unembedding: unembedding.clone(), record: self.record.clone() })
     }

@@ -60,6 +60,9 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
         let (checkpoint, tokenizer) = gguf::read(path)?;
         return Ok((checkpoint, Some(tokenizer)));
     }
+    if without_weights && path.ends_with("config.json") && path.is_file() {
+        return read(path.parent().unwrap_or(path), true);
+    }
     if !path.is_dir() {
         refuse!(
             "{}: there is no such model; give a Hugging Face folder, a .gguf file or `embedded`",

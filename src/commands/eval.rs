@@ -4,9 +4,9 @@ use anyhow::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{path, print_figures, with_runner};
-use crate::flags::{self, COMMON, Flag};
+use crate::flags::{self, Flag, MODEL, TASK};
 
-const FLAGS: &[&[Flag]] = &[COMMON];
+const FLAGS: &[&[Flag]] = &[MODEL, TASK];
 
 pub(crate) fn command() -> Command {
     flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS)

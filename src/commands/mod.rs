@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod discover;
 pub(crate) mod eval;

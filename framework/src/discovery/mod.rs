@@ -299,8 +299,21 @@ impl<'a> Attribution<'a> {
         if counts {
             self.metric_sum += scalar(&sum)?;
         }
-        let captured = pass.backward(&sum.affine(1.0 / self.total_weight, 0.0)?)?;
+        let share = sum.affine(1.0 / self.total_weight, 0.0)?;
+        let captured = pass.backward_from(&share, self.first_read(batch))?;
         Ok(Run { pass, readout, captured })
+    }
+
+    /// The first position of each example at which the graph is read. Where the metric is the loss,
+    /// tuning goes on with the same gradients and wants them all.
+    fn first_read(&self, batch: &Batch) -> Vec<usize> {
+        if self.options.positions == Positions::All || self.metric.is_loss() {
+            return Vec::new();
+        }
+        let first = |example: &&Example| {
+            example.keys.iter().map(|key| key.position - 1).min().unwrap_or(0)
+        };
+        batch.examples.iter().map(first).collect()
     }
 
     /// What is written on the counterfactuals, where they are needed.

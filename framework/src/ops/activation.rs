@@ -30,7 +30,11 @@ fn gelu_tanh_in<T: Real>(x: &Tensor) -> Result<Tensor> {
     differentiable(x, output, move |gradient| {
         let g = values::<T>(gradient)?;
         map_rows::<T>(&input, width, |row, y, x| {
-            for ((y, &x), &g) in y.iter_mut().zip(x).zip(&g[row * width..]) {
+            let g = &g[row * width..][..width];
+            if lanes::is_zero(g) {
+                return;
+            }
+            for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
                 let s = gate(x);
                 let inner = scale * (T::one() + slope_cubic * x * x);
                 *y = g * (s + x * s * (T::one() - s) * inner);
@@ -59,6 +63,9 @@ fn swiglu_in<T: Real>(x: &Tensor) -> Result<Tensor> {
             let (gate, up) = x.split_at(width);
             let (d_gate, d_up) = y.split_at_mut(width);
             let g = &g[row * width..][..width];
+            if lanes::is_zero(g) {
+                return;
+            }
             for index in 0..width {
                 let s = lanes::sigmoid(gate[index]);
                 d_up[index] = g[index] * gate[index] * s;

@@ -6,7 +6,7 @@
 //! every token. Generation pads them on the left and goes on from the keys and values of the tokens
 //! before ([`Attention::extend`]), without a gradient.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -23,6 +23,10 @@ pub struct Attention {
     pub d_head: usize,
     pub rotary: Option<Arc<Rotary>>,
 }
+
+/// The first position of each sequence that a backward pass needs gradients at, set while it runs;
+/// empty where it needs all. Attention is where gradients go back to earlier positions.
+pub(crate) type Since = Arc<Mutex<Vec<usize>>>;
 
 /// One key/value head of one sequence with the query heads that share it, gathered and rotated.
 struct Group<T> {
@@ -42,10 +46,15 @@ impl Attention {
 
     /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
     pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
-        by_dtype!(qkv, T => self.forward_in::<T>(qkv))
+        self.forward_since(qkv, &Since::default())
     }
 
-    fn forward_in<T: Real>(&self, qkv: &Tensor) -> Result<Tensor> {
+    /// The same, with a say in how far back gradients go.
+    pub(crate) fn forward_since(&self, qkv: &Tensor, since: &Since) -> Result<Tensor> {
+        by_dtype!(qkv, T => self.forward_in::<T>(qkv, since))
+    }
+
+    fn forward_in<T: Real>(&self, qkv: &Tensor, since: &Since) -> Result<Tensor> {
         let (batch, seq, _) = qkv.dims3()?;
         if let Some(rotary) = &self.rotary {
             rotary.check(seq)?;
@@ -60,8 +69,11 @@ impl Attention {
             });
             Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())?
         };
-        let attention = self.clone();
-        differentiable(qkv, output, move |gradient| attention.backward::<T>(&input, gradient))
+        let (attention, since) = (self.clone(), since.clone());
+        differentiable(qkv, output, move |gradient| {
+            let from = since.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            attention.backward::<T>(&input, gradient, &from)
+        })
     }
 
     /// Query heads a key/value head.
@@ -246,12 +258,19 @@ impl Attention {
         group.queries.iter().map(&mut attend).collect()
     }
 
-    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv.
-    fn backward<T: Real>(&self, qkv: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's position in `from`.
+    fn backward<T: Real>(
+        &self,
+        qkv: &Tensor,
+        gradient: &Tensor,
+        from: &[usize],
+    ) -> Result<Tensor> {
         let (batch, seq, width) = qkv.dims3()?;
         let (qkv_data, dz) = (values::<T>(qkv)?, values::<T>(gradient)?);
-        let pieces =
-            self.for_each_group(batch, |b, g| self.group_backward(&qkv_data, &dz, seq, b, g));
+        let pieces = self.for_each_group(batch, |b, g| {
+            let from = from.get(b).copied().unwrap_or(0);
+            self.group_backward(&qkv_data, &dz, (seq, from), b, g)
+        });
         let mut output = vec![T::zero(); batch * seq * width];
         let stacked = self.heads + 2 * self.kv_heads;
         self.scatter(&mut output, stacked, batch, seq, &pieces, |g, part| {
@@ -263,12 +282,13 @@ impl Attention {
         Tensor::from_vec(output, (batch, seq, width), qkv.device())
     }
 
-    /// The gradients of the group's query heads, then of its key head, then of its value head.
+    /// The gradients of the group's query heads, then of its key head, then of its value head, from
+    /// position `from` on.
     fn group_backward<T: Real>(
         &self,
         qkv: &[T],
         dz: &[T],
-        seq: usize,
+        (seq, from): (usize, usize),
         b: usize,
         g: usize,
     ) -> Vec<Vec<T>> {
@@ -282,9 +302,12 @@ impl Attention {
         for (part, queries) in group.queries.iter().enumerate() {
             let head = g * self.group() + part;
             let mut d_queries = vec![T::zero(); seq * d];
-            for (position, query) in queries.chunks(d).enumerate() {
-                self.probabilities(query, &group.keys, position, &mut probabilities);
+            for (position, query) in queries.chunks(d).enumerate().skip(from) {
                 let dz = &dz[((b * seq + position) * self.heads + head) * d..][..d];
+                if lanes::is_zero(dz) {
+                    continue;
+                }
+                self.probabilities(query, &group.keys, position, &mut probabilities);
                 // ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ), with ∂L/∂pⱼ = dz · vⱼ.
                 d_scores.clear();
                 let values = group.values.chunks(d).take(position + 1);
@@ -294,9 +317,11 @@ impl Attention {
                 for (j, p) in probabilities.iter().enumerate() {
                     let d_score = *p * (d_scores[j] - mean);
                     let at = j * d..(j + 1) * d;
-                    lanes::add_scaled(&mut d_values[at.clone()], *p, dz);
                     lanes::add_scaled(d_query, d_score, &group.keys[at.clone()]);
-                    lanes::add_scaled(&mut d_keys[at], d_score, query);
+                    if j >= from {
+                        lanes::add_scaled(&mut d_values[at.clone()], *p, dz);
+                        lanes::add_scaled(&mut d_keys[at], d_score, query);
+                    }
                 }
                 d_query.iter_mut().for_each(|value| *value *= scale);
             }

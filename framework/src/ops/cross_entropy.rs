@@ -2,10 +2,12 @@
 //! logits exists at a time. The gradient of the hidden states is formed on the way, while a
 //! chunk's probabilities are at hand.
 
-use candle_core::{Result, Tensor, WithDType};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, lanes, values};
+use super::{Real, lanes};
 
 /// Rows whose logits are held at once.
 const CHUNK: usize = 128;
@@ -74,36 +76,52 @@ fn chunks(targets: &[Target]) -> impl Iterator<Item = (usize, &[Target])> {
 
 /// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary].
 fn chunk(rows: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
-    by_dtype!(rows, T => chunk_in::<T>(rows, unembedding, targets))
+    let logits = rows.matmul(&unembedding.t()?)?;
+    let differentiate = Differentiate { targets, terms: Mutex::default() };
+    logits.inplace_op1(&differentiate)?;
+    let terms = differentiate.terms.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((terms.iter().sum(), logits))
 }
 
-fn chunk_in<T: Real>(
-    rows: &Tensor,
-    unembedding: &Tensor,
-    targets: &[Target],
-) -> Result<(f64, Tensor)> {
-    let logits = rows.matmul(&unembedding.t()?)?;
-    let shape = logits.shape().clone();
-    let vocabulary = logits.dim(1)?;
-    let values = values::<T>(&logits)?;
-    let mut d_logits = vec![T::zero(); values.len()];
-    let terms: Vec<f64> = (d_logits.par_chunks_mut(vocabulary))
-        .zip(values.par_chunks(vocabulary))
-        .zip(targets)
-        .map(|((d_logits, logits), target)| {
+/// Puts ∂loss/∂logits in the logits' place: nothing else of their size is held.
+struct Differentiate<'a> {
+    targets: &'a [Target],
+    /// The loss, target by target.
+    terms: Mutex<Vec<f64>>,
+}
+
+impl InplaceOp1 for Differentiate<'_> {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let vocabulary = layout.dims()[1];
+        let values = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+        let terms = match storage {
+            CpuStorage::F32(logits) => self.rows(&mut logits[values], vocabulary),
+            CpuStorage::F64(logits) => self.rows(&mut logits[values], vocabulary),
+            _ => bail!("operations compute in float32 or float64"),
+        };
+        *self.terms.lock().unwrap_or_else(PoisonError::into_inner) = terms;
+        Ok(())
+    }
+}
+
+impl Differentiate<'_> {
+    fn rows<T: Real>(&self, logits: &mut [T], vocabulary: usize) -> Vec<f64> {
+        let row = |(logits, target): (&mut [T], &Target)| {
+            let token = target.token as usize;
             let largest = lanes::max(logits);
-            for (p, logit) in d_logits.iter_mut().zip(logits) {
-                *p = (*logit - largest).exponential();
-            }
-            let total = lanes::sum(d_logits, |p| p);
+            let right = WithDType::to_f64(logits[token] - largest);
+            logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exponential());
+            let total = lanes::sum(logits, |p| p);
             let weight = lanes::real::<T>(target.weight);
             let factor = weight / total;
-            d_logits.iter_mut().for_each(|p| *p *= factor);
-            let token = target.token as usize;
-            d_logits[token] -= weight;
-            let log_p = WithDType::to_f64(logits[token] - largest) - WithDType::to_f64(total).ln();
-            -target.weight * log_p
-        })
-        .collect();
-    Ok((terms.iter().sum(), Tensor::from_vec(d_logits, shape, logits.device())?))
+            logits.iter_mut().for_each(|p| *p *= factor);
+            logits[token] -= weight;
+            -target.weight * (right - WithDType::to_f64(total).ln())
+        };
+        logits.par_chunks_mut(vocabulary).zip(self.targets).map(row).collect()
+    }
 }

@@ -66,6 +66,12 @@ pub(super) fn add_scaled<T: Real>(y: &mut [T], factor: T, x: &[T]) {
     }
 }
 
+/// Whether every value is zero: of a gradient, so that there is nothing to pull back.
+#[inline]
+pub(super) fn is_zero<T: Real>(a: &[T]) -> bool {
+    a.iter().all(|value| *value == T::zero())
+}
+
 /// The largest value.
 #[inline]
 pub(super) fn max<T: Real>(a: &[T]) -> T {

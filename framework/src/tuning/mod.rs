@@ -199,7 +199,9 @@ pub struct Step {
     pub edges: usize,
     /// Jaccard overlap of the circuit's edges with the step's before; 1 at the first.
     pub overlap: f64,
+    /// Pruning included.
     pub discovery_seconds: f64,
+    pub prune_seconds: f64,
     pub tuning_seconds: f64,
 }
 
@@ -242,6 +244,7 @@ struct Found {
     metric: Option<f64>,
     /// Jaccard overlap with the circuit before.
     overlap: f64,
+    prune_seconds: f64,
     /// The pass over the step's one micro-batch, for the loss to go on with.
     run: Option<Run>,
 }
@@ -359,7 +362,7 @@ impl Tuner<'_> {
         let top_n = self.top_n(step, graph)?;
         let found = match self.discovers(step, state) {
             true => self.rediscover(step, top_n, examples, &batches, state)?,
-            false => Found { metric: None, overlap: 1.0, run: None },
+            false => Found { metric: None, overlap: 1.0, prune_seconds: 0.0, run: None },
         };
         if let (Some(_), Some(circuit)) = (found.metric, &state.circuit) {
             event(Event::Circuit { step, circuit, graph })?;
@@ -406,6 +409,7 @@ impl Tuner<'_> {
             edges: circuit.edges.len(),
             overlap: found.overlap,
             discovery_seconds,
+            prune_seconds: found.prune_seconds,
             tuning_seconds: start.elapsed().as_secs_f64(),
         })
     }
@@ -428,6 +432,7 @@ impl Tuner<'_> {
         if !found.metric.is_finite() {
             return Err(Error::Diverged { step, loss: found.metric });
         }
+        let start = Instant::now();
         let magnitudes = found.scores.magnitudes();
         let importance = match &mut state.smoother {
             Some(smoother) => smoother.update(&magnitudes),
@@ -436,7 +441,8 @@ impl Tuner<'_> {
         let circuit = self.pruning.prune(&found.scores, &importance, top_n);
         let overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
         state.circuit = Some(circuit);
-        Ok(Found { metric: Some(found.metric), overlap, run })
+        let prune_seconds = start.elapsed().as_secs_f64();
+        Ok(Found { metric: Some(found.metric), overlap, prune_seconds, run })
     }
 
     fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {

@@ -1,0 +1,225 @@
+//! `bench`: how long a discover-and-tune step takes, phase by phase, on random examples.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use circuit_framework::candle_core::DType;
+use circuit_framework::parameters::{Owner, Selection};
+use circuit_framework::tuning::{Event, Step, Tuner};
+use circuit_framework::{Example, Key, Model, Tensor};
+use circuit_models::Loaded;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use toml::Table;
+
+use crate::flags::{self, DISCOVERY, Flag, MODEL, TUNING};
+
+const FLAGS: &[&[Flag]] = &[MODEL, DISCOVERY, TUNING];
+
+/// What is timed where no flag says otherwise: the published implementation's step.
+const DEFAULTS: &str = r#"
+    tuning = { steps = 5, batch_size = 16, optimizer = "sgd", momentum = 0.9, lr = 1e-4 }
+    pruning = { top_n = 500 }
+    metric = { name = "logit_diff" }
+"#;
+
+pub(crate) fn command() -> Command {
+    flags::add(
+        Command::new("bench")
+            .about("Time a discover-and-tune step, phase by phase, on random examples"),
+        FLAGS,
+    )
+    .arg(
+        Arg::new("seq-len")
+            .long("seq-len")
+            .value_name("N")
+            .default_value("32")
+            .value_parser(clap::value_parser!(u64).range(4..))
+            .help("Tokens an example; two of them are key tokens"),
+    )
+    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"))
+}
+
+/// Seconds of a phase, over the timed steps.
+#[derive(Serialize)]
+struct Times {
+    median_s: f64,
+    min_s: f64,
+    max_s: f64,
+}
+
+impl Times {
+    fn of(steps: &[Step], seconds: impl Fn(&Step) -> f64) -> Self {
+        let mut all: Vec<f64> = steps.iter().map(seconds).collect();
+        all.sort_by(f64::total_cmp);
+        let middle = all.len() / 2;
+        let median = match all.len() % 2 {
+            0 => (all[middle - 1] + all[middle]) / 2.0,
+            _ => all[middle],
+        };
+        Self { median_s: median, min_s: all[0], max_s: all[all.len() - 1] }
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    /// A forward pass, the metric's backward pass, the scores.
+    discover: Times,
+    prune: Times,
+    /// Selection, the loss's backward pass, the selected rows' gradients, the update.
+    tune: Times,
+    step: Times,
+    tokens_per_s: f64,
+    /// Parameters tuned in the median step, of all and of those that nodes own.
+    tuned_share: f64,
+    tuned_share_of_nodes: f64,
+    /// What candle's matrix product reaches at the MLP's shapes, measured before the steps.
+    matmul_gflops: f64,
+    /// The share of the step's time that its matrix products would take at that rate.
+    matmul_share: f64,
+    /// The most memory the program held, where the system tells.
+    peak_rss_bytes: Option<u64>,
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let mut table: Table = toml::from_str(DEFAULTS)?;
+    flags::apply(matches, FLAGS, &mut table)?;
+    let experiment = flags::from_table(table, "settings")?;
+    let plugins = experiment.plugins()?;
+    let Loaded { model, .. } = circuit_models::load(&experiment.model)?;
+    let seq = matches.get_one::<u64>("seq-len").map_or(32, |seq| *seq as usize);
+    let examples = examples(&*model, experiment.tuning.batch_size, seq, experiment.seed);
+    let matmul_gflops = matmul_gflops(&*model, experiment.tuning.batch_size * seq)?;
+
+    let steps = experiment.tuning.total_steps(examples.len());
+    // The first step finds memory cold and is not counted.
+    let tuning =
+        circuit_framework::tuning::Tuning { steps: Some(steps + 1), ..experiment.tuning.clone() };
+    let tuner = Tuner {
+        model: &*model,
+        metric: &*plugins.metric,
+        selector: &*plugins.selector,
+        discovery: &experiment.discovery,
+        pruning: &experiment.pruning,
+        tuning: &tuning,
+        seed: experiment.seed,
+    };
+    let mut timed = Vec::new();
+    tuner.run(&examples, &mut |event| {
+        if let Event::Step { step, .. } = event {
+            timed.push(step.clone());
+        }
+        Ok(())
+    })?;
+    timed.remove(0);
+    let report = report(&timed, &*model, examples.len() * seq, matmul_gflops);
+    match matches.get_flag("json") {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => print(&report),
+    }
+    Ok(())
+}
+
+/// Random tokens; the middle and the last one are key tokens.
+fn examples(model: &dyn Model, count: usize, seq: usize, seed: u64) -> Vec<Example> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let vocabulary = model.vocabulary() as u32;
+    let example = |index: usize| {
+        let tokens: Vec<u32> = (0..seq).map(|_| random.random_range(0..vocabulary)).collect();
+        let key = |position: usize| Key {
+            position,
+            correct: tokens[position],
+            wrong: Some((tokens[position] + 1) % vocabulary),
+        };
+        Example {
+            predicted: 1..seq,
+            keys: vec![key(seq / 2), key(seq - 1)],
+            counterfactual: None,
+            origin: format!("random example {index}"),
+            tokens,
+        }
+    };
+    (0..count).map(example).collect()
+}
+
+/// The best of a few products [rows, d_model] · [d_model, 4·d_model], in 10⁹ operations a second.
+fn matmul_gflops(model: &dyn Model, rows: usize) -> Result<f64> {
+    let d_model = model.parameters().iter().map(|(_, p)| p.width()).max().unwrap_or(1);
+    let (device, dtype) = (model.device(), DType::F32);
+    let a = Tensor::ones((rows, d_model), dtype, &device)?;
+    let b = Tensor::ones((d_model, 4 * d_model), dtype, &device)?;
+    let operations = (2 * rows * d_model * 4 * d_model) as f64;
+    let mut best: f64 = 0.0;
+    for _ in 0..20 {
+        let start = Instant::now();
+        let product = a.matmul(&b)?;
+        product.device().synchronize()?;
+        best = best.max(operations / start.elapsed().as_secs_f64());
+    }
+    Ok(best / 1e9)
+}
+
+fn report(steps: &[Step], model: &dyn Model, tokens: usize, matmul_gflops: f64) -> Report {
+    let whole = |step: &Step| step.discovery_seconds + step.tuning_seconds;
+    let step = Times::of(steps, whole);
+    let mut tuned: Vec<usize> = steps.iter().map(|step| step.tuned_parameters).collect();
+    tuned.sort_unstable();
+    let tuned = tuned[tuned.len() / 2] as f64;
+    let parameters = model.parameters();
+    let owned = Selection::blocks(parameters, |_, block| block.owner != Owner::Shared);
+    let owned = owned.count(parameters) as f64;
+    let d_model = parameters.iter().map(|(_, p)| p.width()).max().unwrap_or(1);
+    let unembedding = (model.vocabulary() * d_model) as f64;
+    // Forward and two backward passes through the blocks; logits of every token and their pull-back;
+    // the selected rows' gradients. Two operations an entry and token each.
+    let products = 2.0 * tokens as f64 * (3.0 * owned + 2.0 * unembedding + tuned);
+    Report {
+        discover: Times::of(steps, |step| step.discovery_seconds - step.prune_seconds),
+        prune: Times::of(steps, |step| step.prune_seconds),
+        tune: Times::of(steps, |step| step.tuning_seconds),
+        tokens_per_s: tokens as f64 / step.median_s,
+        tuned_share: tuned / parameters.count() as f64,
+        tuned_share_of_nodes: tuned / owned,
+        matmul_gflops,
+        matmul_share: products / (matmul_gflops * 1e9) / step.median_s,
+        peak_rss_bytes: peak_rss_bytes(),
+        step,
+    }
+}
+
+/// The most memory this process has held, as Linux counts it.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+fn print(report: &Report) {
+    println!("{:12}{:>10}{:>10}{:>10}", "seconds", "median", "min", "max");
+    let phases = [
+        ("discover", &report.discover),
+        ("prune", &report.prune),
+        ("tune", &report.tune),
+        ("step", &report.step),
+    ];
+    for (name, Times { median_s, min_s, max_s }) in phases {
+        println!("{name:12}{median_s:>10.4}{min_s:>10.4}{max_s:>10.4}");
+    }
+    println!();
+    println!("tokens/s     {:.0}", report.tokens_per_s);
+    println!(
+        "tuned        {:.1} % of all parameters, {:.1} % of the nodes'",
+        100.0 * report.tuned_share,
+        100.0 * report.tuned_share_of_nodes
+    );
+    println!(
+        "matmul       {:.0} GFLOP/s; at that rate the step's products are {:.0} % of its time",
+        report.matmul_gflops,
+        100.0 * report.matmul_share
+    );
+    if let Some(bytes) = report.peak_rss_bytes {
+        println!("peak memory  {:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    }
+}
