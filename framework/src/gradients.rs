@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::lora::AdapterGradients;
-use crate::ops::{cross_entropy, squared_norm};
+use crate::ops::{cross_entropy, select_columns, squared_norm};
 use crate::parameters::{Param, ParamId, Parameters, Selection};
 use crate::pass::Captured;
 
@@ -103,14 +103,11 @@ impl Gradients {
 
     /// Adds the selected rows of narrowᵀ · wide, for narrow [n, rows] and wide [n, width].
     fn add_product(&mut self, param: &Param, narrow: &Tensor, wide: &Tensor) -> Result<()> {
-        let columns = (self.selection.ranges(param.id).iter())
-            .map(|range| narrow.narrow(1, range.start, range.len()))
-            .collect::<Result<Vec<_>, _>>()?;
-        // One product of all ranges: their columns are less to copy than its rows.
-        let columns = match &columns[..] {
+        let columns = match self.selection.ranges(param.id) {
             [] => return Ok(()),
-            [only] => only.clone(),
-            _ => Tensor::cat(&columns, 1)?,
+            [all] if all.len() == narrow.dim(1)? => narrow.clone(),
+            // One product of all ranges: their columns are less to copy than its rows.
+            ranges => select_columns(&narrow.contiguous()?, ranges)?,
         };
         self.add(param.id, columns.t()?.matmul(wide)?)
     }

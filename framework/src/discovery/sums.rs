@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{Ablation, Discovery, Positions};
 use crate::example::Batch;
 use crate::graph::Graph;
+use crate::ops::sum_rows;
 use crate::pass::{Captured, Written};
 use crate::{Error, Result};
 
@@ -22,6 +23,8 @@ const CHUNK: usize = 128;
 pub(super) struct BatchView {
     /// Rows of real tokens, padding left out, u32 [tokens].
     tokens: Tensor,
+    /// The same.
+    token_rows: Vec<u32>,
     /// Where the graph is read: the rows, u32 [n], and what folds them to score rows.
     clean: Fold,
     /// The same on the counterfactuals.
@@ -83,7 +86,7 @@ impl BatchView {
                 positions.push(position as u32);
             }
         }
-        let tokens = Tensor::new(rows, device)?;
+        let tokens = Tensor::new(&rows[..], device)?;
         let (clean, corrupt, places) = match options.positions {
             Positions::All => {
                 let all = || Fold { rows: tokens.clone(), average: None };
@@ -106,7 +109,7 @@ impl BatchView {
                 )
             }
         };
-        Ok(Self { tokens, clean, corrupt, places })
+        Ok(Self { tokens, token_rows: rows, clean, corrupt, places })
     }
 }
 
@@ -236,17 +239,19 @@ impl Sums {
     }
 
     fn add_to_mean(&mut self, view: &BatchView, written: &Written) -> Result<()> {
-        let tokens = values_of(written).index_select(&view.tokens, 0)?;
+        let values = values_of(written);
         let sum = &mut self.writes[site_of(written)];
         let zeros =
-            || Tensor::zeros((self.places, tokens.dim(1)?), tokens.dtype(), tokens.device());
+            || Tensor::zeros((self.places, values.dim(1)?), values.dtype(), values.device());
         let before = match sum {
             Some(sum) => sum.values.clone(),
             None => zeros()?,
         };
         let values = match self.options.positions {
-            Positions::Key => (before + tokens.sum_keepdim(0)?)?,
-            Positions::All => before.index_add(&view.places, &tokens, 0)?,
+            Positions::Key => (before + sum_rows(values, &view.token_rows)?)?,
+            Positions::All => {
+                before.index_add(&view.places, &values.index_select(&view.tokens, 0)?, 0)?
+            }
         };
         *sum = Some(SiteWrites { written: written.clone(), values });
         Ok(())

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 
 use super::{Real, lanes};
 
-/// Rows whose logits are held at once.
-const CHUNK: usize = 128;
+/// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
+/// than the products themselves.
+const CHUNK: usize = 1 << 24;
 
 /// One predicted token: which one, and what its term counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,7 +39,7 @@ pub fn weighted(
 ) -> Result<CrossEntropy> {
     let mut loss = 0.0;
     let mut gradients = Vec::new();
-    for (start, targets) in chunks(targets) {
+    for (start, targets) in chunks(targets, unembedding)? {
         let rows = hidden.narrow(0, start, targets.len())?;
         let (terms, d_logits) = chunk(&rows, unembedding, targets)?;
         loss += terms;
@@ -62,7 +63,7 @@ pub fn unembedding_gradient(
     targets: &[Target],
 ) -> Result<Tensor> {
     let mut sum = unembedding.zeros_like()?;
-    for (start, targets) in chunks(targets) {
+    for (start, targets) in chunks(targets, unembedding)? {
         let rows = hidden.narrow(0, start, targets.len())?;
         let (_, d_logits) = chunk(&rows, unembedding, targets)?;
         sum = (sum + d_logits.t()?.matmul(&rows)?)?;
@@ -70,8 +71,14 @@ pub fn unembedding_gradient(
     Ok(sum)
 }
 
-fn chunks(targets: &[Target]) -> impl Iterator<Item = (usize, &[Target])> {
-    (targets.chunks(CHUNK).enumerate()).map(|(index, targets)| (index * CHUNK, targets))
+/// The targets in chunks of about one length, each with its first row.
+fn chunks<'t>(
+    targets: &'t [Target],
+    unembedding: &Tensor,
+) -> Result<impl Iterator<Item = (usize, &'t [Target])>> {
+    let most = (CHUNK / unembedding.dim(0)?).max(1);
+    let length = targets.len().div_ceil(targets.len().div_ceil(most).max(1)).max(1);
+    Ok((targets.chunks(length).enumerate()).map(move |(index, chunk)| (index * length, chunk)))
 }
 
 /// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary].
