@@ -7,7 +7,8 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::lora::AdapterGradients;
-use crate::ops::{cross_entropy, select_columns, squared_norm};
+use crate::ops::norm::Norm;
+use crate::ops::{Kept, cross_entropy, select_columns, squared_norm};
 use crate::parameters::{Param, ParamId, Parameters, Selection};
 use crate::pass::Captured;
 
@@ -59,9 +60,9 @@ impl Gradients {
                         self.add_scattered(positions, &index.repeat(batch)?, gradient)?;
                     }
                 }
-                Captured::Reading { reading, x, normed, projected } => {
+                Captured::Reading { reading, x, kept, normed, projected } => {
                     if self.selection.contains(reading.weight.id) {
-                        let input = reading.norm.forward(x)?;
+                        let input = reading.norm.forward(&kept.gather(x)?)?;
                         self.add_product(&reading.weight, projected, &input)?;
                     }
                     if let Some(bias) = &reading.bias {
@@ -70,16 +71,18 @@ impl Gradients {
                             Ok(columns.sum_keepdim(0)?.t()?)
                         })?;
                     }
-                    self.add_norm(&reading.norm, x, normed)?;
+                    self.add_norm(&reading.norm, x, kept, normed)?;
                 }
-                Captured::Writing { writing, z, gradient } => {
-                    self.add_product(&writing.weight, z, gradient)?;
+                Captured::Writing { writing, z, kept, gradient } => {
+                    if self.selection.contains(writing.weight.id) {
+                        self.add_product(&writing.weight, &kept.gather(z)?, gradient)?;
+                    }
                     if let Some(bias) = &writing.bias {
                         self.add_rows(bias.id, |_| Ok(gradient.sum_keepdim(0)?))?;
                     }
                 }
-                Captured::FinalNorm { unembedding, x, normed } => {
-                    self.add_norm(&unembedding.norm, x, normed)?;
+                Captured::FinalNorm { unembedding, x, kept, normed } => {
+                    self.add_norm(&unembedding.norm, x, kept, normed)?;
                 }
                 Captured::Logits { unembedding, hidden, gradient } => {
                     self.add_product(&unembedding.weight, gradient, hidden)?;
@@ -123,8 +126,9 @@ impl Gradients {
 
     fn add_norm(
         &mut self,
-        norm: &crate::ops::norm::Norm,
+        norm: &Norm,
         x: &Tensor,
+        kept: &Kept,
         gradient: &Tensor,
     ) -> Result<()> {
         let bias = norm.bias.as_ref().map(|bias| bias.id);
@@ -133,7 +137,7 @@ impl Gradients {
         {
             return Ok(());
         }
-        let (d_weight, d_bias) = norm.parameter_gradients(x, gradient)?;
+        let (d_weight, d_bias) = norm.parameter_gradients(&kept.gather(x)?, gradient)?;
         self.add_rows(norm.weight.id, |_| Ok(d_weight.clone()))?;
         match bias {
             Some(bias) => self.add_rows(bias, |_| Ok(d_bias.clone())),

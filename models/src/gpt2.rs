@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use circuit_framework::graph::{Node, Port};
 use circuit_framework::model::Weights;
-use circuit_framework::ops::activation::gelu_tanh;
+use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::parameters::{Param, Parameter};
@@ -159,7 +159,7 @@ impl Architecture for Gpt2Options {
                 rotary: None,
             },
             layers,
-            activation: gelu_tanh,
+            activation: Activation::GeluTanh,
             unembedding,
             export,
             names,

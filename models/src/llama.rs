@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType, LlamaConfig};
 use circuit_framework::graph::Port;
-use circuit_framework::ops::activation::swiglu;
+use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::ops::rotary::Rotary;
@@ -200,7 +200,7 @@ impl Architecture for LlamaOptions {
                 norm,
                 weight,
             }),
-            activation: swiglu,
+            activation: Activation::Swiglu,
             export,
             names,
             fan_in_fan_out: false,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use circuit_framework::graph::{Graph, Input, Node, Port};
 use circuit_framework::model::Projection;
+use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::parameters::Parameter;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
@@ -39,7 +40,7 @@ pub(crate) struct Transformer {
     pub(crate) attention: Attention,
     pub(crate) layers: Vec<Layer>,
     /// What an MLP does between reading and writing.
-    pub(crate) activation: fn(&Tensor) -> candle_core::Result<Tensor>,
+    pub(crate) activation: Activation,
     pub(crate) unembedding: Arc<Unembedding>,
     pub(crate) export: Export,
     /// Of the parameters that `attention_in`, `attention_out`, `mlp_in` and `mlp_out` hold.
@@ -64,7 +65,7 @@ impl Model for Transformer {
             let z = pass.attend(index, &self.attention, &qkv)?;
             x = pass.write(&layer.attention_out, &x, &z)?;
             let hidden = pass.read(&layer.mlp_in, &x)?;
-            let z = (self.activation)(&hidden)?;
+            let z = pass.activate(self.activation, &hidden)?;
             x = pass.write(&layer.mlp_out, &x, &z)?;
         }
         pass.finish(&self.unembedding, &x)

@@ -285,11 +285,11 @@ impl Sums {
             let score_rows =
                 if view.clean.average.is_some() { 0..total } else { start..start + len };
             let writes = self.expand(graph, difference, score_rows.clone())?;
+            let rows = view.clean.rows.narrow(0, start, len)?.to_vec1::<u32>()?;
             for (site, captured) in by_site.iter().enumerate() {
                 if graph.readers_of(site).is_empty() {
                     continue;
                 }
-                let rows = view.clean.rows.narrow(0, start, len)?;
                 let gradients = reader_gradients(graph, site, *captured, &rows)?;
                 let gradients = view.clean.average_rows(gradients)?;
                 self.multiply(graph, site, &writes, &gradients, fraction)?;
@@ -417,22 +417,22 @@ fn reader_gradients(
     graph: &Graph,
     site: usize,
     captured: Option<&Captured>,
-    rows: &Tensor,
+    rows: &[u32],
 ) -> Result<Tensor> {
     let readers = graph.readers_of(site).len();
     let (norm, x, at_normed) = match captured {
-        Some(Captured::Reading { reading, x, projected, .. }) => {
-            let projected = projected.index_select(rows, 0)?;
+        Some(Captured::Reading { reading, x, kept, projected, .. }) => {
+            let projected = kept.choose(projected, rows)?;
             let at_normed = multiply_blocks(&projected, &reading.weight.tensor, readers)?;
             (&reading.norm, x, at_normed)
         }
-        Some(Captured::FinalNorm { unembedding, x, normed }) => {
-            (&unembedding.norm, x, normed.index_select(rows, 0)?.unsqueeze(0)?)
+        Some(Captured::FinalNorm { unembedding, x, kept, normed }) => {
+            (&unembedding.norm, x, kept.choose(normed, rows)?.unsqueeze(0)?)
         }
         _ => return Err(Error::input(format!("no gradient reached site {site} of the graph"))),
     };
     let d_model = x.dim(1)?;
     let flat = at_normed.reshape(((), d_model))?;
-    let pulled = norm.pull_back(&x.index_select(rows, 0)?, &flat)?;
-    Ok(pulled.reshape((readers, rows.elem_count(), d_model))?)
+    let pulled = norm.pull_back(&x.index_select(&Tensor::new(rows, x.device())?, 0)?, &flat)?;
+    Ok(pulled.reshape((readers, rows.len(), d_model))?)
 }

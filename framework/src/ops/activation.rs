@@ -9,71 +9,88 @@ use super::{Real, by_dtype, differentiable, lanes, values};
 const SCALE: f64 = 0.797_884_560_802_865_4;
 const CUBIC: f64 = 0.044_715;
 
-/// GELU in its tanh form (`gelu_new`), element by element; x of any shape.
-///
-/// ½x(1 + tanh u) = x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    by_dtype!(x, T => gelu_tanh_in::<T>(x))
+/// An activation, of the last dimension's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// GELU in its tanh form (`gelu_new`), element by element.
+    ///
+    /// ½x(1 + tanh u) = x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
+    GeluTanh,
+    /// x [..., 2·width], the gate before the up projection → silu(gate) ⊙ up [..., width].
+    Swiglu,
 }
 
-fn gelu_tanh_in<T: Real>(x: &Tensor) -> Result<Tensor> {
-    let input = x.detach().contiguous()?;
-    let width = input.dim(D::Minus1)?;
-    let (scale, cubic) = (lanes::real::<T>(2.0 * SCALE), lanes::real::<T>(CUBIC));
-    let slope_cubic = lanes::real::<T>(3.0 * CUBIC);
-    let gate = move |x: T| lanes::sigmoid(scale * (x + cubic * x * x * x));
-    let output = map_rows::<T>(&input, width, |_, y, x| {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = x * gate(x);
+impl Activation {
+    /// The differentiable value.
+    ///
+    /// # Errors
+    /// If x is neither float32 nor float64.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        let input = x.detach().contiguous()?;
+        let output = by_dtype!(input, T => self.forward::<T>(&input))?;
+        differentiable(x, output, move |gradient| self.pull_back(&input, gradient))
+    }
+
+    fn forward<T: Real>(self, input: &Tensor) -> Result<Tensor> {
+        let input_width = input.dim(D::Minus1)?;
+        match self {
+            Self::GeluTanh => map_rows::<T>(input, input_width, |_, y, x| {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    *y = x * gelu_gate(x);
+                }
+            }),
+            Self::Swiglu => map_rows::<T>(input, input_width / 2, |_, y, x| {
+                let (gate, up) = x.split_at(input_width / 2);
+                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = gate * lanes::sigmoid(gate) * up;
+                }
+            }),
         }
-    })?;
-    differentiable(x, output, move |gradient| {
+    }
+
+    /// The gradient at the contiguous input, of that at the output.
+    pub(crate) fn pull_back(self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        by_dtype!(input, T => self.backward::<T>(input, gradient))
+    }
+
+    fn backward<T: Real>(self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let g = values::<T>(gradient)?;
-        map_rows::<T>(&input, width, |row, y, x| {
+        let (input_width, width) = (input.dim(D::Minus1)?, gradient.dim(D::Minus1)?);
+        map_rows::<T>(input, input_width, |row, y, x| {
             let g = &g[row * width..][..width];
             if lanes::is_zero(g) {
                 return;
             }
-            for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
-                let s = gate(x);
-                let inner = scale * (T::one() + slope_cubic * x * x);
-                *y = g * (s + x * s * (T::one() - s) * inner);
+            match self {
+                Self::GeluTanh => gelu_backward(y, x, g),
+                Self::Swiglu => swiglu_backward(y, x, g),
             }
         })
-    })
+    }
 }
 
-/// SwiGLU: x [..., 2·width], the gate before the up projection → silu(gate) ⊙ up [..., width].
-pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    by_dtype!(x, T => swiglu_in::<T>(x))
+/// σ(2u).
+fn gelu_gate<T: Real>(x: T) -> T {
+    lanes::sigmoid(lanes::real::<T>(2.0 * SCALE) * (x + lanes::real::<T>(CUBIC) * x * x * x))
 }
 
-fn swiglu_in<T: Real>(x: &Tensor) -> Result<Tensor> {
-    let input = x.detach().contiguous()?;
-    let width = input.dim(D::Minus1)? / 2;
-    let output = map_rows::<T>(&input, width, |_, y, x| {
-        let (gate, up) = x.split_at(width);
-        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate * lanes::sigmoid(gate) * up;
-        }
-    })?;
-    differentiable(x, output, move |gradient| {
-        let g = values::<T>(gradient)?;
-        map_rows::<T>(&input, 2 * width, |row, y, x| {
-            let (gate, up) = x.split_at(width);
-            let (d_gate, d_up) = y.split_at_mut(width);
-            let g = &g[row * width..][..width];
-            if lanes::is_zero(g) {
-                return;
-            }
-            for index in 0..width {
-                let s = lanes::sigmoid(gate[index]);
-                d_up[index] = g[index] * gate[index] * s;
-                d_gate[index] =
-                    g[index] * up[index] * s * (T::one() + gate[index] * (T::one() - s));
-            }
-        })
-    })
+fn gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
+    let (scale, slope) = (lanes::real::<T>(2.0 * SCALE), lanes::real::<T>(3.0 * CUBIC));
+    for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
+        let s = gelu_gate(x);
+        *y = g * (s + x * s * (T::one() - s) * scale * (T::one() + slope * x * x));
+    }
+}
+
+fn swiglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
+    let width = g.len();
+    let (gate, up) = x.split_at(width);
+    let (d_gate, d_up) = y.split_at_mut(width);
+    for index in 0..width {
+        let s = lanes::sigmoid(gate[index]);
+        d_up[index] = g[index] * gate[index] * s;
+        d_gate[index] = g[index] * up[index] * s * (T::one() + gate[index] * (T::one() - s));
+    }
 }
 
 /// `row(index, y, x)` for each last-dimension row of `input`, y being `width` long.

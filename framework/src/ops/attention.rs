@@ -258,7 +258,12 @@ impl Attention {
         group.queries.iter().map(&mut attend).collect()
     }
 
-    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's position in `from`.
+    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's position in `from`,
+    /// which is empty where all are wanted.
+    pub(crate) fn pull_back(&self, qkv: &Tensor, gradient: &Tensor, from: &[usize]) -> Result<Tensor> {
+        by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, from))
+    }
+
     fn backward<T: Real>(
         &self,
         qkv: &Tensor,

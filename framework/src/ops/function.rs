@@ -1,13 +1,13 @@
 //! A tensor with a hand-written gradient: candle's counterpart to `torch.autograd.Function`. The
 //! forward value is computed first, on tensors that track nothing; these functions then join it to
-//! the inputs with a closure that pulls gradients back.
+//! the input with a closure that pulls gradients back.
 
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
 use super::lanes::Real;
@@ -21,20 +21,7 @@ pub(crate) fn differentiable(
     if !input.track_op() {
         return Ok(output);
     }
-    let backward = move |gradient: &Tensor| Ok([backward(gradient)?]);
     input.apply_op1(Function::new(output, backward)?)
-}
-
-/// `output`, whose gradient reaches both inputs through `backward`.
-pub(crate) fn differentiable2(
-    inputs: [&Tensor; 2],
-    output: Tensor,
-    backward: impl Fn(&Tensor) -> Result<[Tensor; 2]> + Send + Sync + 'static,
-) -> Result<Tensor> {
-    if !inputs.iter().any(|input| input.track_op()) {
-        return Ok(output);
-    }
-    inputs[0].apply_op2(inputs[1], Function::new(output, backward)?)
 }
 
 struct Function<B> {
@@ -95,7 +82,7 @@ impl InplaceOp1 for Take {
 
 impl<B> CustomOp1 for Function<B>
 where
-    B: Fn(&Tensor) -> Result<[Tensor; 1]> + Send + Sync,
+    B: Fn(&Tensor) -> Result<Tensor> + Send + Sync,
 {
     fn name(&self) -> &'static str {
         "function"
@@ -106,38 +93,7 @@ where
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let [input] = (self.backward)(&gradient.contiguous()?)?;
-        Ok(Some(input))
-    }
-}
-
-impl<B> CustomOp2 for Function<B>
-where
-    B: Fn(&Tensor) -> Result<[Tensor; 2]> + Send + Sync,
-{
-    fn name(&self) -> &'static str {
-        "function of two"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.value()
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [first, second] = (self.backward)(&gradient.contiguous()?)?;
-        Ok((Some(first), Some(second)))
+        Ok(Some((self.backward)(&gradient.contiguous()?)?))
     }
 }
 

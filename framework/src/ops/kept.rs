@@ -2,15 +2,19 @@
 //! its gradients zero near the end of the model, and padding leaves some everywhere; products are
 //! formed for the others only.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::{Real, by_dtype, lanes, values};
 
 /// Which rows of a gradient [rows, width] are worth working on.
-pub(crate) enum Kept {
+#[derive(Clone, Debug)]
+pub enum Kept {
     All,
-    /// These, of so many.
-    Rows(Vec<usize>, usize),
+    /// These, in order, of so many.
+    Rows(Arc<Vec<usize>>, usize),
 }
 
 impl Kept {
@@ -22,12 +26,12 @@ impl Kept {
     fn of_values<T: Real>(gradient: &Tensor) -> Result<Self> {
         let (rows, width) = gradient.dims2()?;
         let values = values::<T>(gradient)?;
-        let kept: Vec<usize> = (values.chunks(width).enumerate())
+        let kept: Vec<usize> = (values.par_chunks(width).enumerate())
             .filter(|(_, row)| !lanes::is_zero(row))
             .map(|(index, _)| index)
             .collect();
         // Copying rows to and fro costs something too.
-        Ok(if kept.len() * 8 > rows * 7 { Self::All } else { Self::Rows(kept, rows) })
+        Ok(if kept.len() * 8 > rows * 7 { Self::All } else { Self::Rows(Arc::new(kept), rows) })
     }
 
     /// The rows [kept, width] of a tensor [rows, width].
@@ -35,6 +39,30 @@ impl Kept {
         match self {
             Self::All => Ok(tensor.clone()),
             Self::Rows(kept, _) => by_dtype!(tensor, T => gather::<T>(tensor, kept)),
+        }
+    }
+
+    /// Some rows [chosen, width] of what is zero but for a tensor's rows [kept, width].
+    pub(crate) fn choose(&self, tensor: &Tensor, chosen: &[u32]) -> Result<Tensor> {
+        let Self::Rows(kept, _) = self else {
+            return tensor.index_select(&Tensor::new(chosen, tensor.device())?, 0);
+        };
+        let (mut places, mut from) = (Vec::new(), Vec::new());
+        for (place, row) in chosen.iter().enumerate() {
+            if let Ok(index) = kept.binary_search(&(*row as usize)) {
+                places.push(place);
+                from.push(index as u32);
+            }
+        }
+        let rows = tensor.index_select(&Tensor::new(from, tensor.device())?, 0)?;
+        Self::Rows(Arc::new(places), chosen.len()).scatter(rows)
+    }
+
+    /// `tensor` [rows, width] with `rows` [kept, width] added to these rows of it.
+    pub(crate) fn add(&self, tensor: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::All => tensor + rows,
+            Self::Rows(kept, _) => by_dtype!(tensor, T => add::<T>(tensor, rows, kept)),
         }
     }
 
@@ -54,6 +82,15 @@ fn gather<T: Real>(tensor: &Tensor, kept: &[usize]) -> Result<Tensor> {
     let mut gathered = Vec::with_capacity(kept.len() * width);
     kept.iter().for_each(|row| gathered.extend_from_slice(&values[row * width..][..width]));
     Tensor::from_vec(gathered, (kept.len(), width), tensor.device())
+}
+
+fn add<T: Real>(tensor: &Tensor, rows: &Tensor, kept: &[usize]) -> Result<Tensor> {
+    let width = tensor.dim(1)?;
+    let mut sum = values::<T>(tensor)?.to_vec();
+    for (row, values) in kept.iter().zip(values::<T>(rows)?.chunks(width)) {
+        lanes::add_scaled(&mut sum[row * width..][..width], T::one(), values);
+    }
+    Tensor::from_vec(sum, tensor.shape(), tensor.device())
 }
 
 fn scatter<T: Real>(tensor: &Tensor, kept: &[usize], rows: usize) -> Result<Tensor> {

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, WithDType};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
 use num_traits::{One, Zero};
 use rayon::prelude::*;
 
-use super::{by_dtype, lanes, values};
+use super::{Real, by_dtype, lanes, values};
 
 /// Σ of the squares of all values of a contiguous tensor, added up row by row in order.
 pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
@@ -53,4 +53,47 @@ pub(crate) fn select_columns(tensor: &Tensor, ranges: &[Range<usize>]) -> Result
         });
         Tensor::from_vec(columns, (rows, selected), tensor.device())
     })
+}
+
+/// Adds, in place, the rows of a contiguous tensor and one row, the bias, to every row of `y` [rows,
+/// width].
+pub(crate) fn add_rows(y: &Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) -> Result<()> {
+    y.inplace_op1(&AddRows { rows, bias })
+}
+
+struct AddRows<'a> {
+    rows: Option<&'a Tensor>,
+    bias: Option<&'a Tensor>,
+}
+
+impl InplaceOp1 for AddRows<'_> {
+    fn name(&self) -> &'static str {
+        "add rows"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let width = layout.dims()[1];
+        let of = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+        match storage {
+            CpuStorage::F32(y) => self.add(&mut y[of], width),
+            CpuStorage::F64(y) => self.add(&mut y[of], width),
+            _ => bail!("operations compute in float32 or float64"),
+        }
+    }
+}
+
+impl AddRows<'_> {
+    fn add<T: Real>(&self, y: &mut [T], width: usize) -> Result<()> {
+        let rows = self.rows.map(values::<T>).transpose()?;
+        let bias = self.bias.map(values::<T>).transpose()?;
+        y.par_chunks_mut(width).enumerate().for_each(|(index, y)| {
+            if let Some(bias) = &bias {
+                lanes::add_scaled(y, T::one(), bias);
+            }
+            if let Some(rows) = &rows {
+                lanes::add_scaled(y, T::one(), &rows[index * width..][..width]);
+            }
+        });
+        Ok(())
+    }
 }

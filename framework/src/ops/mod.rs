@@ -18,7 +18,7 @@ pub mod rotary;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use function::{by_dtype, differentiable, differentiable2, values};
-pub(crate) use kept::Kept;
+pub(crate) use function::{by_dtype, differentiable, values};
+pub use kept::Kept;
 pub(crate) use lanes::Real;
-pub(crate) use matrix::{select_columns, squared_norm, sum_rows};
+pub(crate) use matrix::{add_rows, select_columns, squared_norm, sum_rows};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{D, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
-use super::activation::{gelu_tanh, swiglu};
+use super::activation::Activation;
 use super::attention::Attention;
 use super::cross_entropy::{self, Target};
 use super::differentiable;
@@ -140,11 +140,11 @@ proptest! {
         let x = noise(&[rows, 2 * width], seed);
         let gate = |u: Tensor| ((u.tanh()? + 1.0)? * 0.5)?.mul(&x);
         let inner = ((&x + (x.powf(3.0).unwrap() * 0.044715).unwrap()).unwrap() * (2.0 / std::f64::consts::PI).sqrt()).unwrap();
-        close(&gelu_tanh(&x).unwrap(), &gate(inner).unwrap(), 1e-12);
-        gradient_is_right(&x, gelu_tanh);
+        close(&Activation::GeluTanh.apply(&x).unwrap(), &gate(inner).unwrap(), 1e-12);
+        gradient_is_right(&x, |x| Activation::GeluTanh.apply(x));
         let (a, b) = (x.narrow(1, 0, width).unwrap(), x.narrow(1, width, width).unwrap());
-        close(&swiglu(&x).unwrap(), &(a.silu().unwrap() * b).unwrap(), 1e-12);
-        gradient_is_right(&x, swiglu);
+        close(&Activation::Swiglu.apply(&x).unwrap(), &(a.silu().unwrap() * b).unwrap(), 1e-12);
+        gradient_is_right(&x, |x| Activation::Swiglu.apply(x));
     }
 
     #[test]

@@ -2,22 +2,34 @@
 //! it through a [`Pass`]; the pass computes the projections, notes what every writer wrote, and,
 //! after a backward pass, holds for every projection its input and its output's gradient.
 //!
+//! The stream itself tracks no gradient: the pass knows what became of it, and goes back over its own
+//! notes ([`tape`]). candle differentiates what stands before and behind: the metric, and whatever a
+//! model does between reading and writing other than attention and the activations of
+//! [`crate::ops::activation`].
+//!
 //! Nothing else is formed on the way: a head's output over all positions, a reader's gradient, a
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
 //! wanted ([`crate::discovery`], [`crate::gradients`]).
 
+mod readout;
+mod tape;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor, TensorId, Var};
 
-use crate::Result;
+pub use readout::Readout;
+
 use crate::cache::Cache;
 use crate::lora::{AdapterGradients, Training};
+use crate::ops::activation::Activation;
 use crate::ops::attention::{self, Attention};
-use crate::ops::cross_entropy::{self, Target};
+use crate::ops::cross_entropy::Target;
 use crate::ops::norm::Norm;
-use crate::ops::{Kept, differentiable, differentiable2};
+use crate::ops::{Kept, add_rows, differentiable};
 use crate::parameters::Param;
+use crate::{Result, refuse};
+use tape::{Between, Entry, Operation, Read, Tape, Write};
 
 /// Token embedding, and learned position embedding where the model has one.
 #[derive(Clone, Debug)]
@@ -73,18 +85,19 @@ pub enum Written {
     Projected { writing: Arc<Writing>, z: Tensor },
 }
 
-/// What one operation leaves of a backward pass. All tensors are [batch·seq or rows, width].
+/// What one operation leaves of a backward pass. Gradients are of the rows `kept`, of batch·seq; the
+/// others' are zero.
 #[derive(Clone, Debug)]
 pub enum Captured {
-    /// The gradient at the embedding's output.
+    /// The gradient at the embedding's output [batch·seq, d_model].
     Embedding { embedding: Arc<Embedding>, tokens: Tensor, gradient: Tensor },
-    /// x is the residual stream that was read, `normed` the gradient at the normalised stream,
-    /// `projected` the gradient at the projection's output.
-    Reading { reading: Arc<Reading>, x: Tensor, normed: Tensor, projected: Tensor },
-    /// z is the projection's input, `gradient` the one at its output.
-    Writing { writing: Arc<Writing>, z: Tensor, gradient: Tensor },
-    /// The final normalisation: the stream it read and the gradient at its output.
-    FinalNorm { unembedding: Arc<Unembedding>, x: Tensor, normed: Tensor },
+    /// x [batch·seq, d_model] is the residual stream that was read, `normed` the gradient at the
+    /// normalised stream, `projected` the gradient at the projection's output.
+    Reading { reading: Arc<Reading>, x: Tensor, kept: Kept, normed: Tensor, projected: Tensor },
+    /// z [batch·seq, width] is the projection's input, `gradient` the one at its output.
+    Writing { writing: Arc<Writing>, z: Tensor, kept: Kept, gradient: Tensor },
+    /// The final normalisation: the stream it read [batch·seq, d_model] and the gradient at its output.
+    FinalNorm { unembedding: Arc<Unembedding>, x: Tensor, kept: Kept, normed: Tensor },
     /// Logits [rows, vocabulary] that were asked for: the hidden states and the logits' gradient.
     Logits { unembedding: Arc<Unembedding>, hidden: Tensor, gradient: Tensor },
     /// A cross-entropy, scaled by `factor`.
@@ -102,6 +115,11 @@ pub enum Captured {
 struct Record {
     written: Vec<Written>,
     captured: Vec<Captured>,
+    tape: Tape,
+    /// The residual stream as the pass last returned it.
+    stream: Option<TensorId>,
+    /// The gradient that has come back to the final normalisation's output.
+    at_hidden: Option<Tensor>,
 }
 
 /// One forward pass and, where gradients are wanted, the backward passes that follow it.
@@ -180,10 +198,43 @@ impl Pass {
     /// # Errors
     /// As [`Pass::backward`]'s.
     pub fn backward_from(&self, scalar: &Tensor, from: Vec<usize>) -> Result<Vec<Captured>> {
-        self.record().captured.clear();
-        *lock(&self.since) = from;
+        {
+            let mut record = self.record();
+            record.captured.clear();
+            record.at_hidden = None;
+        }
+        lock(&self.since).clone_from(&from);
         scalar.backward()?;
-        Ok(std::mem::take(&mut self.record().captured))
+        let mut captured = std::mem::take(&mut self.record().captured);
+        let at_hidden = self.record().at_hidden.take();
+        if let Some(at_hidden) = at_hidden {
+            let tape = std::mem::take(&mut self.record().tape);
+            let went = tape.go_back(&at_hidden, &from, self.adapters.as_ref(), &mut captured);
+            self.record().tape = tape;
+            went?;
+        }
+        Ok(captured)
+    }
+
+    /// Refuses a stream other than the one the pass returned last: the way back would miss what was
+    /// done to it.
+    fn check_stream(&self, x: &Tensor) -> Result<()> {
+        if self.record().stream != Some(x.id()) {
+            refuse!(
+                "this is not the residual stream that the pass returned last; a model changes it \
+                 only by pass.write"
+            );
+        }
+        Ok(())
+    }
+
+    /// A tensor that gradients come back to, of a value that tracks none.
+    fn leaf(&self, anchor: &Var, value: Tensor, arrived: &tape::Arrived) -> Result<Tensor> {
+        let arrived = arrived.clone();
+        Ok(differentiable(anchor.as_tensor(), value, move |gradient| {
+            *lock(&arrived) = Some(gradient.clone());
+            Tensor::zeros((), DType::F32, gradient.device())
+        })?)
     }
 
     /// tokens u32 [batch, seq] → the residual stream [batch, seq, d_model].
@@ -201,24 +252,15 @@ impl Pass {
             }
         };
         let d_model = output.dim(1)?;
-        self.record().written.push(Written::Embedding { site: 0, output: output.clone() });
-        let shape = (batch, seq, d_model);
-        let Some(anchor) = &self.anchor else {
-            return Ok(output.reshape(shape)?);
-        };
-        let (record, embedding, tokens) = (self.record.clone(), embedding.clone(), tokens.clone());
-        let output = output.copy()?.reshape(shape)?;
-        Ok(differentiable(anchor.as_tensor(), output, move |gradient| {
-            capture(
-                &record,
-                Captured::Embedding {
-                    embedding: embedding.clone(),
-                    tokens: tokens.clone(),
-                    gradient: rows(gradient)?,
-                },
-            );
-            Tensor::zeros((), DType::F32, gradient.device())
-        })?)
+        let stream = output.reshape((batch, seq, d_model))?;
+        let mut record = self.record();
+        record.written.push(Written::Embedding { site: 0, output });
+        record.stream = Some(stream.id());
+        if self.anchor.is_some() {
+            let (embedding, tokens) = (embedding.clone(), tokens.clone());
+            record.tape.push(Entry::Embed { embedding, tokens });
+        }
+        Ok(stream)
     }
 
     /// The position embeddings [batch·seq, d_model] of the pass's tokens.
@@ -236,108 +278,95 @@ impl Pass {
     /// Causal attention of the `layer`-th attention layer, from 0, over stacked queries, keys and
     /// values [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
     pub fn attend(&self, layer: usize, attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
-        match &self.cache {
-            None => Ok(attention.forward_since(qkv, &self.since)?),
-            Some(cache) => lock(cache).attend(layer, attention, qkv),
+        if let Some(cache) = &self.cache {
+            return lock(cache).attend(layer, attention, qkv);
+        }
+        let z = attention.forward_since(qkv, &self.since)?;
+        self.note_between(Operation::Attention(attention.clone()), qkv, &z);
+        Ok(z)
+    }
+
+    /// An MLP's activation, of what it read.
+    pub fn activate(&self, activation: Activation, hidden: &Tensor) -> Result<Tensor> {
+        let z = activation.apply(hidden)?;
+        self.note_between(Operation::Activation(activation), hidden, &z);
+        Ok(z)
+    }
+
+    fn note_between(&self, operation: Operation, input: &Tensor, output: &Tensor) {
+        if self.anchor.is_some() {
+            let (values, input) = (input.detach(), input.id());
+            let between = Between { operation, values, input, output: output.id() };
+            self.record().tape.push(Entry::Between(between));
         }
     }
 
     /// Reads the stream x [batch, seq, d_model] → projections [batch, seq, readers × width].
     pub fn read(&self, reading: &Arc<Reading>, x: &Tensor) -> Result<Tensor> {
+        self.check_stream(x)?;
         let (batch, seq, _) = x.dims3()?;
-        let flat = rows(&x.detach())?;
+        let flat = rows(x)?;
         let normed = reading.norm.forward(&flat)?;
-        let mut output = normed.matmul(&reading.weight.tensor.t()?)?;
+        let output = normed.matmul(&reading.weight.tensor.t()?)?;
         if let Some(bias) = &reading.bias {
-            output = output.broadcast_add(&bias.tensor.t()?)?;
+            add_rows(&output, None, Some(&bias.tensor))?;
         }
-        let adapted = match &self.adapters {
+        let applied = match &self.adapters {
             Some(adapters) => adapters.read(reading.weight.id, &normed, &output)?,
             None => Vec::new(),
         };
         let output = output.reshape((batch, seq, reading.weight.tensor.dim(0)?))?;
-        let (record, adapters) = (self.record.clone(), self.adapters.clone());
-        let reading = reading.clone();
-        Ok(differentiable(x, output, move |gradient| {
-            let projected = rows(gradient)?;
-            let kept = Kept::of(&projected)?;
-            let normed = kept.gather(&projected)?.matmul(&reading.weight.tensor)?;
-            let normed = kept.scatter(normed)?;
-            if let Some(adapters) = &adapters {
-                let gradients = adapters.backward(&adapted, &projected, &normed)?;
-                gradients.into_iter().for_each(|g| capture(&record, Captured::Adapter(g)));
-            }
-            let pulled = kept.gather(&normed)?;
-            let pulled = kept.scatter(reading.norm.pull_back(&kept.gather(&flat)?, &pulled)?)?;
-            capture(
-                &record,
-                Captured::Reading { reading: reading.clone(), x: flat.clone(), normed, projected },
-            );
-            pulled.reshape((batch, seq, pulled.dim(1)?))
-        })?)
+        let Some(anchor) = &self.anchor else {
+            return Ok(output);
+        };
+        let arrived = tape::Arrived::default();
+        let output = self.leaf(anchor, output, &arrived)?;
+        let (reading, id) = (reading.clone(), output.id());
+        self.record().tape.push(Entry::Read(Read { reading, x: flat, output: id, arrived, applied }));
+        Ok(output)
     }
 
     /// Writes z [batch, seq, writers × width] to the stream x: x + z·W (+ bias).
     pub fn write(&self, writing: &Arc<Writing>, x: &Tensor, z: &Tensor) -> Result<Tensor> {
+        self.check_stream(x)?;
         let (batch, seq, d_model) = x.dims3()?;
         let flat = rows(&z.detach())?;
-        let mut output = flat.matmul(&writing.weight.tensor)?;
-        if let Some(bias) = &writing.bias {
-            output = output.broadcast_add(&bias.tensor)?;
-        }
-        let adapted = match &self.adapters {
+        let output = flat.matmul(&writing.weight.tensor)?;
+        let applied = match &self.adapters {
             Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
             None => Vec::new(),
         };
-        let output = (output + rows(&x.detach())?)?.reshape((batch, seq, d_model))?;
-        self.record()
-            .written
-            .push(Written::Projected { writing: writing.clone(), z: flat.clone() });
-        let (record, adapters) = (self.record.clone(), self.adapters.clone());
-        let writing = writing.clone();
-        Ok(differentiable2([x, z], output, move |gradient| {
-            let at_output = rows(gradient)?;
-            let kept = Kept::of(&at_output)?;
-            let at_z = kept.gather(&at_output)?.matmul(&writing.weight.tensor.t()?)?;
-            let at_z = kept.scatter(at_z)?;
-            if let Some(adapters) = &adapters {
-                let gradients = adapters.backward(&adapted, &at_output, &at_z)?;
-                gradients.into_iter().for_each(|g| capture(&record, Captured::Adapter(g)));
-            }
-            capture(
-                &record,
-                Captured::Writing {
-                    writing: writing.clone(),
-                    z: flat.clone(),
-                    gradient: at_output,
-                },
-            );
-            let at_z = at_z.reshape((batch, seq, at_z.dim(1)?))?;
-            Ok([gradient.clone(), at_z])
-        })?)
+        add_rows(&output, Some(&rows(x)?), writing.bias.as_ref().map(|bias| &bias.tensor))?;
+        let stream = output.reshape((batch, seq, d_model))?;
+        let mut record = self.record();
+        record.stream = Some(stream.id());
+        record.written.push(Written::Projected { writing: writing.clone(), z: flat.clone() });
+        if self.anchor.is_some() {
+            let (writing, z) = (writing.clone(), z.clone());
+            record.tape.push(Entry::Write(Write { writing, z, flat, applied }));
+        }
+        Ok(stream)
     }
 
     /// Ends the pass: normalises the stream x [batch, seq, d_model] for reading logits.
     pub fn finish(&self, unembedding: &Arc<Unembedding>, x: &Tensor) -> Result<Readout> {
+        self.check_stream(x)?;
         if let Some(cache) = &self.cache {
             lock(cache).advance(x.dim(1)?);
         }
-        let stream = x.flatten(0, 1)?;
-        let flat = stream.detach();
+        let flat = rows(x)?;
         let normed = unembedding.norm.forward(&flat)?;
-        let (record, captured) = (self.record.clone(), unembedding.clone());
-        let hidden = differentiable(&stream, normed, move |gradient| {
-            capture(
-                &record,
-                Captured::FinalNorm {
-                    unembedding: captured.clone(),
-                    x: flat.clone(),
-                    normed: gradient.clone(),
-                },
-            );
-            let kept = Kept::of(gradient)?;
-            kept.scatter(captured.norm.pull_back(&kept.gather(&flat)?, &kept.gather(gradient)?)?)
-        })?;
+        let hidden = match &self.anchor {
+            None => normed,
+            Some(anchor) => {
+                self.record().tape.push(Entry::End { unembedding: unembedding.clone(), x: flat });
+                let record = self.record.clone();
+                differentiable(anchor.as_tensor(), normed, move |gradient| {
+                    lock(&record).at_hidden = Some(gradient.clone());
+                    Tensor::zeros((), DType::F32, gradient.device())
+                })?
+            }
+        };
         Ok(Readout { hidden, unembedding: unembedding.clone(), record: self.record.clone() })
     }
 }
@@ -363,68 +392,4 @@ fn capture(record: &Mutex<Record>, captured: Captured) {
 fn rows(tensor: &Tensor) -> candle_core::Result<Tensor> {
     let width = tensor.dim(candle_core::D::Minus1)?;
     tensor.reshape(((), width))?.contiguous()
-}
-
-/// The end of a forward pass: logits and losses, computed only for the rows that are asked for. A
-/// row is `example · seq + position` in the batch.
-pub struct Readout {
-    /// [batch·seq, d_model]
-    hidden: Tensor,
-    unembedding: Arc<Unembedding>,
-    record: Arc<Mutex<Record>>,
-}
-
-impl Readout {
-    fn select(&self, rows: &[u32]) -> Result<Tensor> {
-        let index = Tensor::new(rows, self.hidden.device())?;
-        Ok(self.hidden.index_select(&index, 0)?)
-    }
-
-    /// Differentiable logits [rows, vocabulary].
-    pub fn logits(&self, rows: &[u32]) -> Result<Tensor> {
-        let selected = self.select(rows)?;
-        let hidden = selected.detach();
-        let weight = self.unembedding.weight.tensor.clone();
-        let output = hidden.matmul(&weight.t()?)?;
-        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
-        Ok(differentiable(&selected, output, move |gradient| {
-            capture(
-                &record,
-                Captured::Logits {
-                    unembedding: unembedding.clone(),
-                    hidden: hidden.clone(),
-                    gradient: gradient.clone(),
-                },
-            );
-            gradient.matmul(&weight)
-        })?)
-    }
-
-    /// The differentiable scalar Σ weight · (−log p(token)), a target a row.
-    pub fn cross_entropy(&self, rows: &[u32], targets: Vec<Target>) -> Result<Tensor> {
-        let selected = self.select(rows)?;
-        let hidden = selected.detach();
-        let tracked = selected.track_op();
-        let weight = &self.unembedding.weight.tensor;
-        let result = cross_entropy::weighted(&hidden, weight, &targets, tracked)?;
-        let loss = Tensor::new(result.loss, hidden.device())?.to_dtype(hidden.dtype())?;
-        let Some(at_hidden) = result.gradient else {
-            return Ok(loss);
-        };
-        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
-        let targets = Arc::new(targets);
-        Ok(differentiable(&selected, loss, move |gradient| {
-            let factor = scalar(gradient)?;
-            capture(
-                &record,
-                Captured::CrossEntropy {
-                    unembedding: unembedding.clone(),
-                    hidden: hidden.clone(),
-                    targets: targets.clone(),
-                    factor,
-                },
-            );
-            at_hidden.affine(factor, 0.0)
-        })?)
-    }
 }

@@ -1,0 +1,74 @@
+//! The end of a forward pass: logits and losses at the rows that are asked for.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::Tensor;
+
+use super::{Captured, Record, Unembedding, capture, scalar};
+use crate::Result;
+use crate::ops::cross_entropy::{self, Target};
+use crate::ops::differentiable;
+
+/// The end of a forward pass: logits and losses, computed only for the rows that are asked for. A
+/// row is `example · seq + position` in the batch.
+pub struct Readout {
+    /// [batch·seq, d_model]
+    pub(super) hidden: Tensor,
+    pub(super) unembedding: Arc<Unembedding>,
+    pub(super) record: Arc<Mutex<Record>>,
+}
+
+impl Readout {
+    fn select(&self, rows: &[u32]) -> Result<Tensor> {
+        let index = Tensor::new(rows, self.hidden.device())?;
+        Ok(self.hidden.index_select(&index, 0)?)
+    }
+
+    /// Differentiable logits [rows, vocabulary].
+    pub fn logits(&self, rows: &[u32]) -> Result<Tensor> {
+        let selected = self.select(rows)?;
+        let hidden = selected.detach();
+        let weight = self.unembedding.weight.tensor.clone();
+        let output = hidden.matmul(&weight.t()?)?;
+        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        Ok(differentiable(&selected, output, move |gradient| {
+            capture(
+                &record,
+                Captured::Logits {
+                    unembedding: unembedding.clone(),
+                    hidden: hidden.clone(),
+                    gradient: gradient.clone(),
+                },
+            );
+            gradient.matmul(&weight)
+        })?)
+    }
+
+    /// The differentiable scalar Σ weight · (−log p(token)), a target a row.
+    pub fn cross_entropy(&self, rows: &[u32], targets: Vec<Target>) -> Result<Tensor> {
+        let selected = self.select(rows)?;
+        let hidden = selected.detach();
+        let tracked = selected.track_op();
+        let weight = &self.unembedding.weight.tensor;
+        let result = cross_entropy::weighted(&hidden, weight, &targets, tracked)?;
+        let loss = Tensor::new(result.loss, hidden.device())?.to_dtype(hidden.dtype())?;
+        let Some(at_hidden) = result.gradient else {
+            return Ok(loss);
+        };
+        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        let targets = Arc::new(targets);
+        Ok(differentiable(&selected, loss, move |gradient| {
+            let factor = scalar(gradient)?;
+            capture(
+                &record,
+                Captured::CrossEntropy {
+                    unembedding: unembedding.clone(),
+                    hidden: hidden.clone(),
+                    targets: targets.clone(),
+                    factor,
+                },
+            );
+            at_hidden.affine(factor, 0.0)
+        })?)
+    }
+}
