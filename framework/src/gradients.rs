@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::lora::AdapterGradients;
 use crate::ops::norm::Norm;
-use crate::ops::{Kept, cross_entropy, select_columns, squared_norm};
+use crate::ops::{Kept, cross_entropy, select_columns, squared_norm, sum_all_rows};
 use crate::parameters::{Param, ParamId, Parameters, Selection};
 use crate::pass::Captured;
 
@@ -65,10 +65,12 @@ impl Gradients {
                         let input = reading.norm.forward(&kept.gather(x)?)?;
                         self.add_product(&reading.weight, projected, &input)?;
                     }
-                    if let Some(bias) = &reading.bias {
+                    if let Some(bias) = &reading.bias
+                        && self.selection.contains(bias.id)
+                    {
+                        let sum = sum_all_rows(projected)?.t()?;
                         self.add_rows(bias.id, |range| {
-                            let columns = projected.narrow(1, range.start, range.len())?;
-                            Ok(columns.sum_keepdim(0)?.t()?)
+                            Ok(sum.narrow(0, range.start, range.len())?)
                         })?;
                     }
                     self.add_norm(&reading.norm, x, kept, normed)?;
@@ -78,7 +80,7 @@ impl Gradients {
                         self.add_product(&writing.weight, &kept.gather(z)?, gradient)?;
                     }
                     if let Some(bias) = &writing.bias {
-                        self.add_rows(bias.id, |_| Ok(gradient.sum_keepdim(0)?))?;
+                        self.add_rows(bias.id, |_| Ok(sum_all_rows(gradient)?))?;
                     }
                 }
                 Captured::FinalNorm { unembedding, x, kept, normed } => {
@@ -124,13 +126,7 @@ impl Gradients {
         self.add_rows(param.id, |range| Ok(full.narrow(0, range.start, range.len())?))
     }
 
-    fn add_norm(
-        &mut self,
-        norm: &Norm,
-        x: &Tensor,
-        kept: &Kept,
-        gradient: &Tensor,
-    ) -> Result<()> {
+    fn add_norm(&mut self, norm: &Norm, x: &Tensor, kept: &Kept, gradient: &Tensor) -> Result<()> {
         let bias = norm.bias.as_ref().map(|bias| bias.id);
         if !self.selection.contains(norm.weight.id)
             && !bias.is_some_and(|bias| self.selection.contains(bias))

@@ -310,9 +310,8 @@ impl<'a> Attribution<'a> {
         if self.options.positions == Positions::All || self.metric.is_loss() {
             return Vec::new();
         }
-        let first = |example: &&Example| {
-            example.keys.iter().map(|key| key.position - 1).min().unwrap_or(0)
-        };
+        let first =
+            |example: &&Example| example.keys.iter().map(|key| key.position - 1).min().unwrap_or(0);
         batch.examples.iter().map(first).collect()
     }
 

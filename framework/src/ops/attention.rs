@@ -260,16 +260,16 @@ impl Attention {
 
     /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's position in `from`,
     /// which is empty where all are wanted.
-    pub(crate) fn pull_back(&self, qkv: &Tensor, gradient: &Tensor, from: &[usize]) -> Result<Tensor> {
-        by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, from))
-    }
-
-    fn backward<T: Real>(
+    pub(crate) fn pull_back(
         &self,
         qkv: &Tensor,
         gradient: &Tensor,
         from: &[usize],
     ) -> Result<Tensor> {
+        by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, from))
+    }
+
+    fn backward<T: Real>(&self, qkv: &Tensor, gradient: &Tensor, from: &[usize]) -> Result<Tensor> {
         let (batch, seq, width) = qkv.dims3()?;
         let (qkv_data, dz) = (values::<T>(qkv)?, values::<T>(gradient)?);
         let pieces = self.for_each_group(batch, |b, g| {

@@ -18,6 +18,11 @@ pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
     })
 }
 
+/// The sum [1, width] of all rows of a contiguous tensor [rows, width].
+pub(crate) fn sum_all_rows(tensor: &Tensor) -> Result<Tensor> {
+    sum_rows(tensor, &Vec::from_iter(0..tensor.dim(0)? as u32))
+}
+
 /// The sum [1, width] of some rows of a contiguous tensor [rows, width], added up in their order.
 pub(crate) fn sum_rows(tensor: &Tensor, rows: &[u32]) -> Result<Tensor> {
     /// Columns a thread takes at once.

@@ -21,4 +21,4 @@ mod tests;
 pub(crate) use function::{by_dtype, differentiable, values};
 pub use kept::Kept;
 pub(crate) use lanes::Real;
-pub(crate) use matrix::{add_rows, select_columns, squared_norm, sum_rows};
+pub(crate) use matrix::{add_rows, select_columns, squared_norm, sum_all_rows, sum_rows};

@@ -322,7 +322,13 @@ impl Pass {
         let arrived = tape::Arrived::default();
         let output = self.leaf(anchor, output, &arrived)?;
         let (reading, id) = (reading.clone(), output.id());
-        self.record().tape.push(Entry::Read(Read { reading, x: flat, output: id, arrived, applied }));
+        self.record().tape.push(Entry::Read(Read {
+            reading,
+            x: flat,
+            output: id,
+            arrived,
+            applied,
+        }));
         Ok(output)
     }
 

@@ -137,7 +137,8 @@ impl Tape {
             Entry::Between(between) if between.output == z.id() => Some(between),
             _ => None,
         })?;
-        let is_read = |entry: &Entry| matches!(entry, Entry::Read(read) if read.output == between.input);
+        let is_read =
+            |entry: &Entry| matches!(entry, Entry::Read(read) if read.output == between.input);
         self.0.iter().any(is_read).then_some(between)
     }
 }
