@@ -230,15 +230,19 @@ fn list_shows_everything_registered() {
     assert!(shown.contains("task.direction = \"agreement\""), "{shown}");
 }
 
-/// The weights of the embedded model come out again to the bit.
+/// The embedded model's recipe still makes a model as good.
 #[test]
 #[ignore = "slow: trains for a minute"]
-fn the_embedded_model_is_remade_to_the_same_bits() {
+fn the_embedded_model_is_remade() {
     let folder = tempfile::tempdir().unwrap();
     succeeds(folder.path(), &["run", "embedded-model", "--out", "made"]);
-    let made = std::fs::read(folder.path().join("made/model/model.safetensors")).unwrap();
-    let kept = std::fs::read(repository("models/embedded/model.safetensors")).unwrap();
-    assert!(made == kept, "the weights differ from models/embedded/model.safetensors");
+    let made = json(&folder.path().join("made/summary.json"))["after"].clone();
+    let kept = succeeds(folder.path(), &["eval", "--json"]);
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    // Processors round their matrix products differently, and a thousand steps tell.
+    let loss = |figures: &Value| figures["loss"].as_f64().unwrap();
+    assert!((loss(&made) - loss(&kept)).abs() < 0.02 * loss(&kept), "{made} {kept}");
+    assert_eq!(made["right_share"], 1.0);
 }
 
 #[test]
