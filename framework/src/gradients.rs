@@ -89,6 +89,9 @@ impl Gradients {
                 Captured::Logits { unembedding, hidden, gradient } => {
                     self.add_product(&unembedding.weight, gradient, hidden)?;
                 }
+                Captured::TokenLogits { unembedding, tokens, weights } => {
+                    self.add_scattered(&unembedding.weight, tokens, weights)?;
+                }
                 Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
                     let weight = &unembedding.weight;
                     if self.selection.contains(weight.id) {

@@ -38,6 +38,39 @@ struct Group<T> {
     values: Vec<T>,
 }
 
+/// Vectors of one sequence the other way round, [d_head, seq], so that one vector's products with all
+/// of them are sums of whole rows.
+struct Transposed<T> {
+    /// [d_head][stride], zero behind the sequence's end.
+    columns: Vec<T>,
+    stride: usize,
+}
+
+impl<T: Real> Transposed<T> {
+    /// Of vectors [seq, d_head].
+    fn of(vectors: &[T], d_head: usize) -> Self {
+        let stride = (vectors.len() / d_head).next_multiple_of(lanes::LANES);
+        let mut columns = vec![T::zero(); d_head * stride];
+        for (position, vector) in vectors.chunks(d_head).enumerate() {
+            for (column, value) in vector.iter().enumerate() {
+                columns[column * stride + position] = *value;
+            }
+        }
+        Self { columns, stride }
+    }
+
+    /// The products of `vector` [d_head] with the first `count` vectors, in `out`.
+    fn products(&self, vector: &[T], count: usize, out: &mut Vec<T>) {
+        out.clear();
+        out.resize(count.next_multiple_of(lanes::LANES), T::zero());
+        for (value, row) in vector.iter().zip(self.columns.chunks(self.stride)) {
+            let row = &row[..out.len()];
+            lanes::add_scaled(out, *value, row);
+        }
+        out.truncate(count);
+    }
+}
+
 impl Attention {
     /// The width of the stacked projections: all query heads, then key heads, then value heads.
     pub fn width(&self) -> usize {
@@ -181,6 +214,7 @@ impl Attention {
                     .collect()
             };
             let (keys, values) = (column(&keys_data), column(&values_data));
+            let keys = Transposed::of(&keys, d);
             let mut probabilities = Vec::with_capacity(past + new);
             let mut attend = |part: usize| {
                 let head = g * self.group() + part;
@@ -192,7 +226,7 @@ impl Attention {
                     if let Some(rotary) = &self.rotary {
                         rotary.rotate(&mut query, position);
                     }
-                    self.probabilities(&query, &keys, position, &mut probabilities);
+                    Self::probabilities(&query, &keys, position, &mut probabilities);
                     for (p, value) in probabilities.iter().zip(values.chunks(d)) {
                         lanes::add_scaled(z, *p, value);
                     }
@@ -232,9 +266,8 @@ impl Attention {
     }
 
     /// softmax(q · kⱼ) over j ≤ position.
-    fn probabilities<T: Real>(&self, query: &[T], keys: &[T], position: usize, out: &mut Vec<T>) {
-        out.clear();
-        out.extend(keys.chunks(self.d_head).take(position + 1).map(|key| lanes::dot(query, key)));
+    fn probabilities<T: Real>(query: &[T], keys: &Transposed<T>, position: usize, out: &mut Vec<T>) {
+        keys.products(query, position + 1, out);
         let largest = lanes::max(out);
         out.iter_mut().for_each(|score| *score = (*score - largest).exponential());
         let factor = T::one() / lanes::sum(out, |p| p);
@@ -244,11 +277,12 @@ impl Attention {
     fn group_forward<T: Real>(&self, qkv: &[T], seq: usize, b: usize, g: usize) -> Vec<Vec<T>> {
         let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
-        let mut probabilities = Vec::with_capacity(seq);
+        let keys = Transposed::of(&group.keys, d);
+        let mut probabilities = Vec::new();
         let mut attend = |queries: &Vec<T>| {
             let mut z = vec![T::zero(); seq * d];
             for (position, (query, z)) in queries.chunks(d).zip(z.chunks_mut(d)).enumerate() {
-                self.probabilities(query, &group.keys, position, &mut probabilities);
+                Self::probabilities(query, &keys, position, &mut probabilities);
                 for (p, value) in probabilities.iter().zip(group.values.chunks(d)) {
                     lanes::add_scaled(z, *p, value);
                 }
@@ -301,8 +335,8 @@ impl Attention {
         let group = self.gather(qkv, seq, b, g);
         let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
         let (mut d_keys, mut d_values) = (vec![T::zero(); seq * d], vec![T::zero(); seq * d]);
-        let mut probabilities = Vec::with_capacity(seq);
-        let mut d_scores = Vec::with_capacity(seq);
+        let (keys, values) = (Transposed::of(&group.keys, d), Transposed::of(&group.values, d));
+        let (mut probabilities, mut d_scores) = (Vec::new(), Vec::new());
         let mut pieces = Vec::with_capacity(self.group() + 2);
         for (part, queries) in group.queries.iter().enumerate() {
             let head = g * self.group() + part;
@@ -312,11 +346,9 @@ impl Attention {
                 if lanes::is_zero(dz) {
                     continue;
                 }
-                self.probabilities(query, &group.keys, position, &mut probabilities);
+                Self::probabilities(query, &keys, position, &mut probabilities);
                 // ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ), with ∂L/∂pⱼ = dz · vⱼ.
-                d_scores.clear();
-                let values = group.values.chunks(d).take(position + 1);
-                d_scores.extend(values.map(|value| lanes::dot(dz, value)));
+                values.products(dz, position + 1, &mut d_scores);
                 let mean = lanes::dot(&probabilities, &d_scores);
                 let d_query = &mut d_queries[position * d..][..d];
                 for (j, p) in probabilities.iter().enumerate() {

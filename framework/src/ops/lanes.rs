@@ -29,7 +29,8 @@ pub(super) fn real<T: Real>(value: f64) -> T {
     T::from_f64(value)
 }
 
-const LANES: usize = 16;
+/// Values a vector instruction works on, at most.
+pub(super) const LANES: usize = 16;
 
 /// Σ f(aᵢ, bᵢ).
 #[inline]

@@ -100,6 +100,8 @@ pub enum Captured {
     FinalNorm { unembedding: Arc<Unembedding>, x: Tensor, kept: Kept, normed: Tensor },
     /// Logits [rows, vocabulary] that were asked for: the hidden states and the logits' gradient.
     Logits { unembedding: Arc<Unembedding>, hidden: Tensor, gradient: Tensor },
+    /// Logits of one token a row: the gradients [rows, d_model] of those tokens' rows of the weight.
+    TokenLogits { unembedding: Arc<Unembedding>, tokens: Tensor, weights: Tensor },
     /// A cross-entropy, scaled by `factor`.
     CrossEntropy {
         unembedding: Arc<Unembedding>,

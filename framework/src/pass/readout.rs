@@ -44,6 +44,31 @@ impl Readout {
         })?)
     }
 
+    /// Differentiable logits [rows] of one token a row, without the others'.
+    ///
+    /// # Errors
+    /// If there are not as many tokens as rows, or a tensor operation fails.
+    pub fn logits_of(&self, rows: &[u32], tokens: &[u32]) -> Result<Tensor> {
+        let selected = self.select(rows)?;
+        let hidden = selected.detach();
+        let tokens = Tensor::new(tokens, hidden.device())?;
+        let weight = self.unembedding.weight.tensor.index_select(&tokens, 0)?;
+        let output = (&hidden * &weight)?.sum(1)?;
+        let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        Ok(differentiable(&selected, output, move |gradient| {
+            let gradient = gradient.unsqueeze(1)?;
+            capture(
+                &record,
+                Captured::TokenLogits {
+                    unembedding: unembedding.clone(),
+                    tokens: tokens.clone(),
+                    weights: hidden.broadcast_mul(&gradient)?,
+                },
+            );
+            weight.broadcast_mul(&gradient)
+        })?)
+    }
+
     /// The differentiable scalar Σ weight · (−log p(token)), a target a row.
     pub fn cross_entropy(&self, rows: &[u32], targets: Vec<Target>) -> Result<Tensor> {
         let selected = self.select(rows)?;
