@@ -421,6 +421,10 @@ fn reader_gradients(
 ) -> Result<Tensor> {
     let readers = graph.readers_of(site).len();
     let (norm, x, at_normed) = match captured {
+        // A site's only reader has the whole gradient at the normalised stream.
+        Some(Captured::Reading { reading, x, kept, normed, .. }) if readers == 1 => {
+            (&reading.norm, x, kept.choose(normed, rows)?.unsqueeze(0)?)
+        }
         Some(Captured::Reading { reading, x, kept, projected, .. }) => {
             let projected = kept.choose(projected, rows)?;
             let at_normed = multiply_blocks(&projected, &reading.weight.tensor, readers)?;
