@@ -40,6 +40,7 @@ pub(crate) const MODEL: &[Flag] = &[
         "SEED",
         "Draw the weights; the model's folder needs no more than config.json",
     ),
+    flag("device", "model.device", "cpu|cuda[:N]|auto", "What to compute on"),
     flag("mlp-head-width", "model.mlp_head_width", "W", "Split each MLP into heads of W neurons"),
     flag("seed", "seed", "N", "The seed of everything random"),
 ];

@@ -3,6 +3,7 @@
 
 use candle_core::DType;
 use circuit_framework::chat::Message;
+use circuit_framework::ops::composed::everywhere;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Evaluation, Generation, Model, Pass, Setting, Tensor, progress};
 use proptest::prelude::*;
@@ -57,6 +58,11 @@ proptest! {
         let options = Generation { max_new_tokens: most, temperature: 0.0 };
         let written =
             evaluation(&*model, batch_size).generate(&prompts, &options, &[stop]).unwrap();
+        // With the operations as they are on a GPU too.
+        let composed = everywhere(|| {
+            evaluation(&*model, batch_size).generate(&prompts, &options, &[stop])
+        });
+        prop_assert_eq!(&composed.unwrap(), &written);
         for (prompt, written) in prompts.iter().zip(&written) {
             prop_assert_eq!(written, &greedy(&*model, prompt, most, stop));
         }

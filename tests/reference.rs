@@ -9,6 +9,7 @@ use candle_core::DType;
 use circuit_framework::discovery::{Discovered, Discovery, discover};
 use circuit_framework::experiment::ModelChoice;
 use circuit_framework::model::Precision;
+use circuit_framework::ops::composed::everywhere;
 use circuit_framework::tuning::{Event, Step, Tuner, Tuning};
 use circuit_framework::{
     Device, Example, Model, ParamSelector, Pass, PatchingMetric, Pruning, Setting, Split, Task,
@@ -161,6 +162,11 @@ fn discovers(name: &str) {
     discovers_in(name, Precision::Auto, 1e-5);
     discovers_in(name, Precision::Float32, 1e-5);
     discovers_in(name, Precision::Float64, 2e-7);
+    // As on a GPU.
+    everywhere(|| {
+        discovers_in(name, Precision::Float32, 1e-5);
+        discovers_in(name, Precision::Float64, 2e-7);
+    });
 }
 
 fn discovers_in(name: &str, precision: Precision, tolerance: f64) {
@@ -192,6 +198,7 @@ fn tunes(name: &str) {
     // weight by some 1e-3 of the largest change. So float32 is held to losses, norms and bits.
     let float32 = (name != "gpt2-tune-adamw").then_some(1e-3);
     tunes_in(name, Precision::Float32, float32);
+    everywhere(|| tunes_in(name, Precision::Float64, Some(1e-5)));
 }
 
 fn tunes_in(name: &str, precision: Precision, tolerance: Option<f32>) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::circuit::Pruning;
 use crate::discovery::Discovery;
 use crate::metric::{PatchingMetric, ReportMetric};
-use crate::model::Precision;
+use crate::model::{Place, Precision};
 use crate::registry::{self, Kind, Origin, Plugin};
 use crate::selector::ParamSelector;
 use crate::task::Task;
@@ -80,6 +80,9 @@ pub struct ModelChoice {
     /// parameters.
     #[serde(default)]
     pub dtype: Precision,
+    /// What to compute on: `cpu`, `cuda`, `cuda:N` or `auto`.
+    #[serde(default)]
+    pub device: Place,
     /// The architecture's options.
     #[serde(flatten)]
     pub options: toml::Table,
@@ -92,6 +95,7 @@ impl Default for ModelChoice {
             random_init: None,
             adapter: None,
             dtype: Precision::default(),
+            device: Place::default(),
             options: toml::Table::new(),
         }
     }

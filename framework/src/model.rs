@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::graph::Graph;
 use crate::parameters::{ParamId, Parameters};
 use crate::pass::{Pass, Readout};
-use crate::{Result, refuse};
+use crate::{Error, Result, refuse};
 
 /// A decoder-only transformer that reads and writes its residual stream through a [`Pass`].
 ///
@@ -121,7 +121,8 @@ pub trait Model: Send + Sync {
 
     /// Where the weights are, and tokens have to be.
     fn device(&self) -> Device {
-        Device::Cpu
+        let weight = self.parameters().iter().next();
+        weight.map_or(Device::Cpu, |(_, parameter)| parameter.tensor.device().clone())
     }
 }
 
@@ -148,6 +149,8 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// float32 or float64: what the model computes in.
     pub dtype: DType,
+    /// What it computes on.
+    pub device: Device,
     /// What messages call it: its file or folder.
     pub origin: String,
 }
@@ -162,6 +165,50 @@ pub enum Precision {
     Auto,
     Float32,
     Float64,
+}
+
+/// What a model computes on: `cpu`, `cuda` or `cuda:N`, or `auto`, the first GPU where the program
+/// was built with CUDA and there is one, else the CPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Place(pub String);
+
+impl Default for Place {
+    fn default() -> Self {
+        Self("auto".to_owned())
+    }
+}
+
+impl Place {
+    /// # Errors
+    /// If it is none of these, or there is no such GPU for this program.
+    pub fn device(&self) -> Result<Device> {
+        let name = &self.0;
+        let number = match name.split_once(':') {
+            None if name == "cpu" => return Ok(Device::Cpu),
+            None if name == "auto" => {
+                return Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu));
+            }
+            None if name == "cuda" => Some(0),
+            Some(("cuda", number)) => number.parse().ok(),
+            _ => None,
+        };
+        let Some(number) = number else {
+            refuse!("device `{name}`: give cpu, cuda, cuda:N or auto");
+        };
+        if !candle_core::utils::cuda_is_available() {
+            refuse!(
+                "device `{name}`: this program was built without CUDA; `cargo build --release \
+                 --features cuda` builds it in (see docs/cuda.md), --device cpu does without"
+            );
+        }
+        Device::new_cuda(number).map_err(|error| {
+            let error = error.to_string().replace('\n', " ");
+            Error::input(format!(
+                "device `{name}`: there is no usable GPU or driver ({error}); use --device cpu"
+            ))
+        })
+    }
 }
 
 /// Models of at most so many parameters compute in float64 by themselves.
@@ -199,10 +246,10 @@ impl Checkpoint {
     /// # Errors
     /// If it is missing or its shape is another, naming it.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let dtype = self.dtype;
+        let place = |tensor: Tensor| tensor.to_dtype(self.dtype)?.to_device(&self.device);
         let tensors = match &mut self.weights {
             Weights::Given(tensors) => tensors,
-            Weights::Random(random) => return Ok(draw(name, shape, random)?.to_dtype(dtype)?),
+            Weights::Random(random) => return Ok(place(draw(name, shape, random)?)?),
         };
         let Some(tensor) = tensors.remove(name) else {
             refuse!("{}: there is no tensor `{name}`", self.origin);
@@ -214,7 +261,7 @@ impl Checkpoint {
                 tensor.dims()
             );
         }
-        Ok(tensor.to_dtype(dtype)?)
+        Ok(place(tensor)?)
     }
 
     /// Ends the loading: a tensor that is left over means that the model isn't the one it is taken

@@ -2,7 +2,8 @@
 //! over examples (Wang et al., 2022, arXiv 2211.00593).
 
 use circuit_framework::{
-    Batch, Example, Key, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
+    Batch, Example, Key, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory,
+    origin,
 };
 use serde::{Deserialize, Serialize};
 

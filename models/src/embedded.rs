@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use circuit_framework::model::Weights;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Checkpoint, Error, Result};
@@ -40,6 +40,7 @@ pub(crate) fn read(without_weights: bool) -> Result<(Checkpoint, Tokenizer)> {
         weights: Weights::Given(tensors),
         origin: NAME.to_owned(),
         dtype: DType::F32,
+        device: Device::Cpu,
     };
     Ok((checkpoint, tokenizer))
 }

@@ -134,6 +134,7 @@ impl GgufFile<'_> {
             config,
             weights: Weights::Given(tensors),
             dtype: DType::F32,
+            device: Device::Cpu,
             origin: self.path.display().to_string(),
         })
     }

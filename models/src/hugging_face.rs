@@ -23,6 +23,7 @@ pub(crate) fn read_checkpoint(folder: &Path) -> Result<Checkpoint> {
         config,
         weights: Weights::Given(tensors),
         dtype: DType::F32,
+        device: Device::Cpu,
         origin: folder.display().to_string(),
     })
 }

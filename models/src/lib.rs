@@ -14,7 +14,7 @@ use circuit_framework::experiment::ModelChoice;
 use circuit_framework::lora::Adapters;
 use circuit_framework::model::Weights;
 use circuit_framework::tokenizer::Tokenizer;
-use circuit_framework::{Architecture, Checkpoint, Model, Result, files, refuse, registry};
+use circuit_framework::{Architecture, Checkpoint, Device, Model, Result, files, refuse, registry};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -37,6 +37,7 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
     if let Some(seed) = choice.random_init {
         checkpoint.weights = Weights::Random(Box::new(ChaCha8Rng::seed_from_u64(seed)));
     }
+    checkpoint.device = choice.device.device()?;
     checkpoint.dtype = choice.dtype.dtype(&checkpoint.weights);
     let Some(architecture) = checkpoint.config["model_type"].as_str() else {
         refuse!("{}: config.json has no `model_type`", checkpoint.origin);
@@ -74,6 +75,7 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
             config: files::read_json(&path.join("config.json"))?,
             weights: Weights::Given(Default::default()),
             dtype: DType::F32,
+            device: Device::Cpu,
             origin: path.display().to_string(),
         },
         false => hugging_face::read_checkpoint(path)?,

@@ -3,11 +3,11 @@
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, differentiable, lanes, values};
+use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
 
 /// √(2/π) and the cubic term of the tanh approximation.
-const SCALE: f64 = 0.797_884_560_802_865_4;
-const CUBIC: f64 = 0.044_715;
+pub(super) const SCALE: f64 = 0.797_884_560_802_865_4;
+pub(super) const CUBIC: f64 = 0.044_715;
 
 /// An activation, of the last dimension's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,18 @@ impl Activation {
     /// If x is neither float32 nor float64.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         let input = x.detach().contiguous()?;
-        let output = by_dtype!(input, T => self.forward::<T>(&input))?;
+        let output = match is_fused(&input) {
+            true => by_dtype!(input, T => self.forward::<T>(&input))?,
+            false => self.composed(&input)?,
+        };
         differentiable(x, output, move |gradient| self.pull_back(&input, gradient))
+    }
+
+    fn composed(self, input: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::GeluTanh => composed::gelu_tanh(input),
+            Self::Swiglu => composed::swiglu(input),
+        }
     }
 
     fn forward<T: Real>(self, input: &Tensor) -> Result<Tensor> {
@@ -50,6 +60,9 @@ impl Activation {
 
     /// The gradient at the contiguous input, of that at the output.
     pub(crate) fn pull_back(self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        if !is_fused(input) {
+            return composed::pull_back(input, gradient, |input| self.composed(input));
+        }
         by_dtype!(input, T => self.backward::<T>(input, gradient))
     }
 

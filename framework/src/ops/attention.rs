@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::rotary::Rotary;
-use super::{Real, by_dtype, differentiable, lanes, values};
+use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
 
 /// The geometry of an attention layer.
 #[derive(Clone, Debug)]
@@ -84,6 +84,16 @@ impl Attention {
 
     /// The same, with a say in how far back gradients go.
     pub(crate) fn forward_since(&self, qkv: &Tensor, since: &Since) -> Result<Tensor> {
+        if !is_fused(qkv) {
+            if let Some(rotary) = &self.rotary {
+                rotary.check(qkv.dim(1)?)?;
+            }
+            let (attention, input) = (self.clone(), qkv.detach());
+            let output = composed::attention(self, &input)?;
+            return differentiable(qkv, output, move |gradient| {
+                attention.pull_back(&input, gradient, &[])
+            });
+        }
         by_dtype!(qkv, T => self.forward_in::<T>(qkv, since))
     }
 
@@ -184,6 +194,9 @@ impl Attention {
         padding: &[usize],
         [keys, values]: [&Tensor; 2],
     ) -> Result<Tensor> {
+        if !is_fused(qkv) {
+            return composed::extend(self, qkv, past, padding, [keys, values]);
+        }
         by_dtype!(qkv, T => self.extend_in::<T>(qkv, past, padding, [keys, values]))
     }
 
@@ -266,7 +279,12 @@ impl Attention {
     }
 
     /// softmax(q · kⱼ) over j ≤ position.
-    fn probabilities<T: Real>(query: &[T], keys: &Transposed<T>, position: usize, out: &mut Vec<T>) {
+    fn probabilities<T: Real>(
+        query: &[T],
+        keys: &Transposed<T>,
+        position: usize,
+        out: &mut Vec<T>,
+    ) {
         keys.products(query, position + 1, out);
         let largest = lanes::max(out);
         out.iter_mut().for_each(|score| *score = (*score - largest).exponential());
@@ -300,6 +318,10 @@ impl Attention {
         gradient: &Tensor,
         from: &[usize],
     ) -> Result<Tensor> {
+        if !is_fused(qkv) {
+            // Gradients before `from` come out too, and are of no use.
+            return composed::pull_back(qkv, gradient, |qkv| composed::attention(self, qkv));
+        }
         by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, from))
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::{Real, lanes};
+use super::{Real, composed, is_fused, lanes};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
@@ -84,6 +84,9 @@ fn chunks<'t>(
 /// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary].
 fn chunk(rows: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
     let logits = rows.matmul(&unembedding.t()?)?;
+    if !is_fused(&logits) {
+        return composed::cross_entropy(&logits, targets);
+    }
     let differentiate = Differentiate { targets, terms: Mutex::default() };
     logits.inplace_op1(&differentiate)?;
     let terms = differentiate.terms.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -6,8 +6,9 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
 use super::lanes::Real;
@@ -25,42 +26,38 @@ pub(crate) fn differentiable(
 }
 
 struct Function<B> {
-    /// The value computed beforehand; taken, not copied, when candle asks for it.
-    output: Mutex<Option<CpuStorage>>,
+    output: Output,
     shape: Shape,
     backward: B,
+}
+
+/// The value computed beforehand.
+enum Output {
+    /// Taken, not copied, when candle asks for it.
+    Cpu(Mutex<Option<CpuStorage>>),
+    Cuda(Tensor),
 }
 
 impl<B> Function<B> {
     fn new(output: Tensor, backward: B) -> Result<Self> {
         let shape = output.shape().clone();
         let output = output.contiguous()?;
+        if !output.device().is_cpu() {
+            return Ok(Self { output: Output::Cuda(output), shape, backward });
+        }
         let whole = {
             let (storage, layout) = output.storage_and_layout();
-            match &*storage {
-                Storage::Cpu(data) => {
-                    let len = match data {
-                        CpuStorage::F32(data) => data.len(),
-                        CpuStorage::F64(data) => data.len(),
-                        _ => bail!("operations compute in float32 or float64"),
-                    };
-                    layout.start_offset() == 0 && len == shape.elem_count()
-                }
-                _ => bail!("operations compute on the CPU only"),
-            }
+            let length = match &*storage {
+                Storage::Cpu(CpuStorage::F32(data)) => data.len(),
+                Storage::Cpu(CpuStorage::F64(data)) => data.len(),
+                _ => bail!("operations compute in float32 or float64"),
+            };
+            length == shape.elem_count() && layout.start_offset() == 0
         };
         let output = if whole { output } else { output.copy()? };
         let taken = Take::default();
         output.inplace_op1(&taken)?;
-        Ok(Self { output: taken.0, shape, backward })
-    }
-
-    fn value(&self) -> Result<(CpuStorage, Shape)> {
-        let value = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match value {
-            Some(storage) => Ok((storage, self.shape.clone())),
-            None => bail!("a function's value is taken once"),
-        }
+        Ok(Self { output: Output::Cpu(taken.0), shape, backward })
     }
 }
 
@@ -89,7 +86,24 @@ where
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.value()
+        let taken = match &self.output {
+            Output::Cpu(output) => output.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            Output::Cuda(_) => None,
+        };
+        match taken {
+            Some(storage) => Ok((storage, self.shape.clone())),
+            None => bail!("a function's value is taken once, on its own device"),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        if let Output::Cuda(output) = &self.output
+            && let (storage, layout) = output.storage_and_layout()
+            && let Storage::Cuda(storage) = &*storage
+        {
+            return Ok((storage.try_clone(layout)?, self.shape.clone()));
+        }
+        bail!("a function's value is not on this GPU")
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, lanes, values};
+use super::{Real, by_dtype, is_fused, lanes, values};
 
 /// Which rows of a gradient [rows, width] are worth working on.
 #[derive(Clone, Debug)]
@@ -20,7 +20,10 @@ pub enum Kept {
 impl Kept {
     /// The rows that are not all zero; all of them where few are.
     pub(crate) fn of(gradient: &Tensor) -> Result<Self> {
-        by_dtype!(gradient, T => Self::of_values::<T>(gradient))
+        match is_fused(gradient) {
+            true => by_dtype!(gradient, T => Self::of_values::<T>(gradient)),
+            false => Ok(Self::All),
+        }
     }
 
     fn of_values<T: Real>(gradient: &Tensor) -> Result<Self> {

@@ -2,14 +2,17 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
 use num_traits::{One, Zero};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, lanes, values};
+use super::{Real, by_dtype, is_fused, lanes, values};
 
 /// Σ of the squares of all values of a contiguous tensor, added up row by row in order.
 pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
+    if !is_fused(tensor) {
+        return tensor.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar();
+    }
     by_dtype!(tensor, T => {
         let values = values::<T>(tensor)?;
         let row = |row: &[T]| WithDType::to_f64(lanes::dot(row, row));
@@ -27,6 +30,9 @@ pub(crate) fn sum_all_rows(tensor: &Tensor) -> Result<Tensor> {
 pub(crate) fn sum_rows(tensor: &Tensor, rows: &[u32]) -> Result<Tensor> {
     /// Columns a thread takes at once.
     const COLUMNS: usize = 256;
+    if !is_fused(tensor) {
+        return tensor.index_select(&Tensor::new(rows, tensor.device())?, 0)?.sum_keepdim(0);
+    }
     by_dtype!(tensor, T => {
         let width = tensor.dim(1)?;
         let values = values::<T>(tensor)?;
@@ -43,6 +49,10 @@ pub(crate) fn sum_rows(tensor: &Tensor, rows: &[u32]) -> Result<Tensor> {
 
 /// The columns [rows, selected] of a contiguous tensor [rows, width] that lie in `ranges`.
 pub(crate) fn select_columns(tensor: &Tensor, ranges: &[Range<usize>]) -> Result<Tensor> {
+    if !is_fused(tensor) {
+        let columns = ranges.iter().map(|range| tensor.narrow(1, range.start, range.len()));
+        return Tensor::cat(&columns.collect::<Result<Vec<_>>>()?, 1)?.contiguous();
+    }
     by_dtype!(tensor, T => {
         let (rows, width) = tensor.dims2()?;
         let values = values::<T>(tensor)?;
@@ -60,10 +70,21 @@ pub(crate) fn select_columns(tensor: &Tensor, ranges: &[Range<usize>]) -> Result
     })
 }
 
-/// Adds, in place, the rows of a contiguous tensor and one row, the bias, to every row of `y` [rows,
-/// width].
-pub(crate) fn add_rows(y: &Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) -> Result<()> {
-    y.inplace_op1(&AddRows { rows, bias })
+/// `y` [rows, width] with the rows of a contiguous tensor, and one row, the bias, added to each of its
+/// rows; in y's own place where that can be.
+pub(crate) fn add_rows(y: Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
+    if is_fused(&y) {
+        y.inplace_op1(&AddRows { rows, bias })?;
+        return Ok(y);
+    }
+    let y = match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, ()))?)?,
+        None => y,
+    };
+    match rows {
+        Some(rows) => y + rows,
+        None => Ok(y),
+    }
 }
 
 struct AddRows<'a> {

@@ -1,6 +1,8 @@
 //! The differentiable operations a transformer is made of, each with its backward pass written by
 //! hand, because candle's own fused ones have none: the gradient would silently stop there.
 //!
+//! These are the CPU's; on other devices the same operations are [`composed`] of candle's own.
+//!
 //! One operation a file. Each takes and returns float32 tensors, or float64 ones where numbers are to be
 //! checked to the last digit; a loop over rows is split between
 //! threads at row boundaries and summed inside a row in a fixed order, so results are the same
@@ -8,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod composed;
 pub mod cross_entropy;
 mod function;
 mod kept;
@@ -18,6 +21,7 @@ pub mod rotary;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, values};
 pub use kept::Kept;
 pub(crate) use lanes::Real;

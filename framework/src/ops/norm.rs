@@ -7,7 +7,7 @@
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, lanes, values};
+use super::{Real, by_dtype, composed, is_fused, lanes, values};
 use crate::parameters::Param;
 
 /// A normalisation with its parameters, each [1, d_model].
@@ -35,7 +35,15 @@ impl Norm {
 
     /// x [rows, d_model] → y [rows, d_model].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !is_fused(x) {
+            return self.composed(x);
+        }
         by_dtype!(x, T => self.forward_in::<T>(x))
+    }
+
+    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(|bias| &bias.tensor);
+        composed::norm(x, &self.weight.tensor, bias, self.epsilon)
     }
 
     fn forward_in<T: Real>(&self, x: &Tensor) -> Result<Tensor> {
@@ -60,6 +68,10 @@ impl Norm {
     /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i
     /// belongs to row i mod rows of x.
     pub fn pull_back(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+        if !is_fused(x) {
+            let x = x.repeat((gradients.dim(0)? / x.dim(0)?.max(1), 1))?;
+            return composed::pull_back(&x, gradients, |x| self.composed(x));
+        }
         by_dtype!(x, T => self.pull_back_in::<T>(x, gradients))
     }
 
@@ -91,6 +103,9 @@ impl Norm {
 
     /// The gradients of γ and β [1, d_model], from x and the gradient at y, both [rows, d_model].
     pub fn parameter_gradients(&self, x: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
+        if !is_fused(x) {
+            return composed::norm_parameter_gradients(self, x, gradient);
+        }
         by_dtype!(x, T => self.parameter_gradients_in::<T>(x, gradient))
     }
 

@@ -26,6 +26,15 @@ impl Rotary {
         self.cos.len() / self.half.max(1)
     }
 
+    /// cos and sin [positions, d_head / 2] at these positions.
+    pub(super) fn rows(&self, positions: &[usize]) -> (Vec<f64>, Vec<f64>) {
+        let of = |table: &[f64]| {
+            let row = |position: &usize| &table[position * self.half..][..self.half];
+            positions.iter().flat_map(row).copied().collect()
+        };
+        (of(&self.cos), of(&self.sin))
+    }
+
     pub(super) fn check(&self, seq: usize) -> Result<()> {
         if seq > self.positions() {
             bail!("a sequence of {seq} tokens is longer than the context of {}", self.positions());

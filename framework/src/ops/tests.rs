@@ -1,13 +1,14 @@
 //! Every operation's hand-written gradient against central differences in float64, and its value
-//! against candle's own elementary operations, over random shapes.
+//! against the composed operation's, over random shapes.
 
 use std::sync::Arc;
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::activation::Activation;
 use super::attention::Attention;
+use super::composed::{self, everywhere};
 use super::cross_entropy::{self, Target};
 use super::differentiable;
 use super::norm::Norm;
@@ -58,6 +59,17 @@ fn gradient_is_right(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
     }
 }
 
+/// Value and gradient of an operation, fused and composed, of an input as it is and strided.
+fn agrees_with_composed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
+    let composed = everywhere(|| f(x)).unwrap();
+    close(&f(x).unwrap(), &composed, 1e-12);
+    let last = x.rank() - 1;
+    let strided = x.transpose(0, last).unwrap().contiguous().unwrap().transpose(0, last).unwrap();
+    close(&f(&strided).unwrap(), &composed, 1e-12);
+    gradient_is_right(x, &f);
+    everywhere(|| gradient_is_right(x, &f));
+}
+
 fn param(tensor: Tensor) -> Param {
     Param { id: ParamId(0), tensor }
 }
@@ -74,50 +86,13 @@ fn differentiable_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     differentiable(x, output, move |gradient| norm.pull_back(&input, gradient))
 }
 
-/// x̂ ⊙ γ + β from candle's elementary operations.
-fn composed_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
-    let x = match norm.bias {
-        Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
-        None => x.clone(),
-    };
-    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + norm.epsilon)?.sqrt()?;
-    let y = x.broadcast_div(&scale)?.broadcast_mul(&norm.weight.tensor)?;
-    match &norm.bias {
-        Some(bias) => y.broadcast_add(&bias.tensor),
-        None => Ok(y),
-    }
-}
-
-/// softmax(q kᵀ / √d, masked) v, head by head, from candle's elementary operations.
-fn composed_attention(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
-    let Attention { heads, kv_heads, d_head: d, .. } = *attention;
-    let (batch, seq, _) = qkv.dims3()?;
-    let mask: Vec<f64> = (0..seq * seq)
-        .map(|index| if index % seq <= index / seq { 0.0 } else { f64::NEG_INFINITY })
-        .collect();
-    let mask = Tensor::from_vec(mask, (1, seq, seq), &Device::Cpu)?;
-    let mut outputs = Vec::new();
-    for head in 0..heads {
-        let group = head / (heads / kv_heads);
-        let column = |index: usize| qkv.narrow(2, index * d, d)?.contiguous();
-        let (q, k) = (column(head)?, column(heads + group)?);
-        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? / (d as f64).sqrt())?;
-        let scores = scores.broadcast_add(&mask)?;
-        let p = scores.broadcast_sub(&scores.max_keepdim(2)?)?.exp()?;
-        let p = p.broadcast_div(&p.sum_keepdim(2)?)?;
-        outputs.push(p.matmul(&column(heads + kv_heads + group)?)?);
-    }
-    Tensor::cat(&outputs, 2)?.reshape((batch, seq, heads * d))
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn norms(rows in 1..4usize, d in 2..37usize, centred in any::<bool>(), seed in 0f64..9.0) {
         let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
-        close(&norm.forward(&x).unwrap(), &composed_norm(&norm, &x).unwrap(), 1e-12);
-        gradient_is_right(&x, |x| differentiable_norm(&norm, x));
+        agrees_with_composed(&x, |x| differentiable_norm(&norm, x));
         // The parameters' gradients, by candle's own backward pass through the composed form.
         let (weight, bias) = (Var::from_tensor(&norm.weight.tensor).unwrap(), Var::from_tensor(&noise(&[1, d], 0.9)).unwrap());
         let with_vars = Norm {
@@ -126,7 +101,9 @@ proptest! {
             ..norm.clone()
         };
         let g = noise(&[rows, d], 0.1);
-        let sum = (composed_norm(&with_vars, &x).unwrap() * &g).unwrap().sum_all().unwrap();
+        let bias_var = with_vars.bias.as_ref().map(|bias| &bias.tensor);
+        let normed = composed::norm(&x, &with_vars.weight.tensor, bias_var, norm.epsilon);
+        let sum = (normed.unwrap() * &g).unwrap().sum_all().unwrap();
         let expected = sum.backward().unwrap();
         let (d_weight, d_bias) = norm.parameter_gradients(&x, &g).unwrap();
         close(&d_weight, expected.get(&weight).unwrap(), 1e-10);
@@ -141,10 +118,10 @@ proptest! {
         let gate = |u: Tensor| ((u.tanh()? + 1.0)? * 0.5)?.mul(&x);
         let inner = ((&x + (x.powf(3.0).unwrap() * 0.044715).unwrap()).unwrap() * (2.0 / std::f64::consts::PI).sqrt()).unwrap();
         close(&Activation::GeluTanh.apply(&x).unwrap(), &gate(inner).unwrap(), 1e-12);
-        gradient_is_right(&x, |x| Activation::GeluTanh.apply(x));
+        agrees_with_composed(&x, |x| Activation::GeluTanh.apply(x));
         let (a, b) = (x.narrow(1, 0, width).unwrap(), x.narrow(1, width, width).unwrap());
         close(&Activation::Swiglu.apply(&x).unwrap(), &(a.silu().unwrap() * b).unwrap(), 1e-12);
-        gradient_is_right(&x, |x| Activation::Swiglu.apply(x));
+        agrees_with_composed(&x, |x| Activation::Swiglu.apply(x));
     }
 
     #[test]
@@ -155,10 +132,7 @@ proptest! {
         let rotary = rotates.then(|| Arc::new(Rotary::new(&[1.0, 0.3][..half], seq)));
         let attention = Attention { heads: group * kv_heads, kv_heads, d_head: 2 * half, rotary };
         let x = noise(&[batch, seq, attention.width()], seed);
-        if !rotates {
-            close(&attention.forward(&x).unwrap(), &composed_attention(&attention, &x).unwrap(), 1e-12);
-        }
-        gradient_is_right(&x, |x| attention.forward(x));
+        agrees_with_composed(&x, |x| attention.forward(x));
     }
 
     /// Rotated scores depend on the distance alone.
@@ -174,7 +148,7 @@ proptest! {
         prop_assert!((score(a, b) - score(a + by, b + by)).abs() < 1e-12);
     }
 
-    /// More rows than a chunk, against candle's log-softmax.
+    /// Many rows and few, against candle's log-softmax.
     #[test]
     fn cross_entropies(rows in prop::sample::select(vec![1usize, 7, 128, 131]), d in 1..5usize, vocabulary in 2..40usize) {
         let (hidden, weight) = (noise(&[rows, d], 0.2), noise(&[vocabulary, d], 0.6));
@@ -195,6 +169,9 @@ proptest! {
         let loss = loss.to_scalar::<f64>().unwrap();
         prop_assert!((found.loss - loss).abs() < 1e-9 * loss.abs().max(1.0));
         close(&found.gradient.unwrap(), expected.get(&h).unwrap(), 1e-9);
+        let composed = everywhere(|| cross_entropy::weighted(&hidden, &weight, &targets, true)).unwrap();
+        prop_assert!((composed.loss - loss).abs() < 1e-9 * loss.abs().max(1.0));
+        close(&composed.gradient.unwrap(), expected.get(&h).unwrap(), 1e-9);
         let d_weight = cross_entropy::unembedding_gradient(&hidden, &weight, &targets).unwrap();
         close(&d_weight, expected.get(&w).unwrap(), 1e-9);
     }

@@ -310,9 +310,7 @@ impl Pass {
         let flat = rows(x)?;
         let normed = reading.norm.forward(&flat)?;
         let output = normed.matmul(&reading.weight.tensor.t()?)?;
-        if let Some(bias) = &reading.bias {
-            add_rows(&output, None, Some(&bias.tensor))?;
-        }
+        let output = add_rows(output, None, reading.bias.as_ref().map(|bias| &bias.tensor))?;
         let applied = match &self.adapters {
             Some(adapters) => adapters.read(reading.weight.id, &normed, &output)?,
             None => Vec::new(),
@@ -344,7 +342,8 @@ impl Pass {
             Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
             None => Vec::new(),
         };
-        add_rows(&output, Some(&rows(x)?), writing.bias.as_ref().map(|bias| &bias.tensor))?;
+        let bias = writing.bias.as_ref().map(|bias| &bias.tensor);
+        let output = add_rows(output, Some(&rows(x)?), bias)?;
         let stream = output.reshape((batch, seq, d_model))?;
         let mut record = self.record();
         record.stream = Some(stream.id());

@@ -396,6 +396,8 @@ impl Tuner<'_> {
         state.optimizer.update(parameters, &gradients, learning_rate)?;
         state.tuned.extend(gradients.selection());
         let tuned_parameters = gradients.selection().count(parameters);
+        // A GPU may still be at it.
+        self.model.device().synchronize()?;
         Ok(Step {
             step,
             loss,

@@ -2,16 +2,17 @@
 //! counts are kept row by row, so a row that was not selected for a while goes on where it stopped;
 //! rows that are not selected are not touched, bit for bit.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, bail};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Tuning;
 use crate::Result;
 use crate::gradients::Gradients;
-use crate::ops::Real;
+use crate::ops::{Real, is_fused};
 use crate::parameters::Parameters;
 
 /// The update rule.
@@ -50,6 +51,8 @@ struct State {
     counts: Vec<u32>,
     f32: Moments<f32>,
     f64: Moments<f64>,
+    /// The same off the CPU: first and second moment [rows, width].
+    tensors: Option<[Tensor; 2]>,
 }
 
 /// In the type of the parameter.
@@ -80,7 +83,7 @@ impl Optimizer {
     /// gradient 0.
     ///
     /// # Errors
-    /// If a tensor is not float32 or float64 on the CPU.
+    /// If a tensor is neither float32 nor float64.
     pub fn update(
         &mut self,
         parameters: &Parameters,
@@ -100,6 +103,10 @@ impl Optimizer {
                 Some(gradient) => gradient.contiguous()?,
                 None => parameter.tensor.narrow(0, 0, selected.len())?.zeros_like()?,
             };
+            if !is_fused(&parameter.tensor) {
+                self.rule.update_composed(&parameter.tensor, &gradient, ranges, state, lr)?;
+                continue;
+            }
             parameter.tensor.inplace_op2(
                 &gradient,
                 &Update {
@@ -111,6 +118,69 @@ impl Optimizer {
                 },
             )?;
         }
+        Ok(())
+    }
+}
+
+impl Rule {
+    /// The update made of candle's own operations: what runs on a GPU.
+    fn update_composed(
+        &self,
+        weight: &Tensor,
+        gradient: &Tensor,
+        ranges: &[Range<usize>],
+        state: &mut State,
+        lr: f64,
+    ) -> Result<()> {
+        let Self { algorithm, momentum, beta1, beta2, eps, weight_decay } = *self;
+        let [first, second] = match state.tensors.take() {
+            Some(moments) => moments,
+            None => [weight.zeros_like()?, weight.zeros_like()?],
+        };
+        let selected = |tensor: &Tensor| -> Result<Tensor> {
+            let rows = ranges.iter().map(|range| tensor.narrow(0, range.start, range.len()));
+            Ok(Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+        };
+        let put_back = |tensor: &Tensor, rows: &Tensor| -> Result<()> {
+            let mut start = 0;
+            for range in ranges {
+                let rows = rows.narrow(0, start, range.len())?.contiguous()?;
+                tensor.slice_set(&rows, 0, range.start)?;
+                start += range.len();
+            }
+            Ok(())
+        };
+        let (w, m) = (selected(weight)?, selected(&first)?);
+        let counts = ranges.iter().cloned().flatten().map(|row| {
+            state.counts[row] += 1;
+            f64::from(state.counts[row])
+        });
+        let counts: Vec<f64> = counts.collect();
+        let by_row = |of: &dyn Fn(f64) -> f64| -> Result<Tensor> {
+            let values: Vec<f64> = counts.iter().map(|&count| of(count)).collect();
+            let column = Tensor::from_vec(values, (counts.len(), 1), &Device::Cpu)?;
+            Ok(column.to_dtype(weight.dtype())?.to_device(weight.device())?)
+        };
+        if algorithm == Algorithm::Sgd {
+            let m = ((m * momentum)? + (gradient + (&w * weight_decay)?)?)?;
+            put_back(weight, &(w - (&m * lr)?)?)?;
+            put_back(&first, &m)?;
+        } else {
+            let v = selected(&second)?;
+            let (gradient, w) = match algorithm {
+                Algorithm::AdamW => (gradient.clone(), (w * (1.0 - lr * weight_decay))?),
+                _ => ((gradient + (&w * weight_decay)?)?, w),
+            };
+            let m = ((m * beta1)? + (&gradient * (1.0 - beta1))?)?;
+            let v = ((v * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+            let rate = by_row(&|count| lr / (1.0 - beta1.powf(count)))?;
+            let scale = by_row(&|count| 1.0 / (1.0 - beta2.powf(count)).sqrt())?;
+            let step = (m.broadcast_mul(&rate)? / (v.sqrt()?.broadcast_mul(&scale)? + eps)?)?;
+            put_back(weight, &(w - step)?)?;
+            put_back(&first, &m)?;
+            put_back(&second, &v)?;
+        }
+        state.tensors = Some([first, second]);
         Ok(())
     }
 }
@@ -138,7 +208,7 @@ impl InplaceOp2 for Update<'_> {
     ) -> candle_core::Result<()> {
         let (at, from) = (weight_layout.start_offset(), gradient_layout.start_offset());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { counts, f32, f64 } = &mut **state;
+        let State { counts, f32, f64, .. } = &mut **state;
         match (weight, gradient) {
             (CpuStorage::F32(weight), CpuStorage::F32(gradient)) => {
                 self.update_rows(&mut weight[at..], &gradient[from..], counts, f32);

@@ -211,8 +211,8 @@ inventory::submit! {
 mod tests {
     use super::*;
     use circuit_framework::candle_core::DType;
-    use circuit_framework::conformance;
     use circuit_framework::model::Weights;
+    use circuit_framework::{Device, conformance};
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::SeedableRng;
 
@@ -222,6 +222,7 @@ mod tests {
             config: serde_json::from_str(include_str!("../config.json")).unwrap(),
             weights: Weights::Random(Box::new(ChaCha8Rng::seed_from_u64(0))),
             dtype: DType::F64,
+            device: Device::Cpu,
             origin: "config.json".to_owned(),
         };
         conformance::model(&*Architecture::build(&AttentionOnly {}, checkpoint).unwrap(), 1)

@@ -1,0 +1,210 @@
+//! The same operations made of candle's own, which candle differentiates: what runs on a GPU, and what
+//! the fused ones are held to. Slower on the CPU, and each step of them is a tensor in memory.
+
+use std::cell::Cell;
+
+use candle_core::{D, DType, Device, Error, Result, Tensor, Var};
+
+use super::attention::Attention;
+use super::cross_entropy::Target;
+use super::norm::Norm;
+use super::rotary::Rotary;
+
+thread_local! {
+    static EVERYWHERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with the composed operations on the CPU too, on this thread: so what runs on a GPU can be
+/// checked where there is none.
+pub fn everywhere<R>(f: impl FnOnce() -> R) -> R {
+    let before = EVERYWHERE.replace(true);
+    let result = f();
+    EVERYWHERE.set(before);
+    result
+}
+
+/// Whether the fused operations work on this tensor.
+pub(crate) fn is_fused(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && !EVERYWHERE.get()
+}
+
+/// The gradient at x of Σ gradient ⊙ f(x).
+pub(super) fn pull_back(
+    x: &Tensor,
+    gradient: &Tensor,
+    f: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let x = Var::from_tensor(&x.detach())?;
+    let sum = (f(x.as_tensor())? * gradient)?.sum_all()?;
+    let mut gradients = sum.backward()?;
+    gradients.remove(&x).ok_or_else(|| Error::Msg("no gradient comes back".to_owned()))
+}
+
+/// x [..., d_model] normalised, with γ and β [1, d_model].
+pub(super) fn norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f64,
+) -> Result<Tensor> {
+    let x = match bias {
+        Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        None => x.clone(),
+    };
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    let y = x.broadcast_div(&scale)?.broadcast_mul(weight)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+/// The gradients of γ and β [1, d_model].
+pub(super) fn norm_parameter_gradients(
+    norm: &Norm,
+    x: &Tensor,
+    g: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let weight = &norm.weight.tensor;
+    let bias = norm.bias.as_ref().map(|bias| &bias.tensor);
+    let d_weight = pull_back(weight, g, |weight| self::norm(x, weight, bias, norm.epsilon))?;
+    Ok((d_weight, g.sum_keepdim(0)?))
+}
+
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
+/// x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
+pub(super) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    let u =
+        ((x + (x * x.sqr()?)?.affine(super::activation::CUBIC, 0.0)?)? * super::activation::SCALE)?;
+    x * sigmoid(&(u * 2.0)?)?
+}
+
+/// silu(gate) ⊙ up, of both side by side.
+pub(super) fn swiglu(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)? / 2;
+    let gate = x.narrow(D::Minus1, 0, width)?.contiguous()?;
+    let up = x.narrow(D::Minus1, width, width)?.contiguous()?;
+    (&gate * sigmoid(&gate)?)? * up
+}
+
+/// What is added to a score that is masked: so little that its probability is 0, and finite, so that
+/// where everything is masked nothing turns to NaN.
+const MASKED: f64 = -1e30;
+
+/// Causal attention of queries at columns `past`, `past` + 1, … of every sequence, whose first
+/// `padding[b]` columns are no tokens, over keys and values [batch, columns, kv_heads·d_head]. Queries
+/// [batch, new, heads·d_head], and keys, are rotated already.
+fn attend(
+    attention: &Attention,
+    [queries, keys, values]: [&Tensor; 3],
+    past: usize,
+    padding: &[usize],
+) -> Result<Tensor> {
+    let Attention { heads, kv_heads, d_head, .. } = *attention;
+    let (batch, new, _) = queries.dims3()?;
+    let columns = keys.dim(1)?;
+    let group = heads / kv_heads;
+    // [batch, kv_heads, group·new, d_head], one query head of the group behind the other
+    let queries =
+        queries.reshape((batch, new, kv_heads, group, d_head))?.permute((0, 2, 3, 1, 4))?;
+    let queries = queries.contiguous()?.reshape((batch, kv_heads, group * new, d_head))?;
+    let of_heads =
+        |x: &Tensor| x.reshape((batch, columns, kv_heads, d_head))?.transpose(1, 2)?.contiguous();
+    let (keys, values) = (of_heads(keys)?, of_heads(values)?);
+    let scores = queries.matmul(&keys.transpose(2, 3)?.contiguous()?)?;
+    let scores = (scores / (d_head as f64).sqrt())?;
+    let mask: Vec<f64> = (0..batch * group * new * columns)
+        .map(|index| {
+            let (row, column) = (index / columns, index % columns);
+            let (b, query) = (row / (group * new), row % new);
+            let seen = column <= past + query && column >= padding.get(b).copied().unwrap_or(0);
+            if seen { 0.0 } else { MASKED }
+        })
+        .collect();
+    let mask = Tensor::from_vec(mask, (batch, 1, group * new, columns), &Device::Cpu)?;
+    let scores =
+        scores.broadcast_add(&mask.to_dtype(scores.dtype())?.to_device(scores.device())?)?;
+    let p = scores.broadcast_sub(&scores.detach().max_keepdim(3)?)?.exp()?;
+    let p = p.broadcast_div(&p.sum_keepdim(3)?)?;
+    let z = p.matmul(&values)?.reshape((batch, kv_heads, group, new, d_head))?;
+    z.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((batch, new, heads * d_head))
+}
+
+/// Heads [batch, seq, n·d_head], each turned by its sequence's positions [batch·seq].
+fn rotate(rotary: &Rotary, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
+    let (batch, seq, width) = x.dims3()?;
+    let (cos, sin) = rotary.rows(positions);
+    let half = cos.len() / positions.len();
+    let table = |values: Vec<f64>| {
+        let table = Tensor::from_vec(values, (batch, seq, 1, half), &Device::Cpu)?;
+        table.to_dtype(x.dtype())?.to_device(x.device())
+    };
+    let (cos, sin) = (table(cos)?, table(sin)?);
+    let x = x.reshape((batch, seq, width / (2 * half), 2 * half))?;
+    let (a, b) = (x.narrow(3, 0, half)?.contiguous()?, x.narrow(3, half, half)?.contiguous()?);
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[first, second], 3)?.reshape((batch, seq, width))
+}
+
+/// The parts of stacked projections [batch, seq, width]: queries and keys, rotated, and values.
+fn parts(attention: &Attention, qkv: &Tensor, positions: &[usize]) -> Result<[Tensor; 3]> {
+    let Attention { heads, kv_heads, d_head: d, .. } = *attention;
+    let part = |start: usize, len: usize| qkv.narrow(2, start * d, len * d)?.contiguous();
+    let [queries, keys] = [part(0, heads)?, part(heads, kv_heads)?];
+    let values = part(heads + kv_heads, kv_heads)?;
+    match &attention.rotary {
+        None => Ok([queries, keys, values]),
+        Some(rotary) => {
+            Ok([rotate(rotary, &queries, positions)?, rotate(rotary, &keys, positions)?, values])
+        }
+    }
+}
+
+/// [`Attention::forward`].
+pub(super) fn attention(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
+    let (batch, seq, _) = qkv.dims3()?;
+    let positions: Vec<usize> = (0..batch * seq).map(|index| index % seq).collect();
+    let [queries, keys, values] = parts(attention, qkv, &positions)?;
+    attend(attention, [&queries, &keys, &values], 0, &[])
+}
+
+/// [`Attention::extend`].
+pub(super) fn extend(
+    attention: &Attention,
+    qkv: &Tensor,
+    past: usize,
+    padding: &[usize],
+    [keys, values]: [&Tensor; 2],
+) -> Result<Tensor> {
+    let (batch, new, _) = qkv.dims3()?;
+    let positions: Vec<usize> = (0..batch * new)
+        .map(|index| (past + index % new).saturating_sub(padding[index / new]))
+        .collect();
+    let [queries, new_keys, new_values] = parts(attention, qkv, &positions)?;
+    keys.slice_set(&new_keys, 1, past)?;
+    values.slice_set(&new_values, 1, past)?;
+    let so_far = |x: &Tensor| x.narrow(1, 0, past + new)?.contiguous();
+    attend(attention, [&queries, &so_far(keys)?, &so_far(values)?], past, padding)
+}
+
+/// Σ weight · (−log p(token)) of logits [rows, vocabulary], and its gradient there.
+pub(super) fn cross_entropy(logits: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
+    let column = |values: Vec<f64>| {
+        let column = Tensor::from_vec(values, (targets.len(), 1), &Device::Cpu)?;
+        column.to_dtype(logits.dtype())?.to_device(logits.device())
+    };
+    let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
+    let tokens = Tensor::from_vec(tokens, (targets.len(), 1), logits.device())?;
+    let weights = column(targets.iter().map(|target| target.weight).collect())?;
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?)?;
+    let p = shifted.exp()?;
+    let total = p.sum_keepdim(1)?;
+    let log_p = (shifted.gather(&tokens, 1)? - total.log()?)?;
+    let loss = (log_p * &weights)?.sum_all()?.neg()?.to_dtype(DType::F64)?.to_scalar()?;
+    let p = p.broadcast_mul(&(&weights / total)?)?;
+    Ok((loss, p.scatter_add(&tokens, &weights.neg()?, 1)?))
+}
