@@ -230,6 +230,46 @@ fn list_shows_everything_registered() {
     assert!(shown.contains("task.direction = \"agreement\""), "{shown}");
 }
 
+#[test]
+fn bench_times_the_phases() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, _) = case("llama-key-mean");
+    let config = Path::new(&model).join("config.json");
+    let config = config.to_str().unwrap();
+    let line = format!(
+        "bench --model {config} --random-init 3 --steps 2 --batch-size 2 --seq-len 8 --top-n 9 \
+         --selector nodes --json"
+    );
+    let shown: Value = serde_json::from_str(&succeeds(folder.path(), &words(&line))).unwrap();
+    let seconds = |phase: &str, which: &str| shown[phase][which].as_f64().unwrap();
+    for phase in ["discover", "prune", "tune", "step"] {
+        let [min, median, max] = ["min_s", "median_s", "max_s"].map(|w| seconds(phase, w));
+        assert!(0.0 < min && min <= median && median <= max, "{shown}");
+    }
+    let parts: f64 =
+        ["discover", "prune", "tune"].map(|phase| seconds(phase, "min_s")).iter().sum();
+    assert!(parts <= seconds("step", "max_s"), "{shown}");
+    assert!(shown["peak_rss_bytes"].as_u64().unwrap() > 1 << 20, "{shown}");
+    let share = shown["tuned_share_of_nodes"].as_f64().unwrap();
+    assert!(0.0 < share && share <= 1.0, "{shown}");
+    succeeds(folder.path(), &words("bench --steps 1"));
+}
+
+#[test]
+fn devices_that_are_not_there_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    succeeds(folder.path(), &words("eval --device cpu --json"));
+    refuses(
+        folder.path(),
+        &words("eval --device gpu"),
+        &["device `gpu`: give cpu, cuda, cuda:N or auto"],
+    );
+    #[cfg(not(feature = "cuda"))]
+    refuses(folder.path(), &words("eval --device cuda:1"), &["device `cuda:1`", "--features cuda"]);
+    #[cfg(not(feature = "runtime"))]
+    refuses(folder.path(), &words("list --plugin any"), &["any: ", "--features runtime"]);
+}
+
 /// The embedded model's recipe still makes a model as good.
 #[test]
 #[ignore = "slow: trains for a minute"]

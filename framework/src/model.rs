@@ -203,9 +203,10 @@ impl Place {
             );
         }
         Device::new_cuda(number).map_err(|error| {
-            let error = error.to_string().replace('\n', " ");
+            let error = error.to_string();
+            let cause = error.lines().next().unwrap_or_default();
             Error::input(format!(
-                "device `{name}`: there is no usable GPU or driver ({error}); use --device cpu"
+                "device `{name}`: there is no usable GPU or driver ({cause}); use --device cpu"
             ))
         })
     }
