@@ -60,6 +60,11 @@ fn readme_commands_run() {
     }
 }
 
+#[test]
+fn performance_commands_run() {
+    assert_eq!(follow("docs/performance.md", tempfile::tempdir().unwrap().path()), 1);
+}
+
 #[cfg(feature = "runtime")]
 #[test]
 fn plugin_commands_run() {
