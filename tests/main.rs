@@ -17,6 +17,7 @@ mod files;
 mod generation;
 mod lora;
 mod metrics;
+mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;
 mod properties;

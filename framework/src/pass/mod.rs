@@ -3,7 +3,7 @@
 //! after a backward pass, holds for every projection its input and its output's gradient.
 //!
 //! The stream itself tracks no gradient: the pass knows what became of it, and goes back over its own
-//! notes ([`tape`]). candle differentiates what stands before and behind: the metric, and whatever a
+//! notes. candle differentiates what stands before and behind: the metric, and whatever a
 //! model does between reading and writing other than attention and the activations of
 //! [`crate::ops::activation`].
 //!
@@ -234,7 +234,7 @@ impl Pass {
     fn leaf(&self, anchor: &Var, value: Tensor, arrived: &tape::Arrived) -> Result<Tensor> {
         let arrived = arrived.clone();
         Ok(differentiable(anchor.as_tensor(), value, move |gradient| {
-            *lock(&arrived) = Some(gradient.clone());
+            lock(&arrived).push(gradient.clone());
             Tensor::zeros((), DType::F32, gradient.device())
         })?)
     }

@@ -44,7 +44,7 @@ impl Readout {
         })?)
     }
 
-    /// Differentiable logits [rows] of one token a row, without the others'.
+    /// Differentiable logits, a vector of one token's a row, without the others'.
     ///
     /// # Errors
     /// If there are not as many tokens as rows, or a tensor operation fails.

@@ -13,8 +13,8 @@ use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
 use crate::ops::{Kept, differentiable};
 
-/// Where a gradient is put that candle has brought back.
-pub(super) type Arrived = Arc<Mutex<Option<Tensor>>>;
+/// Where gradients are put that candle has brought back.
+pub(super) type Arrived = Arc<Mutex<Vec<Tensor>>>;
 
 /// One thing that was done.
 pub(super) enum Entry {
@@ -31,7 +31,7 @@ pub(super) struct Read {
     pub(super) x: Tensor,
     /// What was returned.
     pub(super) output: TensorId,
-    /// Its gradient, where candle brought it.
+    /// Parts of its gradient that candle brought.
     pub(super) arrived: Arrived,
     pub(super) applied: Vec<Applied>,
 }
@@ -107,19 +107,12 @@ impl Tape {
                 }
                 Entry::Between(_) => {}
                 Entry::Read(read) => {
-                    let known = at_reads.iter().position(|(output, _)| *output == read.output);
-                    let projected = match known {
-                        Some(index) => at_reads.swap_remove(index).1,
-                        None => {
-                            let arrived = read.arrived.lock();
-                            match arrived.unwrap_or_else(PoisonError::into_inner).take() {
-                                Some(gradient) => Partial::of(&rows(&gradient)?)?,
-                                // Nothing was made of it.
-                                None => continue,
-                            }
-                        }
-                    };
-                    stream = read.go_back(&stream, projected, adapters, captured)?;
+                    let own = at_reads.extract_if(.., |(output, _)| *output == read.output);
+                    let own: Vec<Partial> = own.map(|(_, partial)| partial).collect();
+                    // Nothing may have been made of what was read.
+                    if let Some(projected) = read.gradient(own)? {
+                        stream = read.go_back(&stream, projected, adapters, captured)?;
+                    }
                 }
                 Entry::Embed { embedding, tokens } => captured.push(Captured::Embedding {
                     embedding: embedding.clone(),
@@ -176,6 +169,24 @@ impl Write {
 }
 
 impl Read {
+    /// The gradient at what was returned: of every use that was made of it.
+    fn gradient(&self, mut own: Vec<Partial>) -> Result<Option<Partial>> {
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        if arrived.is_empty() && own.len() <= 1 {
+            return Ok(own.pop());
+        }
+        let mut sum: Option<Tensor> = None;
+        let scattered = own.into_iter().map(|Partial { kept, values }| kept.scatter(values));
+        for gradient in scattered.chain(arrived.drain(..).map(Ok)) {
+            let gradient = rows(&gradient?)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            });
+        }
+        sum.map(|sum| Partial::of(&sum)).transpose()
+    }
+
     /// Adds this read's share to the gradient of the stream.
     fn go_back(
         &self,
