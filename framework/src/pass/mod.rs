@@ -194,8 +194,8 @@ impl Pass {
     }
 
     /// The same, but only at and behind a position of each sequence, given for all or for none;
-    /// before it gradients come out zero. No gradient behind depends on one before, so those wanted
-    /// are whole.
+    /// gradients before it mean nothing. None behind depends on one before, so those wanted are
+    /// whole.
     ///
     /// # Errors
     /// As [`Pass::backward`]'s.
