@@ -21,7 +21,6 @@ const FLAGS: &[&[Flag]] = &[MODEL, DISCOVERY, TUNING];
 /// What is timed where no flag says otherwise: the published implementation's step.
 const DEFAULTS: &str = r#"
     tuning = { steps = 5, batch_size = 16, optimizer = "sgd", momentum = 0.9, lr = 1e-4 }
-    pruning = { top_n = 500 }
     metric = { name = "logit_diff" }
 "#;
 

@@ -132,6 +132,8 @@ fn run_cargo(scratch: &Path, target: &Path) -> Result<()> {
     let artefacts = runtime.parent().unwrap_or(Path::new("/"));
     let flags = [
         "-Cprefer-dynamic".to_owned(),
+        // A crate that the plugin and the program both use, each its own build of it, needs two names.
+        "-Cmetadata=circuit-plugin".to_owned(),
         format!("-Ldependency={}", artefacts.display()),
         format!("--extern=circuit_runtime={}", runtime.display()),
     ];
