@@ -1,5 +1,5 @@
 //! The fused operations one by one, forward and backward, at GPT-2 small's and SmolLM2-135M's shapes:
-//! `cargo bench -p circuit-framework`. A whole step is timed by `circuit-tuning bench`.
+//! `cargo bench --workspace --bench ops`. A whole step is timed by `circuit-tuning bench`.
 #![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a benchmark may panic")]
 
 use std::sync::Arc;

@@ -89,8 +89,8 @@ impl Gradients {
                 Captured::Logits { unembedding, hidden, gradient } => {
                     self.add_product(&unembedding.weight, gradient, hidden)?;
                 }
-                Captured::TokenLogits { unembedding, tokens, weights } => {
-                    self.add_scattered(&unembedding.weight, tokens, weights)?;
+                Captured::TokenLogits { unembedding, tokens, gradients } => {
+                    self.add_scattered(&unembedding.weight, tokens, gradients)?;
                 }
                 Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
                     let weight = &unembedding.weight;

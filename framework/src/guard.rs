@@ -70,18 +70,24 @@ impl<T: ?Sized> Guarded<T> {
     }
 }
 
-/// What an error calls a plugin.
-fn what<T: Kind + ?Sized>(name: &str) -> String {
-    format!("{} `{name}`", T::NAME)
+/// A kind of plugin, and what messages call one.
+macro_rules! kind {
+    ($kind:ty, $name:literal) => {
+        impl Kind for $kind {
+            const NAME: &'static str = $name;
+
+            fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
+                Box::new(Guarded { what: format!("{} `{name}`", Self::NAME), inner })
+            }
+        }
+    };
 }
 
-impl Kind for dyn Task {
-    const NAME: &'static str = "task";
-
-    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
-        Box::new(Guarded { what: what::<Self>(name), inner })
-    }
-}
+kind!(dyn Architecture, "model architecture");
+kind!(dyn Task, "task");
+kind!(dyn PatchingMetric, "metric");
+kind!(dyn ReportMetric, "report metric");
+kind!(dyn ParamSelector, "selector");
 
 impl Task for Guarded<dyn Task> {
     fn default_metric(&self) -> &str {
@@ -98,14 +104,6 @@ impl Task for Guarded<dyn Task> {
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
         self.call(|task| task.evaluate(evaluation))
-    }
-}
-
-impl Kind for dyn PatchingMetric {
-    const NAME: &'static str = "metric";
-
-    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
-        Box::new(Guarded { what: what::<Self>(name), inner })
     }
 }
 
@@ -127,14 +125,6 @@ impl PatchingMetric for Guarded<dyn PatchingMetric> {
     }
 }
 
-impl Kind for dyn ReportMetric {
-    const NAME: &'static str = "report metric";
-
-    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
-        Box::new(Guarded { what: what::<Self>(name), inner })
-    }
-}
-
 impl ReportMetric for Guarded<dyn ReportMetric> {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
         self.call(|metric| metric.measure(evaluation, examples))
@@ -149,14 +139,6 @@ impl ReportMetric for Guarded<dyn ReportMetric> {
     }
 }
 
-impl Kind for dyn ParamSelector {
-    const NAME: &'static str = "selector";
-
-    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
-        Box::new(Guarded { what: what::<Self>(name), inner })
-    }
-}
-
 impl ParamSelector for Guarded<dyn ParamSelector> {
     fn select(&self, circuit: &Circuit, model: &dyn Model, seed: u64) -> Result<Selection> {
         self.call(|selector| selector.select(circuit, model, seed))
@@ -168,14 +150,6 @@ impl ParamSelector for Guarded<dyn ParamSelector> {
 
     fn needs_circuit(&self) -> bool {
         self.inner.needs_circuit()
-    }
-}
-
-impl Kind for dyn Architecture {
-    const NAME: &'static str = "model architecture";
-
-    fn guard(name: &str, inner: Box<Self>) -> Box<Self> {
-        Box::new(Guarded { what: what::<Self>(name), inner })
     }
 }
 

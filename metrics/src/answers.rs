@@ -8,6 +8,14 @@ pub(crate) fn logits(readout: &Readout, batch: &Batch) -> Result<Tensor> {
     readout.logits(&rows)
 }
 
+/// Differentiable right answers' logits less the wrong ones' [keys, 1], without the other tokens'.
+pub(crate) fn logit_differences(readout: &Readout, batch: &Batch) -> Result<Tensor> {
+    let rows: Vec<u32> = batch.keys().map(|(_, _, row)| row).collect();
+    let correct = readout.logits_of(&rows, &tokens(batch, |key| key.correct))?;
+    let wrong = readout.logits_of(&rows, &tokens(batch, wrong))?;
+    Ok((correct - wrong)?.unsqueeze(1)?)
+}
+
 /// log p [rows, vocabulary] of logits of that shape.
 pub(crate) fn log_probs(logits: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(1)?)?;
@@ -22,13 +30,23 @@ pub(crate) fn of_correct(values: &Tensor, batch: &Batch) -> Result<Tensor> {
 
 /// The right answers' values less the wrong ones' [keys, 1], of values [keys, vocabulary].
 pub(crate) fn correct_less_wrong(values: &Tensor, batch: &Batch) -> Result<Tensor> {
-    let wrong = of_token(values, batch, |key| key.wrong.unwrap_or(key.correct))?;
+    let wrong = of_token(values, batch, wrong)?;
     Ok((of_correct(values, batch)? - wrong)?)
 }
 
 fn of_token(values: &Tensor, batch: &Batch, token: impl Fn(&Key) -> u32) -> Result<Tensor> {
-    let tokens: Vec<u32> = batch.keys().map(|(_, key, _)| token(key)).collect();
+    let tokens = tokens(batch, token);
     Ok(values.gather(&Tensor::new(tokens, values.device())?.unsqueeze(1)?, 1)?)
+}
+
+/// One token of every key.
+fn tokens(batch: &Batch, token: impl Fn(&Key) -> u32) -> Vec<u32> {
+    batch.keys().map(|(_, key, _)| token(key)).collect()
+}
+
+/// The wrong answer, which [`check_wrong_answers`] has seen to.
+fn wrong(key: &Key) -> u32 {
+    key.wrong.unwrap_or(key.correct)
 }
 
 /// Σ over the batch's examples of the mean over an example's keys of values [keys, 1].

@@ -2,8 +2,7 @@
 //! over examples (Wang et al., 2022, arXiv 2211.00593).
 
 use circuit_framework::{
-    Batch, Example, Key, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory,
-    origin,
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,14 +15,7 @@ struct LogitDiff {}
 
 impl PatchingMetric for LogitDiff {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        let rows: Vec<u32> = batch.keys().map(|(_, _, row)| row).collect();
-        let logits = |token: fn(&Key) -> u32| {
-            let tokens: Vec<u32> = batch.keys().map(|(_, key, _)| token(key)).collect();
-            readout.logits_of(&rows, &tokens)
-        };
-        let correct = logits(|key| key.correct)?;
-        let wrong = logits(|key| key.wrong.unwrap_or(key.correct))?;
-        answers::sum_of_means(&(correct - wrong)?.unsqueeze(1)?, batch)
+        answers::sum_of_means(&answers::logit_differences(readout, batch)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {

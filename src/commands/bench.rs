@@ -143,9 +143,14 @@ fn examples(model: &dyn Model, count: usize, seq: usize, seed: u64) -> Vec<Examp
     (0..count).map(example).collect()
 }
 
+/// The width of the residual stream, which is that of every weight matrix.
+fn d_model(model: &dyn Model) -> usize {
+    model.parameters().iter().map(|(_, parameter)| parameter.width()).max().unwrap_or(1)
+}
+
 /// The best of a few products [rows, d_model] · [d_model, 4·d_model], in 10⁹ operations a second.
 fn matmul_gflops(model: &dyn Model, rows: usize) -> Result<f64> {
-    let d_model = model.parameters().iter().map(|(_, p)| p.width()).max().unwrap_or(1);
+    let d_model = d_model(model);
     let (device, dtype) = (model.device(), DType::F32);
     let a = Tensor::ones((rows, d_model), dtype, &device)?;
     let b = Tensor::ones((d_model, 4 * d_model), dtype, &device)?;
@@ -169,8 +174,7 @@ fn report(steps: &[Step], model: &dyn Model, tokens: usize, matmul_gflops: f64) 
     let parameters = model.parameters();
     let owned = Selection::blocks(parameters, |_, block| block.owner != Owner::Shared);
     let owned = owned.count(parameters) as f64;
-    let d_model = parameters.iter().map(|(_, p)| p.width()).max().unwrap_or(1);
-    let unembedding = (model.vocabulary() * d_model) as f64;
+    let unembedding = (model.vocabulary() * d_model(model)) as f64;
     // Forward and two backward passes through the blocks; logits of every token and their pull-back;
     // the selected rows' gradients. Two operations an entry and token each.
     let products = 2.0 * tokens as f64 * (3.0 * owned + 2.0 * unembedding + tuned);

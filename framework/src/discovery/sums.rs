@@ -21,10 +21,8 @@ const CHUNK: usize = 128;
 
 /// The rows of a batch that count, and how they are folded.
 pub(super) struct BatchView {
-    /// Rows of real tokens, padding left out, u32 [tokens].
-    tokens: Tensor,
-    /// The same.
-    token_rows: Vec<u32>,
+    /// Rows of real tokens, padding left out.
+    tokens: Vec<u32>,
     /// Where the graph is read: the rows, u32 [n], and what folds them to score rows.
     clean: Fold,
     /// The same on the counterfactuals.
@@ -86,11 +84,12 @@ impl BatchView {
                 positions.push(position as u32);
             }
         }
-        let tokens = Tensor::new(&rows[..], device)?;
         let (clean, corrupt, places) = match options.positions {
             Positions::All => {
-                let all = || Fold { rows: tokens.clone(), average: None };
-                (all(), all(), Tensor::new(positions, device)?)
+                let all = || -> Result<Fold> {
+                    Ok(Fold { rows: Tensor::new(&rows[..], device)?, average: None })
+                };
+                (all()?, all()?, Tensor::new(positions, device)?)
             }
             Positions::Key => {
                 let keys: Vec<Vec<usize>> = (batch.examples.iter())
@@ -109,7 +108,7 @@ impl BatchView {
                 )
             }
         };
-        Ok(Self { tokens, token_rows: rows, clean, corrupt, places })
+        Ok(Self { tokens: rows, clean, corrupt, places })
     }
 }
 
@@ -208,12 +207,12 @@ impl Sums {
         corrupt: Option<&[Written]>,
     ) -> Result<Difference> {
         let mut sites = vec![None; self.writes.len()];
-        self.tokens += view.tokens.elem_count();
+        self.tokens += view.tokens.len();
         self.rows += view.places.elem_count();
         if self.options.ablation == Ablation::Mean {
             // With key positions the mean is taken over all tokens, not over the key ones.
             match self.options.positions {
-                Positions::Key => self.counts[0] += view.tokens.elem_count() as f64,
+                Positions::Key => self.counts[0] += view.tokens.len() as f64,
                 Positions::All => {
                     for place in view.places.to_vec1::<u32>()? {
                         self.counts[place as usize] += 1.0;
@@ -248,10 +247,8 @@ impl Sums {
             None => zeros()?,
         };
         let values = match self.options.positions {
-            Positions::Key => (before + sum_rows(values, &view.token_rows)?)?,
-            Positions::All => {
-                before.index_add(&view.places, &values.index_select(&view.tokens, 0)?, 0)?
-            }
+            Positions::Key => (before + sum_rows(values, &view.tokens)?)?,
+            Positions::All => before.index_add(&view.places, &view.clean.gather(values)?, 0)?,
         };
         *sum = Some(SiteWrites { written: written.clone(), values });
         Ok(())

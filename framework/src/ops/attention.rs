@@ -84,39 +84,28 @@ impl Attention {
 
     /// The same, with a say in how far back gradients go.
     pub(crate) fn forward_since(&self, qkv: &Tensor, since: &Since) -> Result<Tensor> {
-        if !is_fused(qkv) {
-            if let Some(rotary) = &self.rotary {
-                rotary.check(qkv.dim(1)?)?;
-            }
-            let (attention, input) = (self.clone(), qkv.detach());
-            let output = composed::attention(self, &input)?;
-            return differentiable(qkv, output, move |gradient| {
-                attention.pull_back(&input, gradient, &[])
-            });
-        }
-        by_dtype!(qkv, T => self.forward_in::<T>(qkv, since))
-    }
-
-    fn forward_in<T: Real>(&self, qkv: &Tensor, since: &Since) -> Result<Tensor> {
-        let (batch, seq, _) = qkv.dims3()?;
         if let Some(rotary) = &self.rotary {
-            rotary.check(seq)?;
+            rotary.check(qkv.dim(1)?)?;
         }
         let input = qkv.detach().contiguous()?;
-        let output = {
-            let data = values::<T>(&input)?;
-            let z = self.for_each_group(batch, |b, g| self.group_forward(&data, seq, b, g));
-            let mut output = vec![T::zero(); batch * seq * self.heads * self.d_head];
-            self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| {
-                g * self.group() + part
-            });
-            Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())?
+        let output = match is_fused(&input) {
+            true => by_dtype!(input, T => self.forward_in::<T>(&input))?,
+            false => composed::attention(self, &input)?,
         };
         let (attention, since) = (self.clone(), since.clone());
         differentiable(qkv, output, move |gradient| {
             let from = since.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            attention.backward::<T>(&input, gradient, &from)
+            attention.pull_back(&input, gradient, &from)
         })
+    }
+
+    fn forward_in<T: Real>(&self, input: &Tensor) -> Result<Tensor> {
+        let (batch, seq, _) = input.dims3()?;
+        let data = values::<T>(input)?;
+        let z = self.for_each_group(batch, |b, g| self.group_forward(&data, seq, b, g));
+        let mut output = vec![T::zero(); batch * seq * self.heads * self.d_head];
+        self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| g * self.group() + part);
+        Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())
     }
 
     /// Query heads a key/value head.

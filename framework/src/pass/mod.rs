@@ -101,7 +101,7 @@ pub enum Captured {
     /// Logits [rows, vocabulary] that were asked for: the hidden states and the logits' gradient.
     Logits { unembedding: Arc<Unembedding>, hidden: Tensor, gradient: Tensor },
     /// Logits of one token a row: the gradients [rows, d_model] of those tokens' rows of the weight.
-    TokenLogits { unembedding: Arc<Unembedding>, tokens: Tensor, weights: Tensor },
+    TokenLogits { unembedding: Arc<Unembedding>, tokens: Tensor, gradients: Tensor },
     /// A cross-entropy, scaled by `factor`.
     CrossEntropy {
         unembedding: Arc<Unembedding>,
@@ -120,8 +120,6 @@ struct Record {
     tape: Tape,
     /// The residual stream as the pass last returned it.
     stream: Option<TensorId>,
-    /// The gradient that has come back to the final normalisation's output.
-    at_hidden: Option<Tensor>,
 }
 
 /// One forward pass and, where gradients are wanted, the backward passes that follow it.
@@ -200,21 +198,14 @@ impl Pass {
     /// # Errors
     /// As [`Pass::backward`]'s.
     pub fn backward_from(&self, scalar: &Tensor, from: Vec<usize>) -> Result<Vec<Captured>> {
-        {
-            let mut record = self.record();
-            record.captured.clear();
-            record.at_hidden = None;
-        }
+        self.record().captured.clear();
         lock(&self.since).clone_from(&from);
         scalar.backward()?;
         let mut captured = std::mem::take(&mut self.record().captured);
-        let at_hidden = self.record().at_hidden.take();
-        if let Some(at_hidden) = at_hidden {
-            let tape = std::mem::take(&mut self.record().tape);
-            let went = tape.go_back(&at_hidden, &from, self.adapters.as_ref(), &mut captured);
-            self.record().tape = tape;
-            went?;
-        }
+        let tape = std::mem::take(&mut self.record().tape);
+        let went = tape.go_back(&from, self.adapters.as_ref(), &mut captured);
+        self.record().tape = tape;
+        went?;
         Ok(captured)
     }
 
@@ -366,12 +357,11 @@ impl Pass {
         let hidden = match &self.anchor {
             None => normed,
             Some(anchor) => {
-                self.record().tape.push(Entry::End { unembedding: unembedding.clone(), x: flat });
-                let record = self.record.clone();
-                differentiable(anchor.as_tensor(), normed, move |gradient| {
-                    lock(&record).at_hidden = Some(gradient.clone());
-                    Tensor::zeros((), DType::F32, gradient.device())
-                })?
+                let arrived = tape::Arrived::default();
+                let hidden = self.leaf(anchor, normed, &arrived)?;
+                let unembedding = unembedding.clone();
+                self.record().tape.push(Entry::End { unembedding, x: flat, arrived });
+                hidden
             }
         };
         Ok(Readout { hidden, unembedding: unembedding.clone(), record: self.record.clone() })

@@ -62,7 +62,7 @@ impl Readout {
                 Captured::TokenLogits {
                     unembedding: unembedding.clone(),
                     tokens: tokens.clone(),
-                    weights: hidden.broadcast_mul(&gradient)?,
+                    gradients: hidden.broadcast_mul(&gradient)?,
                 },
             );
             weight.broadcast_mul(&gradient)

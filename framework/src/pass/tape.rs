@@ -18,11 +18,19 @@ pub(super) type Arrived = Arc<Mutex<Vec<Tensor>>>;
 
 /// One thing that was done.
 pub(super) enum Entry {
-    Embed { embedding: Arc<Embedding>, tokens: Tensor },
+    Embed {
+        embedding: Arc<Embedding>,
+        tokens: Tensor,
+    },
     Read(Read),
     Between(Between),
     Write(Write),
-    End { unembedding: Arc<Unembedding>, x: Tensor },
+    /// `arrived` is the gradient at the final normalisation's output.
+    End {
+        unembedding: Arc<Unembedding>,
+        x: Tensor,
+        arrived: Arrived,
+    },
 }
 
 pub(super) struct Read {
@@ -74,28 +82,30 @@ impl Tape {
         self.0.push(entry);
     }
 
-    /// Goes back from the gradient at the final normalisation's output [batch·seq, d_model], no
-    /// further than position `from[b]` of sequence b, and notes what each operation leaves.
+    /// Goes back from the gradient that candle has brought to the end, if it has, no further than
+    /// position `from[b]` of sequence b, and notes what each operation leaves.
     pub(super) fn go_back(
         &self,
-        at_hidden: &Tensor,
         from: &[usize],
         adapters: Option<&Training>,
         captured: &mut Vec<Captured>,
     ) -> Result<()> {
-        let mut stream = at_hidden.clone();
+        let Some(Entry::End { unembedding, x, arrived }) = self.0.last() else {
+            return Ok(());
+        };
+        let Some(at_hidden) = sum(arrived, Vec::new())? else {
+            return Ok(());
+        };
+        let kept = Kept::of(&at_hidden)?;
+        let normed = kept.gather(&at_hidden)?;
+        let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed)?;
+        let mut stream = kept.scatter(pulled)?;
+        let (unembedding, x) = (unembedding.clone(), x.clone());
+        captured.push(Captured::FinalNorm { unembedding, x, kept, normed });
         // Of the reads that an operation between has brought a gradient to.
         let mut at_reads: Vec<(TensorId, Partial)> = Vec::new();
         for entry in self.0.iter().rev() {
             match entry {
-                Entry::End { unembedding, x } => {
-                    let kept = Kept::of(&stream)?;
-                    let normed = kept.gather(&stream)?;
-                    let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed)?;
-                    stream = kept.scatter(pulled)?;
-                    let (unembedding, x) = (unembedding.clone(), x.clone());
-                    captured.push(Captured::FinalNorm { unembedding, x, kept, normed });
-                }
                 Entry::Write(write) => {
                     let at_z = write.go_back(&stream, adapters, captured)?;
                     match self.between(&write.z) {
@@ -105,7 +115,7 @@ impl Tape {
                         None => pull_back_by_candle(&write.z, at_z)?,
                     }
                 }
-                Entry::Between(_) => {}
+                Entry::Between(_) | Entry::End { .. } => {}
                 Entry::Read(read) => {
                     let own = at_reads.extract_if(.., |(output, _)| *output == read.output);
                     let own: Vec<Partial> = own.map(|(_, partial)| partial).collect();
@@ -171,20 +181,12 @@ impl Write {
 impl Read {
     /// The gradient at what was returned: of every use that was made of it.
     fn gradient(&self, mut own: Vec<Partial>) -> Result<Option<Partial>> {
-        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        if arrived.is_empty() && own.len() <= 1 {
+        let alone = own.len() == 1
+            && self.arrived.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if alone {
             return Ok(own.pop());
         }
-        let mut sum: Option<Tensor> = None;
-        let scattered = own.into_iter().map(|Partial { kept, values }| kept.scatter(values));
-        for gradient in scattered.chain(arrived.drain(..).map(Ok)) {
-            let gradient = rows(&gradient?)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + gradient)?,
-                None => gradient,
-            });
-        }
-        sum.map(|sum| Partial::of(&sum)).transpose()
+        sum(&self.arrived, own)?.map(|sum| Partial::of(&sum)).transpose()
     }
 
     /// Adds this read's share to the gradient of the stream.
@@ -227,6 +229,21 @@ impl Between {
             }
         }
     }
+}
+
+/// The sum [batch·seq, width] of gradients that candle has brought, taken away, and of others.
+fn sum(arrived: &Arrived, own: Vec<Partial>) -> Result<Option<Tensor>> {
+    let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
+    let scattered = own.into_iter().map(|Partial { kept, values }| kept.scatter(values));
+    let mut sum: Option<Tensor> = None;
+    for gradient in scattered.chain(arrived.drain(..).map(Ok)) {
+        let gradient = rows(&gradient?)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        });
+    }
+    Ok(sum)
 }
 
 /// Has candle go back from z to the reads it was made of.

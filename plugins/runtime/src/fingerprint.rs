@@ -2,6 +2,7 @@
 //! anything is opened. A library cut short has lost it.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use circuit_framework::{Error, Result, refuse};
 use serde::{Deserialize, Serialize};
@@ -53,11 +54,20 @@ pub fn runtime_library() -> Result<PathBuf> {
 }
 
 impl Fingerprint {
-    /// The running program's.
+    /// The running program's, found out once.
     ///
     /// # Errors
     /// If its runtime library can't be read.
     pub fn of_this_program() -> Result<Self> {
+        static PROGRAM: OnceLock<Fingerprint> = OnceLock::new();
+        if let Some(program) = PROGRAM.get() {
+            return Ok(program.clone());
+        }
+        let program = Self::read()?;
+        Ok(PROGRAM.get_or_init(|| program).clone())
+    }
+
+    fn read() -> Result<Self> {
         let path = runtime_library()?;
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         Ok(Self {
