@@ -70,11 +70,13 @@ proptest! {
         let adapters = adapters(&*model, if with_dropout { 0.3 } else { 0.0 }, seed);
         let batch = batch(&*model, &examples);
         let pass = Pass::with_gradients(&model.device()).unwrap().with_adapters(training(&adapters));
-        let captured = pass.backward(&loss(&*model, &pass, &batch)).unwrap();
         let parameters = adapters.parameters();
         let mut gradients =
             Gradients::new(parameters, Selection::blocks(parameters, |_, _| true));
-        gradients.accumulate_adapters(captured).unwrap();
+        let loss_of_pass = loss(&*model, &pass, &batch);
+        pass.backward(&loss_of_pass, &mut |left| gradients.accumulate_adapters(&left)).unwrap();
+        let refused = model.forward(&pass.with_checkpoints(true), &batch.tokens).err();
+        prop_assert!(refused.is_some_and(|error| error.to_string().contains("LoRA")));
         let value = || {
             let pass = Pass::forward_only().with_adapters(training(&adapters));
             scalar(&loss(&*model, &pass, &batch)).unwrap()

@@ -177,10 +177,9 @@ fn gradients_but_of_the_second_reading(model: &Mlps) -> Result<()> {
         Ok(model.forward(pass, &tokens)?.logits_of(&[0, 2], &[3, 5])?.sum_all()?)
     };
     let pass = Pass::with_gradients(&Device::Cpu)?;
-    let captured = pass.backward(&sum(&pass)?)?;
     let parameters = model.parameters();
     let mut gradients = Gradients::new(parameters, Selection::blocks(parameters, |_, _| true));
-    gradients.accumulate(&captured)?;
+    pass.backward(&sum(&pass)?, &mut |captured| gradients.accumulate(&captured))?;
     let weight = &model.layers[0].0.weight;
     let found: Vec<f64> = gradients.get(weight.id).unwrap().flatten_all()?.to_vec1()?;
     for (entry, found) in found.iter().enumerate() {
@@ -198,4 +197,27 @@ fn a_stream_changed_behind_the_pass_is_refused() {
     let tokens = Tensor::new(&[[1u32, 4, 2]], &Device::Cpu).unwrap();
     let error = model.forward(&Pass::forward_only(), &tokens).err().unwrap().to_string();
     assert!(error.contains("not the residual stream"), "{error}");
+}
+
+#[test]
+fn a_pass_is_used_up_unless_it_is_retained() {
+    let model = Mlps::new([gelu, tanh]);
+    let tokens = Tensor::new(&[[1u32, 4, 2]], &Device::Cpu).unwrap();
+    let pass = Pass::with_gradients(&Device::Cpu).unwrap();
+    let sum = model.forward(&pass, &tokens).unwrap().logits(&[0, 2]).unwrap().sum_all().unwrap();
+    let mut left = Vec::new();
+    pass.backward_retaining(&sum, &[], &mut |_| {
+        left.push("retaining");
+        Ok(())
+    })
+    .unwrap();
+    pass.backward(&sum, &mut |_| {
+        left.push("last");
+        Ok(())
+    })
+    .unwrap();
+    let count = |which: &str| left.iter().filter(|way| **way == which).count();
+    assert!(count("last") > 5 && count("last") == count("retaining"), "{left:?}");
+    let error = pass.backward(&sum, &mut |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("used this pass up"), "{error}");
 }

@@ -247,7 +247,10 @@ fn tune(
         model,
         metric: &*metric,
         selector: &*selector,
-        discovery: &Discovery::default(),
+        discovery: &Discovery {
+            activation_checkpointing: tuning.activation_checkpointing,
+            ..Discovery::default()
+        },
         pruning: &Pruning { top_n: Some(2.min(model.graph().edge_count())), ..Pruning::default() },
         tuning,
         seed: 7,
@@ -329,21 +332,65 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(few(24))]
+
+    /// Activations that are formed again are the same bits, and so is all that comes of them.
+    #[test]
+    fn activation_checkpointing_changes_no_bit(
+        geometry in geometry_with_edges(),
+        examples in examples(2..6),
+        (method, ablation, positions, metric) in ways(),
+        selector in prop::sample::select(vec!["nodes", "all"]),
+    ) {
+        let scores = |activation_checkpointing| {
+            let options = Discovery {
+                activation_checkpointing,
+                ..discovery(method, ablation, positions, 4)
+            };
+            let found = find(&*geometry.model(1), &examples, metric, &options);
+            found.values.iter().map(|score| score.to_bits()).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(scores(false), scores(true));
+        let tuned = |activation_checkpointing| {
+            let model = geometry.model(1);
+            let tuning = Tuning {
+                steps: Some(2), batch_size: 4, activation_checkpointing, ..Tuning::default()
+            };
+            tune(&*model, &examples, selector, metric, &tuning).unwrap();
+            let weights = weights(&*model);
+            let bits = |values: &Vec<f32>| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            weights.iter().map(|(name, values)| (name.clone(), bits(values))).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(tuned(false), tuned(true));
+    }
+}
+
 /// Rerunning gives the same bits, on one thread or two.
 #[test]
 fn results_are_the_same_bits_on_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
-    let scores = |threads: &str| {
-        let out = folder.path().join(format!("{threads}.safetensors"));
-        let status = std::process::Command::new(env!("CARGO_BIN_EXE_circuit-tuning"))
-            .args(["discover", "--set", "task.train_examples=64", "--positions", "all", "--scores"])
+    let run = |threads: &str, arguments: &[&str], out: &str| {
+        let out = folder.path().join(format!("{threads} {out}"));
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_circuit-tuning"))
+            .args(arguments)
             .arg(&out)
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .unwrap();
-        assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
-        std::fs::read(out).unwrap()
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        out
+    };
+    let scores = |threads| {
+        let discover =
+            ["discover", "--set", "task.train_examples=64", "--positions", "all", "--scores"];
+        std::fs::read(run(threads, &discover, "scores.safetensors")).unwrap()
     };
     let one = scores("1");
     assert!(one == scores("2") && one == scores("2"), "the scores' files differ");
+    let weights = |threads| {
+        let tune = ["tune", "--steps", "3", "--batch-size", "64", "--out"];
+        std::fs::read(run(threads, &tune, "run").join("model/model.safetensors")).unwrap()
+    };
+    assert!(weights("1") == weights("2"), "the tuned weights differ");
 }

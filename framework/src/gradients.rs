@@ -34,77 +34,71 @@ impl Gradients {
         self.sums[id.0].as_ref()
     }
 
-    /// Adds the gradients that one backward pass left of the adapters; this must have been made for
-    /// the adapters' parameters.
-    pub fn accumulate_adapters(&mut self, captured: Vec<Captured>) -> Result<()> {
-        for captured in captured {
-            if let Captured::Adapter(AdapterGradients { a, b }) = captured {
-                for (id, gradient) in [a, b] {
-                    self.add_rows(id, |_| Ok(gradient.clone()))?;
-                }
+    /// Adds the gradients of the adapters that one operation of a backward pass left; this must have
+    /// been made for the adapters' parameters.
+    pub fn accumulate_adapters(&mut self, captured: &Captured) -> Result<()> {
+        if let Captured::Adapter(AdapterGradients { a, b }) = captured {
+            for (id, gradient) in [a, b] {
+                self.add_rows(*id, |_| Ok(gradient.clone()))?;
             }
         }
         Ok(())
     }
 
-    /// Adds the gradients that one backward pass left of the model's parameters.
-    pub fn accumulate(&mut self, captured: &[Captured]) -> Result<()> {
-        for captured in captured {
-            match captured {
-                Captured::Embedding { embedding, tokens, gradient } => {
-                    let index = tokens.flatten_all()?;
-                    self.add_scattered(&embedding.tokens, &index, gradient)?;
-                    if let Some(positions) = &embedding.positions {
-                        let (batch, seq) = tokens.dims2()?;
-                        let index = Tensor::arange(0u32, seq as u32, tokens.device())?;
-                        self.add_scattered(positions, &index.repeat(batch)?, gradient)?;
-                    }
+    /// Adds the gradients of the model's parameters that one operation of a backward pass left.
+    pub fn accumulate(&mut self, captured: &Captured) -> Result<()> {
+        match captured {
+            Captured::Embedding { embedding, tokens, gradient } => {
+                let index = tokens.flatten_all()?;
+                self.add_scattered(&embedding.tokens, &index, gradient)?;
+                if let Some(positions) = &embedding.positions {
+                    let (batch, seq) = tokens.dims2()?;
+                    let index = Tensor::arange(0u32, seq as u32, tokens.device())?;
+                    self.add_scattered(positions, &index.repeat(batch)?, gradient)?;
                 }
-                Captured::Reading { reading, x, kept, normed, projected } => {
-                    if self.selection.contains(reading.weight.id) {
-                        let input = reading.norm.forward(&kept.gather(x)?)?;
-                        self.add_product(&reading.weight, projected, &input)?;
-                    }
-                    if let Some(bias) = &reading.bias
-                        && self.selection.contains(bias.id)
-                    {
-                        let sum = sum_all_rows(projected)?.t()?;
-                        self.add_rows(bias.id, |range| {
-                            Ok(sum.narrow(0, range.start, range.len())?)
-                        })?;
-                    }
-                    self.add_norm(&reading.norm, x, kept, normed)?;
-                }
-                Captured::Writing { writing, z, kept, gradient } => {
-                    if self.selection.contains(writing.weight.id) {
-                        self.add_product(&writing.weight, &kept.gather(z)?, gradient)?;
-                    }
-                    if let Some(bias) = &writing.bias {
-                        self.add_rows(bias.id, |_| Ok(sum_all_rows(gradient)?))?;
-                    }
-                }
-                Captured::FinalNorm { unembedding, x, kept, normed } => {
-                    self.add_norm(&unembedding.norm, x, kept, normed)?;
-                }
-                Captured::Logits { unembedding, hidden, gradient } => {
-                    self.add_product(&unembedding.weight, gradient, hidden)?;
-                }
-                Captured::TokenLogits { unembedding, tokens, gradients } => {
-                    self.add_scattered(&unembedding.weight, tokens, gradients)?;
-                }
-                Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
-                    let weight = &unembedding.weight;
-                    if self.selection.contains(weight.id) {
-                        let gradient =
-                            cross_entropy::unembedding_gradient(hidden, &weight.tensor, targets)?
-                                .affine(*factor, 0.0)?;
-                        self.add_rows(weight.id, |range| {
-                            Ok(gradient.narrow(0, range.start, range.len())?)
-                        })?;
-                    }
-                }
-                Captured::Adapter(_) => {}
             }
+            Captured::Reading { reading, x, kept, normed, projected } => {
+                if self.selection.contains(reading.weight.id) {
+                    let input = reading.norm.forward(&kept.gather(x)?)?;
+                    self.add_product(&reading.weight, projected, &input)?;
+                }
+                if let Some(bias) = &reading.bias
+                    && self.selection.contains(bias.id)
+                {
+                    let sum = sum_all_rows(projected)?.t()?;
+                    self.add_rows(bias.id, |range| Ok(sum.narrow(0, range.start, range.len())?))?;
+                }
+                self.add_norm(&reading.norm, x, kept, normed)?;
+            }
+            Captured::Writing { writing, z, kept, gradient } => {
+                if self.selection.contains(writing.weight.id) {
+                    self.add_product(&writing.weight, &kept.gather(z)?, gradient)?;
+                }
+                if let Some(bias) = &writing.bias {
+                    self.add_rows(bias.id, |_| Ok(sum_all_rows(gradient)?))?;
+                }
+            }
+            Captured::FinalNorm { unembedding, x, kept, normed } => {
+                self.add_norm(&unembedding.norm, x, kept, normed)?;
+            }
+            Captured::Logits { unembedding, hidden, gradient } => {
+                self.add_product(&unembedding.weight, gradient, hidden)?;
+            }
+            Captured::TokenLogits { unembedding, tokens, gradients } => {
+                self.add_scattered(&unembedding.weight, tokens, gradients)?;
+            }
+            Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
+                let weight = &unembedding.weight;
+                if self.selection.contains(weight.id) {
+                    let gradient =
+                        cross_entropy::unembedding_gradient(hidden, &weight.tensor, targets)?
+                            .affine(*factor, 0.0)?;
+                    self.add_rows(weight.id, |range| {
+                        Ok(gradient.narrow(0, range.start, range.len())?)
+                    })?;
+                }
+            }
+            Captured::Adapter(_) => {}
         }
         Ok(())
     }

@@ -44,13 +44,16 @@ pub fn metric(metric: &dyn PatchingMetric, model: &dyn Model, examples: &[Exampl
         );
     }
     let (pass, sum) = sum(metric, model, examples, Pass::with_gradients(&model.device())?)?;
-    let captured = pass.backward(&sum)?;
-    if captured.is_empty() {
-        refuse!("no gradient reaches the model; compute from the readout without detaching");
-    }
     let parameters = model.parameters();
     let mut gradients = Gradients::new(parameters, Selection::blocks(parameters, |_, _| true));
-    gradients.accumulate(&captured)?;
+    let mut reached = false;
+    pass.backward(&sum, &mut |captured| {
+        reached = true;
+        gradients.accumulate(&captured)
+    })?;
+    if !reached {
+        refuse!("no gradient reaches the model; compute from the readout without detaching");
+    }
     for (index, (id, parameter)) in parameters.iter().enumerate() {
         let entry = (index * 7919 + 13) % parameter.tensor.elem_count();
         let difference = central_difference(&parameter.tensor, entry, || value(examples))?;

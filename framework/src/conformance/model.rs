@@ -1,6 +1,6 @@
 //! What a model must keep to.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 use rand::{Rng, SeedableRng};
@@ -26,10 +26,19 @@ pub fn model(model: &dyn Model, seed: u64) -> Result<()> {
     check_float64(model)?;
     let (batch, seq) = (2, model.context().min(5));
     let tokens = draw(model, (batch, seq), seed)?;
-    let pass = Pass::with_gradients(&model.device())?;
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let shown = written.clone();
+    let pass = Pass::with_gradients(&model.device())?.watched(move |written| {
+        shown.lock().unwrap_or_else(PoisonError::into_inner).push(written);
+        Ok(())
+    });
     let loss = loss(model, &pass, &tokens)?;
-    let written = pass.written();
-    let captured = pass.backward(&loss)?;
+    let written = std::mem::take(&mut *written.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut captured = Vec::new();
+    pass.backward(&loss, &mut |left| {
+        captured.push(left);
+        Ok(())
+    })?;
     check_announcements(model, &written, &captured)?;
     check_stream(&written, &captured)?;
     check_gradients(model, &captured, &tokens)?;
@@ -146,7 +155,7 @@ fn check_stream(written: &[Written], captured: &[Captured]) -> Result<()> {
 fn check_gradients(model: &dyn Model, captured: &[Captured], tokens: &Tensor) -> Result<()> {
     let parameters = model.parameters();
     let mut gradients = Gradients::new(parameters, Selection::blocks(parameters, |_, _| true));
-    gradients.accumulate(captured)?;
+    captured.iter().try_for_each(|captured| gradients.accumulate(captured))?;
     for (id, parameter) in parameters.iter() {
         let Some(gradient) = gradients.get(id) else {
             refuse!("no gradient reaches `{}`", parameter.name);

@@ -6,19 +6,23 @@
 
 mod smoothing;
 mod sums;
+mod view;
+
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 pub use smoothing::{Smoother, Smoothing};
-use sums::{BatchView, Sums};
+use sums::{Difference, Sums};
+use view::{BatchView, Watched};
 
 use crate::circuit::Scores;
 use crate::example::{Batch, Example, by_length, pad};
 use crate::graph::{Graph, Kind};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
-use crate::pass::{Captured, Pass, Readout, Written, scalar};
+use crate::pass::{Captured, Pass, Readout, scalar};
 use crate::progress::{Progress, Report};
 use crate::{Error, Result, refuse};
 
@@ -79,6 +83,9 @@ pub struct Discovery {
     pub nodes: Vec<Kind>,
     /// Sequences a forward pass; the scores do not depend on it.
     pub batch_size: usize,
+    /// Form activations again on the way back instead of keeping them: less memory, more time, the
+    /// same bits.
+    pub activation_checkpointing: bool,
     /// Score on the first so many examples; without it, on all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples: Option<usize>,
@@ -93,6 +100,7 @@ impl Default for Discovery {
             positions: Positions::default(),
             nodes: vec![Kind::Head, Kind::Mlp],
             batch_size: 16,
+            activation_checkpointing: false,
             examples: None,
         }
     }
@@ -217,8 +225,10 @@ pub struct Attribution<'a> {
 pub struct Run {
     pub pass: Pass,
     pub readout: Readout,
-    /// What the metric's backward pass left.
-    pub captured: Vec<Captured>,
+    /// The metric's share of the whole mean, differentiable.
+    pub share: Tensor,
+    /// What its backward pass left, where the metric is the loss and nothing forbids to keep it.
+    pub captured: Option<Vec<Captured>>,
 }
 
 impl<'a> Attribution<'a> {
@@ -262,46 +272,71 @@ impl<'a> Attribution<'a> {
     /// # Errors
     /// If a tensor operation fails.
     pub fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let view = BatchView::new(batch, self.options)?;
-        let corrupt = self.corrupt_run(batch)?;
+        let view = Arc::new(BatchView::new(batch, self.options)?);
+        let corrupt = self.corrupt_run(batch, &view)?;
         let weights = batch.examples.iter().map(|example| self.metric.weight(example));
         self.added_weight += weights.sum::<f64>();
+        let (clean, watch) = view.watch(|view| &view.clean, self.sums.sums_of_writes());
         if self.options.method == Method::Eap {
-            let run = self.run(batch, Pass::with_gradients(&self.model.device())?, true)?;
-            let difference =
-                self.sums.add_writes(&view, &run.pass.written(), corrupt.as_deref())?;
-            self.sums.add_gradients(&self.graph, &view, &difference, &run.captured, 1.0)?;
-            return Ok(Some(run));
+            let pass = Pass::with_gradients(&self.model.device())?
+                .with_checkpoints(self.options.activation_checkpointing)
+                .watched(watch);
+            let readout = self.model.forward(&pass, &batch.tokens)?;
+            let difference = self.sums.add_writes(&view, &clean, corrupt.as_ref())?;
+            let share = self.share(&readout, batch, true)?;
+            let captured = self.go_back(&pass, &share, batch, &view, &difference, 1.0)?;
+            return Ok(Some(Run { pass, readout, share, captured }));
         }
-        let clean = Pass::forward_only();
-        let readout = self.model.forward(&clean, &batch.tokens)?;
+        let readout = self.model.forward(&Pass::forward_only().watched(watch), &batch.tokens)?;
         self.metric_sum += scalar(&self.metric.sum(&readout, batch)?)?;
-        let clean = clean.written();
-        let ablated = corrupt.as_deref().filter(|_| self.options.ablation == Ablation::Corrupt);
+        let corrupt = corrupt.ok_or_else(|| Error::input("no counterfactual run"))?;
+        let (from, to) = (corrupt.embedding()?, clean.embedding()?);
+        let ablated = Some(&corrupt).filter(|_| self.options.ablation == Ablation::Corrupt);
         let difference = self.sums.add_writes(&view, &clean, ablated)?;
-        let (from, to) = (embedding_of(corrupt.as_deref().unwrap_or(&[]))?, embedding_of(&clean)?);
         let steps = self.options.ig_steps;
         for step in 0..steps {
             let share = step as f64 / steps as f64;
             let input = (from.affine(1.0 - share, 0.0)? + to.affine(share, 0.0)?)?;
-            let pass = Pass::with_gradients(&self.model.device())?.with_input(input);
-            let run = self.run(batch, pass, false)?;
-            let fraction = 1.0 / steps as f64;
-            self.sums.add_gradients(&self.graph, &view, &difference, &run.captured, fraction)?;
+            let pass = Pass::with_gradients(&self.model.device())?
+                .with_checkpoints(self.options.activation_checkpointing)
+                .with_input(input);
+            let readout = self.model.forward(&pass, &batch.tokens)?;
+            let share = self.share(&readout, batch, false)?;
+            self.go_back(&pass, &share, batch, &view, &difference, 1.0 / steps as f64)?;
         }
         Ok(None)
     }
 
-    /// Forward, and backward from the metric's share of the whole mean.
-    fn run(&mut self, batch: &Batch, pass: Pass, counts: bool) -> Result<Run> {
-        let readout = self.model.forward(&pass, &batch.tokens)?;
-        let sum = self.metric.sum(&readout, batch)?;
+    /// The metric's share of the whole mean.
+    fn share(&mut self, readout: &Readout, batch: &Batch, counts: bool) -> Result<Tensor> {
+        let sum = self.metric.sum(readout, batch)?;
         if counts {
             self.metric_sum += scalar(&sum)?;
         }
-        let share = sum.affine(1.0 / self.total_weight, 0.0)?;
-        let captured = pass.backward_from(&share, self.first_read(batch))?;
-        Ok(Run { pass, readout, captured })
+        Ok(sum.affine(1.0 / self.total_weight, 0.0)?)
+    }
+
+    /// Goes back from the metric, adding `fraction` of what comes of it to the scores.
+    fn go_back(
+        &mut self,
+        pass: &Pass,
+        share: &Tensor,
+        batch: &Batch,
+        view: &BatchView,
+        difference: &Difference,
+        fraction: f64,
+    ) -> Result<Option<Vec<Captured>>> {
+        let keeps = self.metric.is_loss() && !self.options.activation_checkpointing;
+        let (mut gradients, mut kept) = (Vec::new(), Vec::new());
+        pass.backward_retaining(share, &self.first_read(batch), &mut |captured| {
+            gradients.extend(view.gradients(&self.graph, &captured)?);
+            if keeps {
+                kept.push(captured);
+            }
+            Ok(())
+        })?;
+        self.sums.add_gradients(&self.graph, view, difference, gradients, fraction)?;
+        Ok(keeps.then_some(kept))
     }
 
     /// The first position of each example at which the graph is read. Where the metric is the loss,
@@ -316,7 +351,7 @@ impl<'a> Attribution<'a> {
     }
 
     /// What is written on the counterfactuals, where they are needed.
-    fn corrupt_run(&self, batch: &Batch) -> Result<Option<Vec<Written>>> {
+    fn corrupt_run(&self, batch: &Batch, view: &Arc<BatchView>) -> Result<Option<Watched>> {
         if self.options.ablation != Ablation::Corrupt && self.options.method != Method::EapIg {
             return Ok(None);
         }
@@ -325,9 +360,9 @@ impl<'a> Attribution<'a> {
             .map(|counterfactual| &counterfactual.tokens[..])
             .collect();
         let (tokens, _) = pad(counterfactuals.into_iter(), &self.model.device())?;
-        let pass = Pass::forward_only();
-        self.model.forward(&pass, &tokens)?;
-        Ok(Some(pass.written()))
+        let (corrupt, watch) = view.watch(|view| &view.corrupt, None);
+        self.model.forward(&Pass::forward_only().watched(watch), &tokens)?;
+        Ok(Some(corrupt))
     }
 
     /// The scores of all that was added.
@@ -339,13 +374,4 @@ impl<'a> Attribution<'a> {
         let values = self.sums.finish(&self.graph)?;
         Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
-}
-
-/// The embedding's output in a pass.
-fn embedding_of(written: &[Written]) -> Result<&Tensor> {
-    let output = written.iter().find_map(|written| match written {
-        Written::Embedding { output, .. } => Some(output),
-        Written::Projected { .. } => None,
-    });
-    output.ok_or_else(|| Error::input("the model announces no embedding"))
 }

@@ -9,155 +9,18 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::view::{BatchView, SiteGradients, SiteWrites, Watched, like};
 use super::{Ablation, Discovery, Positions};
-use crate::example::Batch;
 use crate::graph::Graph;
-use crate::ops::sum_rows;
-use crate::pass::{Captured, Written};
+use crate::ops::add_by_place;
 use crate::{Error, Result};
 
 /// Rows expanded at once.
 const CHUNK: usize = 128;
 
-/// The rows of a batch that count, and how they are folded.
-pub(super) struct BatchView {
-    /// Rows of real tokens, padding left out.
-    tokens: Vec<u32>,
-    /// Where the graph is read: the rows, u32 [n], and what folds them to score rows.
-    clean: Fold,
-    /// The same on the counterfactuals.
-    corrupt: Fold,
-    /// The place of each score row, u32 [rows].
-    places: Tensor,
-}
-
-/// Rows to gather and, for key positions, the averages [examples, rows] to take of them.
-struct Fold {
-    rows: Tensor,
-    average: Option<Tensor>,
-}
-
-impl Fold {
-    /// `keys[i]` are example i's key positions; a row is the position before.
-    fn of_keys(keys: &[Vec<usize>], seq: usize, device: &Device) -> Result<Self> {
-        let count: usize = keys.iter().map(Vec::len).sum();
-        let mut rows = Vec::with_capacity(count);
-        let mut average = vec![0f64; keys.len() * count];
-        for (example, positions) in keys.iter().enumerate() {
-            for position in positions {
-                average[example * count + rows.len()] = 1.0 / positions.len() as f64;
-                rows.push((example * seq + position - 1) as u32);
-            }
-        }
-        Ok(Self {
-            rows: Tensor::from_vec(rows, count, device)?,
-            average: Some(Tensor::from_vec(average, (keys.len(), count), device)?),
-        })
-    }
-
-    fn gather(&self, values: &Tensor) -> Result<Tensor> {
-        Ok(values.index_select(&self.rows, 0)?)
-    }
-
-    /// values [batch·seq, width] → [score rows, width].
-    fn fold(&self, values: &Tensor) -> Result<Tensor> {
-        self.average_rows(self.gather(values)?)
-    }
-
-    /// [..., n, width] → [..., score rows, width].
-    fn average_rows(&self, gathered: Tensor) -> Result<Tensor> {
-        match &self.average {
-            Some(average) => Ok(like(average, &gathered)?.broadcast_matmul(&gathered)?),
-            None => Ok(gathered),
-        }
-    }
-}
-
-impl BatchView {
-    pub(super) fn new(batch: &Batch, options: &Discovery) -> Result<Self> {
-        let device = batch.tokens.device();
-        let mut rows = Vec::new();
-        let mut positions = Vec::new();
-        for (index, example) in batch.examples.iter().enumerate() {
-            for position in 0..example.tokens.len() {
-                rows.push(batch.row(index, position));
-                positions.push(position as u32);
-            }
-        }
-        let (clean, corrupt, places) = match options.positions {
-            Positions::All => {
-                let all = || -> Result<Fold> {
-                    Ok(Fold { rows: Tensor::new(&rows[..], device)?, average: None })
-                };
-                (all()?, all()?, Tensor::new(positions, device)?)
-            }
-            Positions::Key => {
-                let keys: Vec<Vec<usize>> = (batch.examples.iter())
-                    .map(|example| example.keys.iter().map(|key| key.position).collect())
-                    .collect();
-                let counterfactuals = batch.examples.iter().map(|e| e.counterfactual.as_ref());
-                let corrupt_keys: Vec<Vec<usize>> = (counterfactuals.clone())
-                    .map(|c| c.map_or(Vec::new(), |c| c.key_positions.clone()))
-                    .collect();
-                let corrupt_seq = counterfactuals.flatten().map(|c| c.tokens.len()).max();
-                let places = Tensor::zeros(batch.examples.len(), DType::U32, device)?;
-                (
-                    Fold::of_keys(&keys, batch.seq, device)?,
-                    Fold::of_keys(&corrupt_keys, corrupt_seq.unwrap_or(0), device)?,
-                    places,
-                )
-            }
-        };
-        Ok(Self { tokens: rows, clean, corrupt, places })
-    }
-}
-
-/// What one site's writers wrote, row by row, before or after its projection.
-#[derive(Clone)]
-pub(super) struct SiteWrites {
-    written: Written,
-    /// [rows, writers × width], or [rows, d_model] for the embedding.
-    values: Tensor,
-}
-
-impl SiteWrites {
-    /// The writers' outputs [writers, rows, d_model].
-    fn expand(&self, writers: usize, with_bias: bool) -> Result<Tensor> {
-        match &self.written {
-            Written::Embedding { .. } => Ok(self.values.unsqueeze(0)?),
-            Written::Projected { writing, .. } => {
-                let output = multiply_blocks(&self.values, &writing.weight.tensor, writers)?;
-                match &writing.bias {
-                    Some(bias) if with_bias && writing.bias_is_written => {
-                        Ok(output.broadcast_add(&bias.tensor)?)
-                    }
-                    _ => Ok(output),
-                }
-            }
-        }
-    }
-
-    fn narrow(&self, start: usize, len: usize) -> Result<Self> {
-        Ok(Self { written: self.written.clone(), values: self.values.narrow(0, start, len)? })
-    }
-}
-
-/// values [rows, blocks × width] times weight [blocks × width, d_model], block by block:
-/// [blocks, rows, d_model].
-fn multiply_blocks(values: &Tensor, weight: &Tensor, blocks: usize) -> Result<Tensor> {
-    let (rows, total) = values.dims2()?;
-    let width = total / blocks;
-    let values = values.reshape((rows, blocks, width))?.transpose(0, 1)?.contiguous()?;
-    Ok(values.matmul(&weight.reshape((blocks, width, ()))?)?)
-}
-
-/// The site an announcement belongs to.
-pub(super) fn site_of(written: &Written) -> usize {
-    match written {
-        Written::Embedding { site, .. } => *site,
-        Written::Projected { writing, .. } => writing.site,
-    }
-}
+/// Readers whose products are formed at once, at least: a matrix product with few rows spends its
+/// time on bringing the other side into the cache.
+const GROUP: usize = 128;
 
 /// By site: a − ã of one batch where ã is not a mean, a where it is.
 pub(super) type Difference = Vec<Option<SiteWrites>>;
@@ -198,59 +61,52 @@ impl Sums {
         }
     }
 
+    /// Where the sums by place are wanted, how many places there are.
+    pub(super) fn sums_of_writes(&self) -> Option<usize> {
+        (self.options.ablation == Ablation::Mean).then_some(self.places)
+    }
+
     /// Adds what a batch's clean pass wrote to the means, and returns what the batch's gradients
     /// are to be multiplied with.
     pub(super) fn add_writes(
         &mut self,
         view: &BatchView,
-        clean: &[Written],
-        corrupt: Option<&[Written]>,
+        clean: &Watched,
+        corrupt: Option<&Watched>,
     ) -> Result<Difference> {
         let mut sites = vec![None; self.writes.len()];
         self.tokens += view.tokens.len();
-        self.rows += view.places.elem_count();
+        self.rows += view.places.len();
         if self.options.ablation == Ablation::Mean {
             // With key positions the mean is taken over all tokens, not over the key ones.
             match self.options.positions {
                 Positions::Key => self.counts[0] += view.tokens.len() as f64,
                 Positions::All => {
-                    for place in view.places.to_vec1::<u32>()? {
-                        self.counts[place as usize] += 1.0;
-                    }
+                    view.places.iter().for_each(|&place| self.counts[place as usize] += 1.0);
                 }
             }
         }
-        for (index, written) in clean.iter().enumerate() {
-            let values = values_of(written);
-            let mut folded = view.clean.fold(values)?;
-            match self.options.ablation {
-                Ablation::Zero => {}
-                Ablation::Corrupt => {
-                    let corrupt = corrupt.and_then(|corrupt| corrupt.get(index));
-                    let corrupt = corrupt.ok_or_else(|| Error::input("no counterfactual run"))?;
-                    folded = (folded - view.corrupt.fold(values_of(corrupt))?)?;
-                }
-                Ablation::Mean => self.add_to_mean(view, written)?,
+        let corrupt = corrupt.map(Watched::take).unwrap_or_default();
+        for (index, (site, mut writes, sum)) in clean.take().into_iter().enumerate() {
+            if let Some(sum) = sum {
+                self.add_to_mean(site, &writes, sum)?;
             }
-            sites[site_of(written)] = Some(SiteWrites { written: written.clone(), values: folded });
+            if self.options.ablation == Ablation::Corrupt {
+                let (_, corrupt, _) =
+                    corrupt.get(index).ok_or_else(|| Error::input("no counterfactual run"))?;
+                writes.values = (writes.values - &corrupt.values)?;
+            }
+            sites[site] = Some(writes);
         }
         Ok(sites)
     }
 
-    fn add_to_mean(&mut self, view: &BatchView, written: &Written) -> Result<()> {
-        let values = values_of(written);
-        let sum = &mut self.writes[site_of(written)];
-        let zeros =
-            || Tensor::zeros((self.places, values.dim(1)?), values.dtype(), values.device());
-        let before = match sum {
-            Some(sum) => sum.values.clone(),
-            None => zeros()?,
+    fn add_to_mean(&mut self, site: usize, writes: &SiteWrites, sum: Tensor) -> Result<()> {
+        let values = match self.writes[site].take() {
+            Some(before) => (before.values + sum)?,
+            None => sum,
         };
-        let values = match self.options.positions {
-            Positions::Key => (before + sum_rows(values, &view.tokens)?)?,
-            Positions::All => before.index_add(&view.places, &view.clean.gather(values)?, 0)?,
-        };
-        *sum = Some(SiteWrites { written: written.clone(), values });
+        self.writes[site] = Some(SiteWrites { source: writes.source.clone(), values });
         Ok(())
     }
 
@@ -260,41 +116,34 @@ impl Sums {
         graph: &Graph,
         view: &BatchView,
         difference: &Difference,
-        captured: &[Captured],
+        mut gradients: Vec<SiteGradients>,
         fraction: f64,
     ) -> Result<()> {
-        let mut by_site: Vec<Option<&Captured>> = vec![None; graph.site_count()];
-        for captured in captured {
-            match captured {
-                Captured::Reading { reading, .. } => by_site[reading.site] = Some(captured),
-                Captured::FinalNorm { unembedding, .. } => {
-                    by_site[unembedding.site] = Some(captured)
-                }
-                _ => {}
-            }
-        }
-        let total = view.places.elem_count();
-        let gathered = view.clean.rows.elem_count();
+        gradients.sort_by_key(SiteGradients::site);
+        check_sites(graph, &gradients)?;
+        let gathered = gradients.first().map_or(0, SiteGradients::rows);
         // Key positions are averaged example by example, so their rows stay in one chunk.
-        let chunk = if view.clean.average.is_some() { gathered.max(1) } else { CHUNK };
+        let averages = self.options.positions == Positions::Key;
+        let chunk = if averages { gathered.max(1) } else { CHUNK };
         for start in (0..gathered).step_by(chunk) {
-            let len = chunk.min(gathered - start);
-            let score_rows =
-                if view.clean.average.is_some() { 0..total } else { start..start + len };
-            let writes = self.expand(graph, difference, score_rows.clone())?;
-            let rows = view.clean.rows.narrow(0, start, len)?.to_vec1::<u32>()?;
-            for (site, captured) in by_site.iter().enumerate() {
-                if graph.readers_of(site).is_empty() {
-                    continue;
-                }
-                let gradients = reader_gradients(graph, site, *captured, &rows)?;
-                let gradients = view.clean.average_rows(gradients)?;
-                self.multiply(graph, site, &writes, &gradients, fraction)?;
+            let rows = start..gathered.min(start + chunk);
+            let score_rows = if averages { 0..view.places.len() } else { rows.clone() };
+            let places = &view.places[score_rows.clone()];
+            let writes = self.expand(graph, difference, score_rows)?;
+            let mut group = Group::default();
+            for gradients in &gradients {
+                let site = gradients.site();
+                let expanded = gradients.expand(graph.readers_of(site).len(), rows.clone())?;
+                let expanded = view.clean.average_rows(expanded)?;
                 if self.options.ablation == Ablation::Mean {
-                    let places = view.places.narrow(0, score_rows.start, score_rows.len())?;
-                    self.add_gradient_sum(site, &places, &gradients, fraction)?;
+                    self.add_gradient_sum(site, places, &expanded, fraction)?;
+                }
+                group.push(site, expanded);
+                if group.readers >= GROUP {
+                    self.multiply(graph, &writes, std::mem::take(&mut group), fraction)?;
                 }
             }
+            self.multiply(graph, &writes, group, fraction)?;
         }
         Ok(())
     }
@@ -312,7 +161,7 @@ impl Sums {
             let writes = writes.as_ref().ok_or_else(|| {
                 Error::input(format!("the model announces no write at site {site} of its graph"))
             })?;
-            outputs.push(writes.narrow(rows.start, rows.len())?.expand(writers, with_bias)?);
+            outputs.push(writes.expand(writers, rows.clone(), with_bias)?);
         }
         Ok(Tensor::cat(&outputs, 0)?)
     }
@@ -320,7 +169,7 @@ impl Sums {
     fn add_gradient_sum(
         &mut self,
         site: usize,
-        places: &Tensor,
+        places: &[u32],
         gradients: &Tensor,
         fraction: f64,
     ) -> Result<()> {
@@ -330,34 +179,39 @@ impl Sums {
             Some(sum) => sum,
             None => Tensor::zeros(shape, gradients.dtype(), gradients.device())?,
         };
-        self.gradients[site] =
-            Some(before.index_add(places, &gradients.affine(fraction, 0.0)?, 1)?);
+        self.gradients[site] = Some(add_by_place(before, places, gradients, fraction)?);
         Ok(())
     }
 
-    /// scores[u, d] += fraction · Σ over rows of ⟨writes[u], gradients[d]⟩, for the site's readers.
+    /// scores[u, d] += fraction · Σ over rows of ⟨writes[u], gradients[d]⟩, for the readers d of the
+    /// group's sites and the writers u before them.
     fn multiply(
         &mut self,
         graph: &Graph,
-        site: usize,
         writes: &Tensor,
-        gradients: &Tensor,
+        group: Group,
         fraction: f64,
     ) -> Result<()> {
-        let before = graph.writers_before(site).len();
+        let before = group.sites.iter().map(|&site| graph.writers_before(site).len()).max();
+        let before = before.unwrap_or(0);
         if before == 0 {
             return Ok(());
         }
-        let (readers, rows, d_model) = gradients.dims3()?;
+        let (_, rows, d_model) = writes.dims3()?;
         let writes = writes.narrow(0, 0, before)?.reshape((before, rows * d_model))?;
-        let gradients = gradients.contiguous()?.reshape((readers, rows * d_model))?;
+        let gradients = Tensor::cat(&group.gradients, 0)?.reshape(((), rows * d_model))?;
         let products = writes.matmul(&gradients.t()?)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         let all_readers = graph.readers().len();
-        for (writer, products) in products.iter().enumerate() {
-            let row = &mut self.scores[writer * all_readers + graph.readers_of(site).start..];
-            for (score, product) in row.iter_mut().zip(products) {
-                *score += fraction * product;
+        let mut column = 0;
+        for site in group.sites {
+            let readers = graph.readers_of(site);
+            for writer in graph.writers_before(site) {
+                let row = &mut self.scores[writer * all_readers..][readers.clone()];
+                for (score, product) in row.iter_mut().zip(&products[writer][column..]) {
+                    *score += fraction * product;
+                }
             }
+            column += readers.len();
         }
         Ok(())
     }
@@ -381,59 +235,46 @@ impl Sums {
         for mean in means.iter_mut().flatten() {
             mean.values = mean.values.broadcast_mul(&like(&inverse, &mean.values)?)?;
         }
-        let gradients = std::mem::take(&mut self.gradients);
+        let sums = std::mem::take(&mut self.gradients);
         for start in (0..self.places).step_by(CHUNK) {
             let len = CHUNK.min(self.places - start);
             let writes = self.expand(graph, &means, start..start + len)?;
-            for (site, gradients) in gradients.iter().enumerate() {
-                if let Some(gradients) = gradients {
-                    self.multiply(graph, site, &writes, &gradients.narrow(1, start, len)?, -1.0)?;
+            let mut group = Group::default();
+            for (site, sum) in sums.iter().enumerate() {
+                if let Some(sum) = sum {
+                    group.push(site, sum.narrow(1, start, len)?);
+                }
+                if group.readers >= GROUP {
+                    self.multiply(graph, &writes, std::mem::take(&mut group), -1.0)?;
                 }
             }
+            self.multiply(graph, &writes, group, -1.0)?;
         }
         Ok(())
     }
 }
 
-/// `tensor` with the type and on the device of `other`.
-fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
-    Ok(tensor.to_dtype(other.dtype())?.to_device(other.device())?)
+/// The gradients of a few sites' readers, each [readers, rows, d_model].
+#[derive(Default)]
+struct Group {
+    sites: Vec<usize>,
+    gradients: Vec<Tensor>,
+    readers: usize,
 }
 
-fn values_of(written: &Written) -> &Tensor {
-    match written {
-        Written::Embedding { output, .. } => output,
-        Written::Projected { z, .. } => z,
+impl Group {
+    fn push(&mut self, site: usize, gradients: Tensor) {
+        self.sites.push(site);
+        self.readers += gradients.dims()[0];
+        self.gradients.push(gradients);
     }
 }
 
-/// The gradients at the inputs of a site's readers for some rows of the batch, [readers, rows,
-/// d_model]: the projection's output gradient through each reader's rows of the weight, then
-/// through the normalisation.
-fn reader_gradients(
-    graph: &Graph,
-    site: usize,
-    captured: Option<&Captured>,
-    rows: &[u32],
-) -> Result<Tensor> {
-    let readers = graph.readers_of(site).len();
-    let (norm, x, at_normed) = match captured {
-        // A site's only reader has the whole gradient at the normalised stream.
-        Some(Captured::Reading { reading, x, kept, normed, .. }) if readers == 1 => {
-            (&reading.norm, x, kept.choose(normed, rows)?.unsqueeze(0)?)
-        }
-        Some(Captured::Reading { reading, x, kept, projected, .. }) => {
-            let projected = kept.choose(projected, rows)?;
-            let at_normed = multiply_blocks(&projected, &reading.weight.tensor, readers)?;
-            (&reading.norm, x, at_normed)
-        }
-        Some(Captured::FinalNorm { unembedding, x, kept, normed }) => {
-            (&unembedding.norm, x, kept.choose(normed, rows)?.unsqueeze(0)?)
-        }
-        _ => return Err(Error::input(format!("no gradient reached site {site} of the graph"))),
-    };
-    let d_model = x.dim(1)?;
-    let flat = at_normed.reshape(((), d_model))?;
-    let pulled = norm.pull_back(&x.index_select(&Tensor::new(rows, x.device())?, 0)?, &flat)?;
-    Ok(pulled.reshape((readers, rows.len(), d_model))?)
+/// Refuses a backward pass that did not come by every reader of the graph.
+fn check_sites(graph: &Graph, gradients: &[SiteGradients]) -> Result<()> {
+    let mut sites = (0..graph.site_count()).filter(|&site| !graph.readers_of(site).is_empty());
+    match sites.find(|site| !gradients.iter().any(|gradients| gradients.site() == *site)) {
+        Some(site) => Err(Error::input(format!("no gradient reached site {site} of the graph"))),
+        None => Ok(()),
+    }
 }

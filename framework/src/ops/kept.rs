@@ -48,6 +48,11 @@ impl Kept {
     /// Some rows [chosen, width] of what is zero but for a tensor's rows [kept, width].
     pub(crate) fn choose(&self, tensor: &Tensor, chosen: &[u32]) -> Result<Tensor> {
         let Self::Rows(kept, _) = self else {
+            let all = chosen.len() == tensor.dim(0)?
+                && chosen.iter().enumerate().all(|(index, &row)| index == row as usize);
+            if all {
+                return Ok(tensor.clone());
+            }
             return tensor.index_select(&Tensor::new(chosen, tensor.device())?, 0);
         };
         let (mut places, mut from) = (Vec::new(), Vec::new());

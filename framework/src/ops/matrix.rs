@@ -123,3 +123,56 @@ impl AddRows<'_> {
         Ok(())
     }
 }
+
+/// `sums` [n, places, width] with `factor` times rows [n, rows, width] added, row i to place
+/// `places[i]`; in the sums' own place where that can be.
+pub(crate) fn add_by_place(
+    sums: Tensor,
+    places: &[u32],
+    rows: &Tensor,
+    factor: f64,
+) -> Result<Tensor> {
+    let rows = rows.contiguous()?;
+    if is_fused(&sums) {
+        sums.inplace_op1(&AddByPlace { places, rows: &rows, factor })?;
+        return Ok(sums);
+    }
+    let index = Tensor::new(places, rows.device())?;
+    sums.index_add(&index, &rows.affine(factor, 0.0)?, 1)
+}
+
+struct AddByPlace<'a> {
+    places: &'a [u32],
+    rows: &'a Tensor,
+    factor: f64,
+}
+
+impl InplaceOp1 for AddByPlace<'_> {
+    fn name(&self) -> &'static str {
+        "add by place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let block = layout.dims()[1] * layout.dims()[2];
+        let of = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+        match storage {
+            CpuStorage::F32(sums) => self.add(&mut sums[of], block),
+            CpuStorage::F64(sums) => self.add(&mut sums[of], block),
+            _ => bail!("operations compute in float32 or float64"),
+        }
+    }
+}
+
+impl AddByPlace<'_> {
+    fn add<T: Real>(&self, sums: &mut [T], block: usize) -> Result<()> {
+        let width = self.rows.dim(2)?;
+        let (rows, factor) = (values::<T>(self.rows)?, lanes::real::<T>(self.factor));
+        let blocks = sums.par_chunks_mut(block).zip(rows.par_chunks(self.places.len() * width));
+        blocks.for_each(|(sums, rows)| {
+            for (&place, row) in self.places.iter().zip(rows.chunks(width)) {
+                lanes::add_scaled(&mut sums[place as usize * width..][..width], factor, row);
+            }
+        });
+        Ok(())
+    }
+}

@@ -25,4 +25,6 @@ pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, values};
 pub use kept::Kept;
 pub(crate) use lanes::Real;
-pub(crate) use matrix::{add_rows, select_columns, squared_norm, sum_all_rows, sum_rows};
+pub(crate) use matrix::{
+    add_by_place, add_rows, select_columns, squared_norm, sum_all_rows, sum_rows,
+};

@@ -52,6 +52,14 @@ pub struct Reading {
     pub bias: Option<Param>,
 }
 
+impl Reading {
+    /// The normalised stream [rows, d_model] → projections [rows, readers × width].
+    fn project(&self, normed: &Tensor) -> candle_core::Result<Tensor> {
+        let output = normed.matmul(&self.weight.tensor.t()?)?;
+        add_rows(output, None, self.bias.as_ref().map(|bias| &bias.tensor))
+    }
+}
+
 /// How a site writes to the residual stream: project, then add.
 #[derive(Clone, Debug)]
 pub struct Writing {
@@ -115,12 +123,17 @@ pub enum Captured {
 
 #[derive(Default)]
 struct Record {
-    written: Vec<Written>,
+    /// Of the metric or loss, while candle goes back through it.
     captured: Vec<Captured>,
     tape: Tape,
+    /// Whether a backward pass has used the tape up.
+    used_up: bool,
     /// The residual stream as the pass last returned it.
     stream: Option<TensorId>,
 }
+
+/// Is shown what every site writes, as it writes it.
+type Watch = Arc<dyn Fn(Written) -> Result<()> + Send + Sync>;
 
 /// One forward pass and, where gradients are wanted, the backward passes that follow it.
 #[derive(Clone)]
@@ -133,6 +146,9 @@ pub struct Pass {
     cache: Option<Arc<Mutex<Cache>>>,
     /// Low-rank adapters in training.
     adapters: Option<Training>,
+    /// Whether what lies between reading and writing is formed again on the way back.
+    checkpoints: bool,
+    watch: Option<Watch>,
     /// How far back the backward pass that is running goes.
     since: attention::Since,
     record: Arc<Mutex<Record>>,
@@ -146,6 +162,8 @@ impl Pass {
             input: None,
             cache: None,
             adapters: None,
+            checkpoints: false,
+            watch: None,
             since: Arc::default(),
             record: Arc::default(),
         }
@@ -169,6 +187,18 @@ impl Pass {
         Self { adapters, ..self }
     }
 
+    /// The same, with activation checkpointing or without: of a site whose attention or activation the
+    /// pass knows, nothing is kept but the stream it read, from which the rest is formed again, to
+    /// the same bits, in every backward pass.
+    pub fn with_checkpoints(self, checkpoints: bool) -> Self {
+        Self { checkpoints, ..self }
+    }
+
+    /// The same, showing `watch` what every site writes, in computation order.
+    pub fn watched(self, watch: impl Fn(Written) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { watch: Some(Arc::new(watch)), ..self }
+    }
+
     /// A pass without gradients over the tokens that follow those in the cache, which they join.
     pub fn continuing(cache: Arc<Mutex<Cache>>) -> Self {
         Self { cache: Some(cache), ..Self::forward_only() }
@@ -178,35 +208,63 @@ impl Pass {
         lock(&self.record)
     }
 
-    /// What was written, in computation order.
-    pub fn written(&self) -> Vec<Written> {
-        self.record().written.clone()
+    fn show(&self, written: impl FnOnce() -> Written) -> Result<()> {
+        match &self.watch {
+            Some(watch) => watch(written()),
+            None => Ok(()),
+        }
     }
 
-    /// Runs backward from a scalar and returns what each operation left.
+    /// Runs backward from a scalar and hands `sink` what each operation leaves, from last to first.
+    /// What the pass has noted is used up on the way.
     ///
     /// # Errors
-    /// If an operation on the way has no gradient.
-    pub fn backward(&self, scalar: &Tensor) -> Result<Vec<Captured>> {
-        self.backward_from(scalar, Vec::new())
+    /// If an operation on the way has no gradient, if `sink` fails, or if the pass is used up.
+    pub fn backward(
+        &self,
+        scalar: &Tensor,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<()> {
+        self.go_back(scalar, &[], false, sink)
     }
 
-    /// The same, but only at and behind a position of each sequence, given for all or for none;
+    /// The same, but only at and behind position `from[b]` of sequence b, where any are given;
     /// gradients before it mean nothing. None behind depends on one before, so those wanted are
-    /// whole.
+    /// whole. Another backward pass can follow.
     ///
     /// # Errors
     /// As [`Pass::backward`]'s.
-    pub fn backward_from(&self, scalar: &Tensor, from: Vec<usize>) -> Result<Vec<Captured>> {
+    pub fn backward_retaining(
+        &self,
+        scalar: &Tensor,
+        from: &[usize],
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<()> {
+        self.go_back(scalar, from, true, sink)
+    }
+
+    fn go_back(
+        &self,
+        scalar: &Tensor,
+        from: &[usize],
+        retain: bool,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<()> {
+        if self.record().used_up {
+            refuse!("a backward pass has used this pass up; let it retain what a second one needs");
+        }
         self.record().captured.clear();
-        lock(&self.since).clone_from(&from);
+        lock(&self.since).clear();
+        lock(&self.since).extend(from);
         scalar.backward()?;
-        let mut captured = std::mem::take(&mut self.record().captured);
-        let tape = std::mem::take(&mut self.record().tape);
-        let went = tape.go_back(&from, self.adapters.as_ref(), &mut captured);
-        self.record().tape = tape;
-        went?;
-        Ok(captured)
+        let captured = std::mem::take(&mut self.record().captured);
+        captured.into_iter().try_for_each(&mut *sink)?;
+        let mut tape = std::mem::take(&mut self.record().tape);
+        let went = tape.go_back(from, self.adapters.as_ref(), retain, sink);
+        let mut record = self.record();
+        record.tape = tape;
+        record.used_up = !retain;
+        went
     }
 
     /// Refuses a stream other than the one the pass returned last: the way back would miss what was
@@ -246,8 +304,8 @@ impl Pass {
         };
         let d_model = output.dim(1)?;
         let stream = output.reshape((batch, seq, d_model))?;
+        self.show(|| Written::Embedding { site: 0, output })?;
         let mut record = self.record();
-        record.written.push(Written::Embedding { site: 0, output });
         record.stream = Some(stream.id());
         if self.anchor.is_some() {
             let (embedding, tokens) = (embedding.clone(), tokens.clone());
@@ -288,9 +346,8 @@ impl Pass {
 
     fn note_between(&self, operation: Operation, input: &Tensor, output: &Tensor) {
         if self.anchor.is_some() {
-            let (values, input) = (input.detach(), input.id());
-            let between = Between { operation, values, input, output: output.id() };
-            self.record().tape.push(Entry::Between(between));
+            let (input, values, output) = (input.id(), input.detach(), output.id());
+            self.record().tape.push_between(Between { operation, values, input, output });
         }
     }
 
@@ -300,9 +357,12 @@ impl Pass {
         let (batch, seq, _) = x.dims3()?;
         let flat = rows(x)?;
         let normed = reading.norm.forward(&flat)?;
-        let output = normed.matmul(&reading.weight.tensor.t()?)?;
-        let output = add_rows(output, None, reading.bias.as_ref().map(|bias| &bias.tensor))?;
+        let output = reading.project(&normed)?;
         let applied = match &self.adapters {
+            Some(_) if self.checkpoints => refuse!(
+                "activation checkpointing forms again what was read without the adapters beside it; \
+                 leave it out where LoRA is trained"
+            ),
             Some(adapters) => adapters.read(reading.weight.id, &normed, &output)?,
             None => Vec::new(),
         };
@@ -313,13 +373,8 @@ impl Pass {
         let arrived = tape::Arrived::default();
         let output = self.leaf(anchor, output, &arrived)?;
         let (reading, id) = (reading.clone(), output.id());
-        self.record().tape.push(Entry::Read(Read {
-            reading,
-            x: flat,
-            output: id,
-            arrived,
-            applied,
-        }));
+        let read = Read { reading, x: flat, shape: (batch, seq), output: id, arrived, applied };
+        self.record().tape.push(Entry::Read(read));
         Ok(output)
     }
 
@@ -336,12 +391,12 @@ impl Pass {
         let bias = writing.bias.as_ref().map(|bias| &bias.tensor);
         let output = add_rows(output, Some(&rows(x)?), bias)?;
         let stream = output.reshape((batch, seq, d_model))?;
+        self.show(|| Written::Projected { writing: writing.clone(), z: flat.clone() })?;
         let mut record = self.record();
         record.stream = Some(stream.id());
-        record.written.push(Written::Projected { writing: writing.clone(), z: flat.clone() });
         if self.anchor.is_some() {
-            let (writing, z) = (writing.clone(), z.clone());
-            record.tape.push(Entry::Write(Write { writing, z, flat, applied }));
+            let (writing, z) = (writing.clone(), record.tape.origin(z, flat, self.checkpoints));
+            record.tape.push(Entry::Write(Write { writing, z, applied }));
         }
         Ok(stream)
     }

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Tensor, TensorId};
 
 use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
-use crate::Result;
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
 use crate::ops::{Kept, differentiable};
+use crate::{Result, refuse};
 
 /// Where gradients are put that candle has brought back.
 pub(super) type Arrived = Arc<Mutex<Vec<Tensor>>>;
@@ -23,7 +23,6 @@ pub(super) enum Entry {
         tokens: Tensor,
     },
     Read(Read),
-    Between(Between),
     Write(Write),
     /// `arrived` is the gradient at the final normalisation's output.
     End {
@@ -37,6 +36,8 @@ pub(super) struct Read {
     pub(super) reading: Arc<Reading>,
     /// The stream [batch·seq, d_model].
     pub(super) x: Tensor,
+    /// batch and seq.
+    pub(super) shape: (usize, usize),
     /// What was returned.
     pub(super) output: TensorId,
     /// Parts of its gradient that candle brought.
@@ -45,6 +46,13 @@ pub(super) struct Read {
 }
 
 /// What a model does between reading and writing, where the pass knows its way back.
+#[derive(Clone)]
+pub(super) enum Operation {
+    Attention(Attention),
+    Activation(Activation),
+}
+
+/// Such an operation was done.
 pub(super) struct Between {
     pub(super) operation: Operation,
     /// Its input [batch, seq, width].
@@ -53,18 +61,20 @@ pub(super) struct Between {
     pub(super) output: TensorId,
 }
 
-pub(super) enum Operation {
-    Attention(Attention),
-    Activation(Activation),
-}
-
 pub(super) struct Write {
     pub(super) writing: Arc<Writing>,
-    /// As the model gave it, with candle's own notes of how it came about.
-    pub(super) z: Tensor,
-    /// The same [batch·seq, width], without them.
-    pub(super) flat: Tensor,
+    pub(super) z: Z,
     pub(super) applied: Vec<Applied>,
+}
+
+/// The input of a projection that writes, and how it came about.
+pub(super) enum Z {
+    /// As the model gave it, with candle's own notes, and [batch·seq, width] without them.
+    ByCandle { given: Tensor, flat: Tensor },
+    /// By an operation on what was read, and nothing else.
+    Between { between: Between, flat: Tensor },
+    /// The same; the operation's input and z are formed again from the stream that was read.
+    Checkpoint { operation: Operation, read: TensorId },
 }
 
 /// A gradient [kept rows, width].
@@ -75,22 +85,58 @@ struct Partial {
 
 /// The notes of a pass, in the order in which things were done.
 #[derive(Default)]
-pub(super) struct Tape(Vec<Entry>);
+pub(super) struct Tape {
+    entries: Vec<Entry>,
+    /// Whose outputs have not been written yet.
+    between: Vec<Between>,
+}
 
 impl Tape {
     pub(super) fn push(&mut self, entry: Entry) {
-        self.0.push(entry);
+        if let Entry::End { .. } = entry {
+            self.between.clear();
+        }
+        self.entries.push(entry);
+    }
+
+    pub(super) fn push_between(&mut self, between: Between) {
+        self.between.push(between);
+    }
+
+    /// How z, and `flat` without candle's notes, came about.
+    pub(super) fn origin(&mut self, given: &Tensor, flat: Tensor, checkpoints: bool) -> Z {
+        let made = self.between.iter().position(|between| between.output == given.id());
+        match made.map(|index| self.between.swap_remove(index)) {
+            Some(between) if self.read(between.input).is_none() => {
+                Z::ByCandle { given: given.clone(), flat }
+            }
+            Some(Between { operation, input, .. }) if checkpoints => {
+                Z::Checkpoint { operation, read: input }
+            }
+            Some(between) => Z::Between { between, flat },
+            None => Z::ByCandle { given: given.clone(), flat },
+        }
+    }
+
+    /// The read that returned a tensor.
+    fn read(&self, output: TensorId) -> Option<&Read> {
+        self.entries.iter().rev().find_map(|entry| match entry {
+            Entry::Read(read) if read.output == output => Some(read),
+            _ => None,
+        })
     }
 
     /// Goes back from the gradient that candle has brought to the end, if it has, no further than
-    /// position `from[b]` of sequence b, and notes what each operation leaves.
+    /// position `from[b]` of sequence b, and hands on what each operation leaves. Unless the entries are
+    /// to be retained, each is dropped when it is done with.
     pub(super) fn go_back(
-        &self,
+        &mut self,
         from: &[usize],
         adapters: Option<&Training>,
-        captured: &mut Vec<Captured>,
+        retain: bool,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
-        let Some(Entry::End { unembedding, x, arrived }) = self.0.last() else {
+        let Some(Entry::End { unembedding, x, arrived }) = self.entries.last() else {
             return Ok(());
         };
         let Some(at_hidden) = sum(arrived, Vec::new())? else {
@@ -101,48 +147,65 @@ impl Tape {
         let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed)?;
         let mut stream = kept.scatter(pulled)?;
         let (unembedding, x) = (unembedding.clone(), x.clone());
-        captured.push(Captured::FinalNorm { unembedding, x, kept, normed });
+        sink(Captured::FinalNorm { unembedding, x, kept, normed })?;
         // Of the reads that an operation between has brought a gradient to.
         let mut at_reads: Vec<(TensorId, Partial)> = Vec::new();
-        for entry in self.0.iter().rev() {
-            match entry {
+        for index in (0..self.entries.len()).rev() {
+            match &self.entries[index] {
                 Entry::Write(write) => {
-                    let at_z = write.go_back(&stream, adapters, captured)?;
-                    match self.between(&write.z) {
-                        Some(between) => {
-                            at_reads.push((between.input, between.pull_back(&at_z, from)?));
-                        }
-                        None => pull_back_by_candle(&write.z, at_z)?,
-                    }
+                    at_reads.extend(self.go_back_from(write, &stream, from, adapters, sink)?);
                 }
-                Entry::Between(_) | Entry::End { .. } => {}
                 Entry::Read(read) => {
                     let own = at_reads.extract_if(.., |(output, _)| *output == read.output);
                     let own: Vec<Partial> = own.map(|(_, partial)| partial).collect();
                     // Nothing may have been made of what was read.
                     if let Some(projected) = read.gradient(own)? {
-                        stream = read.go_back(&stream, projected, adapters, captured)?;
+                        stream = read.go_back(&stream, projected, adapters, sink)?;
                     }
                 }
-                Entry::Embed { embedding, tokens } => captured.push(Captured::Embedding {
+                Entry::Embed { embedding, tokens } => sink(Captured::Embedding {
                     embedding: embedding.clone(),
                     tokens: tokens.clone(),
                     gradient: stream.clone(),
-                }),
+                })?,
+                Entry::End { .. } => {}
+            }
+            if !retain {
+                self.entries.truncate(index);
             }
         }
         Ok(())
     }
 
-    /// The operation that made `z` of nothing but what was read.
-    fn between(&self, z: &Tensor) -> Option<&Between> {
-        let between = self.0.iter().rev().find_map(|entry| match entry {
-            Entry::Between(between) if between.output == z.id() => Some(between),
-            _ => None,
-        })?;
-        let is_read =
-            |entry: &Entry| matches!(entry, Entry::Read(read) if read.output == between.input);
-        self.0.iter().any(is_read).then_some(between)
+    /// Goes back from a write to what was read: the gradient there, where candle doesn't bring it.
+    fn go_back_from(
+        &self,
+        write: &Write,
+        stream: &Tensor,
+        from: &[usize],
+        adapters: Option<&Training>,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Option<(TensorId, Partial)>> {
+        let (operation, input, values, z) = match &write.z {
+            Z::ByCandle { given, flat } => {
+                let at_z = write.go_back(flat.clone(), stream, adapters, sink)?;
+                pull_back_by_candle(given, at_z)?;
+                return Ok(None);
+            }
+            Z::Between { between: Between { operation, input, values, .. }, flat } => {
+                (operation, input, values.clone(), flat.clone())
+            }
+            Z::Checkpoint { operation, read } => {
+                let Some(from) = self.read(*read) else {
+                    refuse!("the pass has lost what site {} read", write.writing.site);
+                };
+                let values = from.again()?;
+                let z = rows(&operation.apply(&values)?)?;
+                (operation, read, values, z)
+            }
+        };
+        let at_z = write.go_back(z, stream, adapters, sink)?;
+        Ok(Some((*input, operation.pull_back(&values, &at_z, from)?)))
     }
 }
 
@@ -154,31 +217,35 @@ impl Partial {
 }
 
 impl Write {
-    /// From the gradient of the stream to that of z.
+    /// From the gradient of the stream to that of z [batch·seq, width].
     fn go_back(
         &self,
+        z: Tensor,
         stream: &Tensor,
         adapters: Option<&Training>,
-        captured: &mut Vec<Captured>,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
         let gradient = kept.gather(stream)?;
         let at_z = gradient.matmul(&self.writing.weight.tensor.t()?)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &gradient, &at_z)?;
-            captured.extend(gradients.into_iter().map(Captured::Adapter));
+            gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
-        captured.push(Captured::Writing {
-            writing: self.writing.clone(),
-            z: self.flat.clone(),
-            kept: kept.clone(),
-            gradient,
-        });
+        let writing = self.writing.clone();
+        sink(Captured::Writing { writing, z, kept: kept.clone(), gradient })?;
         Ok(Partial { kept, values: at_z })
     }
 }
 
 impl Read {
+    /// What was returned, formed again to the same bits.
+    fn again(&self) -> Result<Tensor> {
+        let output = self.reading.project(&self.reading.norm.forward(&self.x)?)?;
+        let (batch, seq) = self.shape;
+        Ok(output.reshape((batch, seq, ()))?)
+    }
+
     /// The gradient at what was returned: of every use that was made of it.
     fn gradient(&self, mut own: Vec<Partial>) -> Result<Option<Partial>> {
         let alone = own.len() == 1
@@ -195,7 +262,7 @@ impl Read {
         stream: &Tensor,
         projected: Partial,
         adapters: Option<&Training>,
-        captured: &mut Vec<Captured>,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Tensor> {
         let Partial { kept, values: projected } = match self.applied.is_empty() {
             true => projected,
@@ -204,28 +271,35 @@ impl Read {
         let normed = projected.matmul(&self.reading.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &projected, &normed)?;
-            captured.extend(gradients.into_iter().map(Captured::Adapter));
+            gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
         let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed)?;
         let stream = kept.add(stream, &pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
-        captured.push(Captured::Reading { reading, x, kept, normed, projected });
+        sink(Captured::Reading { reading, x, kept, normed, projected })?;
         Ok(stream)
     }
 }
 
-impl Between {
-    fn pull_back(&self, at_z: &Partial, from: &[usize]) -> Result<Partial> {
-        let Partial { kept, values } = at_z;
-        match &self.operation {
-            Operation::Activation(activation) => {
-                let input = kept.gather(&rows(&self.values)?)?;
-                Ok(Partial { kept: kept.clone(), values: activation.pull_back(&input, values)? })
+impl Operation {
+    fn apply(&self, values: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Activation(activation) => activation.apply(values),
+            Self::Attention(attention) => attention.forward(values),
+        }
+    }
+
+    fn pull_back(&self, values: &Tensor, at_z: &Partial, from: &[usize]) -> Result<Partial> {
+        let Partial { kept, values: gradient } = at_z;
+        match self {
+            Self::Activation(activation) => {
+                let input = kept.gather(&rows(values)?)?;
+                Ok(Partial { kept: kept.clone(), values: activation.pull_back(&input, gradient)? })
             }
-            Operation::Attention(attention) => {
-                let (batch, seq, _) = self.values.dims3()?;
-                let at_z = kept.scatter(values.clone())?.reshape((batch, seq, ()))?;
-                Partial::of(&rows(&attention.pull_back(&self.values, &at_z, from)?)?)
+            Self::Attention(attention) => {
+                let (batch, seq, _) = values.dims3()?;
+                let at_z = kept.scatter(gradient.clone())?.reshape((batch, seq, ()))?;
+                Partial::of(&rows(&attention.pull_back(values, &at_z, from)?)?)
             }
         }
     }

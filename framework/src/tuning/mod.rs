@@ -51,6 +51,9 @@ pub struct Tuning {
     /// step's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
+    /// Form activations again on the way back instead of keeping them: less memory, more time, the
+    /// same bits.
+    pub activation_checkpointing: bool,
     /// Whether to shuffle the examples every epoch, with the seed.
     pub shuffle: bool,
     /// `standard`, `weighted` or `alone`.
@@ -104,6 +107,7 @@ impl Default for Tuning {
             epochs: 1,
             batch_size: 16,
             micro_batch_size: None,
+            activation_checkpointing: false,
             shuffle: true,
             objective: Objective::default(),
             key_weight_p: 1.0,
@@ -480,7 +484,14 @@ impl Tuner<'_> {
         if let (true, Some(run), Some(value), true) =
             (metric_is_objective, &kept, metric, penalty == 0.0)
         {
-            gradients.accumulate(&run.captured)?;
+            match &run.captured {
+                Some(captured) => {
+                    captured.iter().try_for_each(|left| gradients.accumulate(left))?
+                }
+                None => {
+                    run.pass.backward(&run.share, &mut |left| gradients.accumulate(&left))?;
+                }
+            }
             return Ok((value, value, gradients));
         }
         let total_weight: f64 = examples.iter().map(|example| self.metric.weight(example)).sum();
@@ -498,6 +509,7 @@ impl Tuner<'_> {
                 Some(run) => run,
                 None => {
                     let pass = Pass::with_gradients(&self.model.device())?
+                        .with_checkpoints(self.tuning.activation_checkpointing)
                         .with_adapters(adapters.cloned());
                     let readout = self.model.forward(&pass, &batch.tokens)?;
                     (pass, readout)
@@ -513,11 +525,10 @@ impl Tuner<'_> {
                     total = (total + sum.affine(penalty * sign / total_weight, 0.0)?)?;
                 }
             }
-            let captured = pass.backward(&total)?;
-            match adapters {
-                Some(_) => gradients.accumulate_adapters(captured)?,
-                None => gradients.accumulate(&captured)?,
-            }
+            pass.backward(&total, &mut |left| match adapters {
+                Some(_) => gradients.accumulate_adapters(&left),
+                None => gradients.accumulate(&left),
+            })?;
         }
         let metric = match metric {
             Some(metric) => metric,

@@ -232,9 +232,12 @@ impl Update<'_> {
     ) {
         let (width, entries) = (self.width, counts.len() * self.width);
         let Moments { first, second } = moments;
-        first.resize(entries, T::zero());
-        if self.rule.algorithm != Algorithm::Sgd {
-            second.resize(entries, T::zero());
+        // All at once, so that the system gives pages only to the rows that are updated.
+        if first.is_empty() {
+            *first = vec![T::zero(); entries];
+        }
+        if second.is_empty() && self.rule.algorithm != Algorithm::Sgd {
+            *second = vec![T::zero(); entries];
         }
         // Marks which compact gradient row belongs to which row, so that rows run in parallel.
         let mut compact = vec![usize::MAX; counts.len()];

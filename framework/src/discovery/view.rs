@@ -1,0 +1,291 @@
+//! What discovery looks at of one batch: which rows, and what of each site's writes and gradients. It
+//! is taken while a pass runs, so that the pass need keep neither for it.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+
+use super::{Discovery, Positions};
+use crate::example::Batch;
+use crate::graph::Graph;
+use crate::ops::{Kept, sum_rows};
+use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
+use crate::{Error, Result};
+
+/// The rows of a batch that count, and how they are folded.
+pub(super) struct BatchView {
+    positions: Positions,
+    /// Rows of real tokens, padding left out.
+    pub(super) tokens: Vec<u32>,
+    /// Where the graph is read: the rows, u32 [n], and what folds them to score rows.
+    pub(super) clean: Fold,
+    /// The same on the counterfactuals.
+    pub(super) corrupt: Fold,
+    /// The place of each score row.
+    pub(super) places: Vec<u32>,
+}
+
+/// Rows to gather and, for key positions, the averages [examples, rows] to take of them.
+pub(super) struct Fold {
+    rows: Vec<u32>,
+    average: Option<Tensor>,
+}
+
+impl Fold {
+    /// `keys[i]` are example i's key positions; a row is the position before.
+    fn of_keys(keys: &[Vec<usize>], seq: usize, device: &Device) -> Result<Self> {
+        let count: usize = keys.iter().map(Vec::len).sum();
+        let mut rows = Vec::with_capacity(count);
+        let mut average = vec![0f64; keys.len() * count];
+        for (example, positions) in keys.iter().enumerate() {
+            for position in positions {
+                average[example * count + rows.len()] = 1.0 / positions.len() as f64;
+                rows.push((example * seq + position - 1) as u32);
+            }
+        }
+        Ok(Self { rows, average: Some(Tensor::from_vec(average, (keys.len(), count), device)?) })
+    }
+
+    fn gather(&self, values: &Tensor) -> Result<Tensor> {
+        Ok(Kept::All.choose(values, &self.rows)?)
+    }
+
+    /// values [batch·seq, width] → [score rows, width].
+    fn fold(&self, values: &Tensor) -> Result<Tensor> {
+        self.average_rows(self.gather(values)?)
+    }
+
+    /// [..., n, width] → [..., score rows, width].
+    pub(super) fn average_rows(&self, gathered: Tensor) -> Result<Tensor> {
+        match &self.average {
+            Some(average) => Ok(like(average, &gathered)?.broadcast_matmul(&gathered)?),
+            None => Ok(gathered),
+        }
+    }
+}
+
+impl BatchView {
+    pub(super) fn new(batch: &Batch, options: &Discovery) -> Result<Self> {
+        let device = batch.tokens.device();
+        let (mut tokens, mut places) = (Vec::new(), Vec::new());
+        for (index, example) in batch.examples.iter().enumerate() {
+            for position in 0..example.tokens.len() {
+                tokens.push(batch.row(index, position));
+                places.push(position as u32);
+            }
+        }
+        let (clean, corrupt, places) = match options.positions {
+            Positions::All => {
+                let all = || Fold { rows: tokens.clone(), average: None };
+                (all(), all(), places)
+            }
+            Positions::Key => {
+                let keys: Vec<Vec<usize>> = (batch.examples.iter())
+                    .map(|example| example.keys.iter().map(|key| key.position).collect())
+                    .collect();
+                let counterfactuals = batch.examples.iter().map(|e| e.counterfactual.as_ref());
+                let corrupt_keys: Vec<Vec<usize>> = (counterfactuals.clone())
+                    .map(|c| c.map_or(Vec::new(), |c| c.key_positions.clone()))
+                    .collect();
+                let corrupt_seq = counterfactuals.flatten().map(|c| c.tokens.len()).max();
+                (
+                    Fold::of_keys(&keys, batch.seq, device)?,
+                    Fold::of_keys(&corrupt_keys, corrupt_seq.unwrap_or(0), device)?,
+                    vec![0; batch.examples.len()],
+                )
+            }
+        };
+        Ok(Self { positions: options.positions, tokens, clean, corrupt, places })
+    }
+
+    /// What takes in the writes of a pass as they are made, and where it puts them. With `sums` it
+    /// also adds up what was written at each of so many places, with key positions over all tokens.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        fold: fn(&Self) -> &Fold,
+        sums: Option<usize>,
+    ) -> (Watched, impl Fn(Written) -> Result<()> + use<>) {
+        let (watched, view) = (Watched::default(), self.clone());
+        let put = watched.clone();
+        let watch = move |written: Written| {
+            let values = match &written {
+                Written::Embedding { output, .. } => output,
+                Written::Projected { z, .. } => z,
+            };
+            let sum = sums.map(|places| view.sum(values, places)).transpose()?;
+            let values = fold(&view).fold(values)?;
+            let (site, source) = match written {
+                Written::Embedding { site, output } => (site, Source::Embedding(output)),
+                Written::Projected { writing, .. } => (writing.site, Source::Projection(writing)),
+            };
+            let writes = SiteWrites { source, values };
+            put.0.lock().unwrap_or_else(PoisonError::into_inner).push((site, writes, sum));
+            Ok(())
+        };
+        (watched, watch)
+    }
+
+    /// The sum by place [places, width] of values [batch·seq, width].
+    fn sum(&self, values: &Tensor, places: usize) -> Result<Tensor> {
+        match self.positions {
+            Positions::Key => Ok(sum_rows(values, &self.tokens)?),
+            Positions::All => {
+                let zeros =
+                    Tensor::zeros((places, values.dim(1)?), values.dtype(), values.device())?;
+                let index = Tensor::new(&self.places[..], values.device())?;
+                Ok(zeros.index_add(&index, &self.clean.gather(values)?, 0)?)
+            }
+        }
+    }
+
+    /// What a backward pass left of the readers at a site of the graph, if this is of any.
+    pub(super) fn gradients(
+        &self,
+        graph: &Graph,
+        captured: &Captured,
+    ) -> Result<Option<SiteGradients>> {
+        let rows = &self.clean.rows;
+        let (source, x, kept, gradient) = match captured {
+            Captured::Reading { reading, x, kept, normed, projected } => {
+                // A site's only reader has the whole gradient at the normalised stream.
+                let only = graph.readers_of(reading.site).len() == 1;
+                let gradient = if only { normed } else { projected };
+                (ReadBy::Projection(reading.clone()), x, kept, gradient)
+            }
+            Captured::FinalNorm { unembedding, x, kept, normed } => {
+                (ReadBy::Unembedding(unembedding.clone()), x, kept, normed)
+            }
+            _ => return Ok(None),
+        };
+        if graph.readers_of(source.site()).is_empty() {
+            return Ok(None);
+        }
+        let (x, gradient) = (Kept::All.choose(x, rows)?, kept.choose(gradient, rows)?);
+        Ok(Some(SiteGradients { source, x, gradient }))
+    }
+}
+
+/// What a pass wrote, site by site, with the sums by place where they were asked for.
+#[derive(Clone, Default)]
+pub(super) struct Watched(Arc<Mutex<Vec<(usize, SiteWrites, Option<Tensor>)>>>);
+
+impl Watched {
+    /// The embedding's whole output [batch·seq, d_model].
+    pub(super) fn embedding(&self) -> Result<Tensor> {
+        let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = watched.iter().find_map(|(_, writes, _)| match &writes.source {
+            Source::Embedding(output) => Some(output.clone()),
+            Source::Projection(_) => None,
+        });
+        output.ok_or_else(|| Error::input("the model announces no embedding"))
+    }
+
+    pub(super) fn take(&self) -> Vec<(usize, SiteWrites, Option<Tensor>)> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What one site's writers wrote, row by row, before or after its projection.
+#[derive(Clone)]
+pub(super) struct SiteWrites {
+    pub(super) source: Source,
+    /// [rows, writers × width], or [rows, d_model] for the embedding.
+    pub(super) values: Tensor,
+}
+
+#[derive(Clone)]
+pub(super) enum Source {
+    /// The whole output [batch·seq, d_model].
+    Embedding(Tensor),
+    Projection(Arc<Writing>),
+}
+
+impl SiteWrites {
+    /// The writers' outputs [writers, rows, d_model].
+    pub(super) fn expand(
+        &self,
+        writers: usize,
+        rows: Range<usize>,
+        with_bias: bool,
+    ) -> Result<Tensor> {
+        let values = self.values.narrow(0, rows.start, rows.len())?;
+        match &self.source {
+            Source::Embedding(_) => Ok(values.unsqueeze(0)?),
+            Source::Projection(writing) => {
+                let output = multiply_blocks(&values, &writing.weight.tensor, writers)?;
+                match &writing.bias {
+                    Some(bias) if with_bias && writing.bias_is_written => {
+                        Ok(output.broadcast_add(&bias.tensor)?)
+                    }
+                    _ => Ok(output),
+                }
+            }
+        }
+    }
+}
+
+/// What one site's readers are given back, at the rows where the graph is read.
+pub(super) struct SiteGradients {
+    source: ReadBy,
+    /// The stream that was read [rows, d_model].
+    x: Tensor,
+    /// The gradient at the normalised stream [rows, d_model] of a site with one reader, at the
+    /// projection's output [rows, readers × width] of others.
+    gradient: Tensor,
+}
+
+enum ReadBy {
+    Projection(Arc<Reading>),
+    Unembedding(Arc<Unembedding>),
+}
+
+impl ReadBy {
+    fn site(&self) -> usize {
+        match self {
+            Self::Projection(reading) => reading.site,
+            Self::Unembedding(unembedding) => unembedding.site,
+        }
+    }
+}
+
+impl SiteGradients {
+    pub(super) fn site(&self) -> usize {
+        self.source.site()
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.x.dims()[0]
+    }
+
+    /// The gradients at the readers' inputs [readers, rows, d_model]: through each reader's rows of
+    /// the weight, then through the normalisation.
+    pub(super) fn expand(&self, readers: usize, rows: Range<usize>) -> Result<Tensor> {
+        let x = self.x.narrow(0, rows.start, rows.len())?;
+        let gradient = self.gradient.narrow(0, rows.start, rows.len())?;
+        let (norm, at_normed) = match &self.source {
+            ReadBy::Projection(reading) if readers > 1 => {
+                (&reading.norm, multiply_blocks(&gradient, &reading.weight.tensor, readers)?)
+            }
+            ReadBy::Projection(reading) => (&reading.norm, gradient),
+            ReadBy::Unembedding(unembedding) => (&unembedding.norm, gradient),
+        };
+        let d_model = x.dim(1)?;
+        let pulled = norm.pull_back(&x, &at_normed.reshape(((), d_model))?)?;
+        Ok(pulled.reshape((readers, rows.len(), d_model))?)
+    }
+}
+
+/// values [rows, blocks × width] times weight [blocks × width, d_model], block by block:
+/// [blocks, rows, d_model].
+fn multiply_blocks(values: &Tensor, weight: &Tensor, blocks: usize) -> Result<Tensor> {
+    let (rows, total) = values.dims2()?;
+    let width = total / blocks;
+    let values = values.reshape((rows, blocks, width))?.transpose(0, 1)?.contiguous()?;
+    Ok(values.matmul(&weight.reshape((blocks, width, ()))?)?)
+}
+
+/// `tensor` with the type and on the device of `other`.
+pub(super) fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_dtype(other.dtype())?.to_device(other.device())?)
+}
