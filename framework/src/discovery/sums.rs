@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::view::{BatchView, SiteGradients, SiteWrites, Watched, like};
+use super::view::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
 use super::{Ablation, Discovery, Positions};
 use crate::graph::Graph;
 use crate::ops::add_by_place;
@@ -20,7 +20,7 @@ const CHUNK: usize = 128;
 
 /// Readers whose products are formed at once, at least: a matrix product with few rows spends its
 /// time on bringing the other side into the cache.
-const GROUP: usize = 128;
+const GROUP: usize = 200;
 
 /// By site: a − ã of one batch where ã is not a mean, a where it is.
 pub(super) type Difference = Vec<Option<SiteWrites>>;
@@ -87,14 +87,15 @@ impl Sums {
             }
         }
         let corrupt = corrupt.map(Watched::take).unwrap_or_default();
-        for (index, (site, mut writes, sum)) in clean.take().into_iter().enumerate() {
+        for (index, folded) in clean.take().into_iter().enumerate() {
+            let Folded { site, mut writes, sum } = folded;
             if let Some(sum) = sum {
                 self.add_to_mean(site, &writes, sum)?;
             }
             if self.options.ablation == Ablation::Corrupt {
-                let (_, corrupt, _) =
+                let corrupt =
                     corrupt.get(index).ok_or_else(|| Error::input("no counterfactual run"))?;
-                writes.values = (writes.values - &corrupt.values)?;
+                writes.values = (writes.values - &corrupt.writes.values)?;
             }
             sites[site] = Some(writes);
         }
@@ -125,12 +126,12 @@ impl Sums {
         // Key positions are averaged example by example, so their rows stay in one chunk.
         let averages = self.options.positions == Positions::Key;
         let chunk = if averages { gathered.max(1) } else { CHUNK };
+        let (mut writes, mut group) = (Stack::of_writers(graph), Group::new(graph));
         for start in (0..gathered).step_by(chunk) {
             let rows = start..gathered.min(start + chunk);
             let score_rows = if averages { 0..view.places.len() } else { rows.clone() };
             let places = &view.places[score_rows.clone()];
-            let writes = self.expand(graph, difference, score_rows)?;
-            let mut group = Group::default();
+            self.expand(graph, difference, score_rows, &mut writes)?;
             for gradients in &gradients {
                 let site = gradients.site();
                 let expanded = gradients.expand(graph.readers_of(site).len(), rows.clone())?;
@@ -138,21 +139,27 @@ impl Sums {
                 if self.options.ablation == Ablation::Mean {
                     self.add_gradient_sum(site, places, &expanded, fraction)?;
                 }
-                group.push(site, expanded);
-                if group.readers >= GROUP {
-                    self.multiply(graph, &writes, std::mem::take(&mut group), fraction)?;
+                group.push(site, &expanded)?;
+                if group.stack.nodes >= GROUP {
+                    self.multiply(graph, &writes, &mut group, fraction)?;
                 }
             }
-            self.multiply(graph, &writes, group, fraction)?;
+            self.multiply(graph, &writes, &mut group, fraction)?;
         }
         Ok(())
     }
 
-    /// The outputs of all the graph's writers for some rows, [writers, rows, d_model].
-    fn expand(&self, graph: &Graph, sites: &Difference, rows: Range<usize>) -> Result<Tensor> {
+    /// Stacks the outputs of all the graph's writers for some rows.
+    fn expand(
+        &self,
+        graph: &Graph,
+        sites: &Difference,
+        rows: Range<usize>,
+        stack: &mut Stack,
+    ) -> Result<()> {
         // A writer's bias cancels in every difference but the one with nothing.
         let with_bias = self.options.ablation == Ablation::Zero;
-        let mut outputs = Vec::new();
+        stack.nodes = 0;
         for (site, writes) in sites.iter().enumerate() {
             let writers = graph.writers_of(site).len();
             if writers == 0 {
@@ -161,9 +168,9 @@ impl Sums {
             let writes = writes.as_ref().ok_or_else(|| {
                 Error::input(format!("the model announces no write at site {site} of its graph"))
             })?;
-            outputs.push(writes.expand(writers, rows.clone(), with_bias)?);
+            stack.push(&writes.expand(writers, rows.clone(), with_bias)?)?;
         }
-        Ok(Tensor::cat(&outputs, 0)?)
+        Ok(())
     }
 
     fn add_gradient_sum(
@@ -184,35 +191,32 @@ impl Sums {
     }
 
     /// scores[u, d] += fraction · Σ over rows of ⟨writes[u], gradients[d]⟩, for the readers d of the
-    /// group's sites and the writers u before them.
+    /// group's sites and the writers u before them. Empties the group.
     fn multiply(
         &mut self,
         graph: &Graph,
-        writes: &Tensor,
-        group: Group,
+        writes: &Stack,
+        group: &mut Group,
         fraction: f64,
     ) -> Result<()> {
         let before = group.sites.iter().map(|&site| graph.writers_before(site).len()).max();
         let before = before.unwrap_or(0);
-        if before == 0 {
-            return Ok(());
-        }
-        let (_, rows, d_model) = writes.dims3()?;
-        let writes = writes.narrow(0, 0, before)?.reshape((before, rows * d_model))?;
-        let gradients = Tensor::cat(&group.gradients, 0)?.reshape(((), rows * d_model))?;
-        let products = writes.matmul(&gradients.t()?)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        let all_readers = graph.readers().len();
-        let mut column = 0;
-        for site in group.sites {
-            let readers = graph.readers_of(site);
-            for writer in graph.writers_before(site) {
-                let row = &mut self.scores[writer * all_readers..][readers.clone()];
-                for (score, product) in row.iter_mut().zip(&products[writer][column..]) {
-                    *score += fraction * product;
+        if before > 0 {
+            let gradients = group.stack.first(group.stack.nodes)?;
+            let products = gradients.matmul(&writes.first(before)?.t()?)?;
+            let products = products.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+            let all_readers = graph.readers().len();
+            let readers = group.sites.iter().flat_map(|&site| {
+                graph.readers_of(site).map(move |reader| (reader, graph.writers_before(site)))
+            });
+            for ((reader, before), products) in readers.zip(&products) {
+                for writer in before {
+                    self.scores[writer * all_readers + reader] += fraction * products[writer];
                 }
             }
-            column += readers.len();
         }
+        group.sites.clear();
+        group.stack.nodes = 0;
         Ok(())
     }
 
@@ -236,37 +240,81 @@ impl Sums {
             mean.values = mean.values.broadcast_mul(&like(&inverse, &mean.values)?)?;
         }
         let sums = std::mem::take(&mut self.gradients);
+        let (mut writes, mut group) = (Stack::of_writers(graph), Group::new(graph));
         for start in (0..self.places).step_by(CHUNK) {
             let len = CHUNK.min(self.places - start);
-            let writes = self.expand(graph, &means, start..start + len)?;
-            let mut group = Group::default();
+            self.expand(graph, &means, start..start + len, &mut writes)?;
             for (site, sum) in sums.iter().enumerate() {
                 if let Some(sum) = sum {
-                    group.push(site, sum.narrow(1, start, len)?);
+                    group.push(site, &sum.narrow(1, start, len)?)?;
                 }
-                if group.readers >= GROUP {
-                    self.multiply(graph, &writes, std::mem::take(&mut group), -1.0)?;
+                if group.stack.nodes >= GROUP {
+                    self.multiply(graph, &writes, &mut group, -1.0)?;
                 }
             }
-            self.multiply(graph, &writes, group, -1.0)?;
+            self.multiply(graph, &writes, &mut group, -1.0)?;
         }
         Ok(())
     }
 }
 
-/// The gradients of a few sites' readers, each [readers, rows, d_model].
-#[derive(Default)]
+/// Nodes' vectors [nodes, rows, d_model], one node behind the other. The place they take is filled
+/// again and again: clearing it anew would take longer than the products.
+struct Stack {
+    /// [capacity, rows, d_model], once there is anything.
+    tensor: Option<Tensor>,
+    capacity: usize,
+    nodes: usize,
+}
+
+impl Stack {
+    fn new(capacity: usize) -> Self {
+        Self { tensor: None, capacity, nodes: 0 }
+    }
+
+    fn of_writers(graph: &Graph) -> Self {
+        Self::new(graph.writers().len())
+    }
+
+    fn push(&mut self, vectors: &Tensor) -> Result<()> {
+        let (nodes, rows, d_model) = vectors.dims3()?;
+        let tensor = match self.tensor.take().filter(|tensor| tensor.dims()[1] == rows) {
+            Some(tensor) => tensor,
+            None => {
+                let shape = (self.capacity, rows, d_model);
+                Tensor::zeros(shape, vectors.dtype(), vectors.device())?
+            }
+        };
+        tensor.slice_set(&vectors.contiguous()?, 0, self.nodes)?;
+        self.nodes += nodes;
+        self.tensor = Some(tensor);
+        Ok(())
+    }
+
+    /// The first so many nodes' vectors [nodes, rows · d_model].
+    fn first(&self, nodes: usize) -> Result<Tensor> {
+        let Some(tensor) = &self.tensor else {
+            return Err(Error::input("the graph has no nodes of these kinds"));
+        };
+        Ok(tensor.narrow(0, 0, nodes)?.flatten_from(1)?)
+    }
+}
+
+/// A few sites' readers, whose products are formed together.
 struct Group {
     sites: Vec<usize>,
-    gradients: Vec<Tensor>,
-    readers: usize,
+    stack: Stack,
 }
 
 impl Group {
-    fn push(&mut self, site: usize, gradients: Tensor) {
+    fn new(graph: &Graph) -> Self {
+        let readers = (0..graph.site_count()).map(|site| graph.readers_of(site).len());
+        Self { sites: Vec::new(), stack: Stack::new(GROUP + readers.max().unwrap_or(0)) }
+    }
+
+    fn push(&mut self, site: usize, gradients: &Tensor) -> Result<()> {
         self.sites.push(site);
-        self.readers += gradients.dims()[0];
-        self.gradients.push(gradients);
+        self.stack.push(gradients)
     }
 }
 

@@ -119,8 +119,8 @@ impl BatchView {
                 Written::Embedding { site, output } => (site, Source::Embedding(output)),
                 Written::Projected { writing, .. } => (writing.site, Source::Projection(writing)),
             };
-            let writes = SiteWrites { source, values };
-            put.0.lock().unwrap_or_else(PoisonError::into_inner).push((site, writes, sum));
+            let folded = Folded { site, writes: SiteWrites { source, values }, sum };
+            put.0.lock().unwrap_or_else(PoisonError::into_inner).push(folded);
             Ok(())
         };
         (watched, watch)
@@ -166,22 +166,31 @@ impl BatchView {
     }
 }
 
-/// What a pass wrote, site by site, with the sums by place where they were asked for.
+/// What a pass wrote, site by site.
 #[derive(Clone, Default)]
-pub(super) struct Watched(Arc<Mutex<Vec<(usize, SiteWrites, Option<Tensor>)>>>);
+pub(super) struct Watched(Arc<Mutex<Vec<Folded>>>);
+
+/// Of one site.
+pub(super) struct Folded {
+    pub(super) site: usize,
+    /// At the score rows.
+    pub(super) writes: SiteWrites,
+    /// The sum by place, where it was asked for.
+    pub(super) sum: Option<Tensor>,
+}
 
 impl Watched {
     /// The embedding's whole output [batch·seq, d_model].
     pub(super) fn embedding(&self) -> Result<Tensor> {
         let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let output = watched.iter().find_map(|(_, writes, _)| match &writes.source {
+        let output = watched.iter().find_map(|folded| match &folded.writes.source {
             Source::Embedding(output) => Some(output.clone()),
             Source::Projection(_) => None,
         });
         output.ok_or_else(|| Error::input("the model announces no embedding"))
     }
 
-    pub(super) fn take(&self) -> Vec<(usize, SiteWrites, Option<Tensor>)> {
+    pub(super) fn take(&self) -> Vec<Folded> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
