@@ -63,11 +63,46 @@ impl<T: Real> Transposed<T> {
     fn products(&self, vector: &[T], count: usize, out: &mut Vec<T>) {
         out.clear();
         out.resize(count.next_multiple_of(lanes::LANES), T::zero());
-        for (value, row) in vector.iter().zip(self.columns.chunks(self.stride)) {
-            let row = &row[..out.len()];
-            lanes::add_scaled(out, *value, row);
-        }
+        T::add_weighted(out, vector, &self.columns, self.stride);
         out.truncate(count);
+    }
+}
+
+/// Positions whose gradients are formed together.
+const TILE: usize = 64;
+
+/// The probabilities and the scores' gradients of a few positions, the position running fastest, so that
+/// what a key or a value gets is one sum over them.
+struct Tile<T> {
+    /// Of one position, [seq] at most.
+    probabilities: Vec<T>,
+    d_scores: Vec<T>,
+    /// Of both, [seq, TILE].
+    columns: [Vec<T>; 2],
+}
+
+impl<T: Real> Tile<T> {
+    fn new(seq: usize) -> Self {
+        let column = || vec![T::zero(); seq * TILE];
+        Self { probabilities: Vec::new(), d_scores: Vec::new(), columns: [column(), column()] }
+    }
+
+    /// Takes in what stands in `probabilities` and `d_scores`.
+    fn put(&mut self, index: usize) {
+        for (columns, values) in
+            self.columns.iter_mut().zip([&self.probabilities, &self.d_scores])
+        {
+            for (column, value) in columns.chunks_mut(TILE).zip(values) {
+                column[index] = *value;
+            }
+        }
+    }
+
+    /// A position whose gradient is zero.
+    fn leave_out(&mut self, index: usize, position: usize) {
+        for columns in &mut self.columns {
+            columns.chunks_mut(TILE).take(position + 1).for_each(|c| c[index] = T::zero());
+        }
     }
 }
 
@@ -229,9 +264,7 @@ impl Attention {
                         rotary.rotate(&mut query, position);
                     }
                     Self::probabilities(&query, &keys, position, &mut probabilities);
-                    for (p, value) in probabilities.iter().zip(values.chunks(d)) {
-                        lanes::add_scaled(z, *p, value);
-                    }
+                    T::add_weighted(z, &probabilities, &values, d);
                 }
                 z
             };
@@ -290,9 +323,7 @@ impl Attention {
             let mut z = vec![T::zero(); seq * d];
             for (position, (query, z)) in queries.chunks(d).zip(z.chunks_mut(d)).enumerate() {
                 Self::probabilities(query, &keys, position, &mut probabilities);
-                for (p, value) in probabilities.iter().zip(group.values.chunks(d)) {
-                    lanes::add_scaled(z, *p, value);
-                }
+                T::add_weighted(z, &probabilities, &group.values, d);
             }
             z
         };
@@ -347,31 +378,43 @@ impl Attention {
         let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
         let (mut d_keys, mut d_values) = (vec![T::zero(); seq * d], vec![T::zero(); seq * d]);
         let (keys, values) = (Transposed::of(&group.keys, d), Transposed::of(&group.values, d));
-        let (mut probabilities, mut d_scores) = (Vec::new(), Vec::new());
+        let mut tile = Tile::new(seq);
         let mut pieces = Vec::with_capacity(self.group() + 2);
         for (part, queries) in group.queries.iter().enumerate() {
             let head = g * self.group() + part;
+            let dz = &dz[(b * seq * self.heads + head) * d..];
+            let dz_stride = self.heads * d;
             let mut d_queries = vec![T::zero(); seq * d];
-            for (position, query) in queries.chunks(d).enumerate().skip(from) {
-                let dz = &dz[((b * seq + position) * self.heads + head) * d..][..d];
-                if lanes::is_zero(dz) {
-                    continue;
-                }
-                Self::probabilities(query, &keys, position, &mut probabilities);
-                // ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ), with ∂L/∂pⱼ = dz · vⱼ.
-                values.products(dz, position + 1, &mut d_scores);
-                let mean = lanes::dot(&probabilities, &d_scores);
-                let d_query = &mut d_queries[position * d..][..d];
-                for (j, p) in probabilities.iter().enumerate() {
-                    let d_score = *p * (d_scores[j] - mean);
-                    let at = j * d..(j + 1) * d;
-                    lanes::add_scaled(d_query, d_score, &group.keys[at.clone()]);
-                    if j >= from {
-                        lanes::add_scaled(&mut d_values[at.clone()], *p, dz);
-                        lanes::add_scaled(&mut d_keys[at], d_score, query);
+            for start in (from..seq).step_by(TILE) {
+                let end = seq.min(start + TILE);
+                for position in start..end {
+                    let dz = &dz[position * dz_stride..][..d];
+                    let query = &queries[position * d..][..d];
+                    let d_query = &mut d_queries[position * d..][..d];
+                    if lanes::is_zero(dz) {
+                        tile.leave_out(position - start, position);
+                        continue;
                     }
+                    Self::probabilities(query, &keys, position, &mut tile.probabilities);
+                    // ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ), with ∂L/∂pⱼ = dz · vⱼ.
+                    values.products(dz, position + 1, &mut tile.d_scores);
+                    let mean = lanes::dot(&tile.probabilities, &tile.d_scores);
+                    for (d_score, p) in tile.d_scores.iter_mut().zip(&tile.probabilities) {
+                        *d_score = *p * (*d_score - mean);
+                    }
+                    T::add_weighted(d_query, &tile.d_scores, &group.keys, d);
+                    d_query.iter_mut().for_each(|value| *value *= scale);
+                    tile.put(position - start);
                 }
-                d_query.iter_mut().for_each(|value| *value *= scale);
+                for j in from..end {
+                    let first = start.max(j);
+                    let of = j * TILE + first - start..j * TILE + end - start;
+                    let (d_value, d_key) =
+                        (&mut d_values[j * d..][..d], &mut d_keys[j * d..][..d]);
+                    let (dz, queries) = (&dz[first * dz_stride..], &queries[first * d..]);
+                    T::add_weighted(d_value, &tile.columns[0][of.clone()], dz, dz_stride);
+                    T::add_weighted(d_key, &tile.columns[1][of], queries, d);
+                }
             }
             pieces.push(d_queries);
         }

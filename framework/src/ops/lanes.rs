@@ -3,11 +3,16 @@
 
 use candle_core::WithDType;
 use num_traits::Float;
+use pulp::{Arch, Simd, WithSimd};
 
 /// What the operations compute in: float32, or float64 to check numbers to the last digit.
 pub(crate) trait Real: WithDType + Float + std::iter::Sum {
     /// eˣ.
     fn exponential(self) -> Self;
+
+    /// y += Σⱼ factors[j] · rows[j], in that order, where row j begins at `j · stride` and is as long
+    /// as y, or longer.
+    fn add_weighted(y: &mut [Self], factors: &[Self], rows: &[Self], stride: usize);
 }
 
 impl Real for f32 {
@@ -15,11 +20,71 @@ impl Real for f32 {
     fn exponential(self) -> Self {
         exp(self)
     }
+
+    fn add_weighted(y: &mut [Self], factors: &[Self], rows: &[Self], stride: usize) {
+        Arch::new().dispatch(AddWeighted { y, factors, rows, stride });
+    }
 }
 
 impl Real for f64 {
     fn exponential(self) -> Self {
         self.exp()
+    }
+
+    fn add_weighted(y: &mut [Self], factors: &[Self], rows: &[Self], stride: usize) {
+        for (factor, row) in factors.iter().zip(rows.chunks(stride)) {
+            add_scaled(y, *factor, row);
+        }
+    }
+}
+
+/// The arguments of [`Real::add_weighted`], for the widest vector instructions that the processor has.
+/// Products are not fused with sums, so the bits are the same with any.
+struct AddWeighted<'a> {
+    y: &'a mut [f32],
+    factors: &'a [f32],
+    rows: &'a [f32],
+    stride: usize,
+}
+
+impl WithSimd for AddWeighted<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let width = self.y.len();
+        let (vectors, tail) = S::as_mut_simd_f32s(self.y);
+        let rows = || self.factors.iter().zip(self.rows.chunks(self.stride));
+        let (fours, ones) = vectors.as_chunks_mut::<4>();
+        let mut start = 0;
+        // Sums stay in registers while the rows go by.
+        for four in fours {
+            let mut sums = *four;
+            for (factor, row) in rows() {
+                let factor = simd.splat_f32s(*factor);
+                if let Some(row) = S::as_simd_f32s(&row[start..width]).0.first_chunk::<4>() {
+                    for (sum, row) in sums.iter_mut().zip(row) {
+                        *sum = simd.add_f32s(*sum, simd.mul_f32s(factor, *row));
+                    }
+                }
+            }
+            *four = sums;
+            start += 4 * S::F32_LANES;
+        }
+        for one in ones {
+            let mut sum = *one;
+            for (factor, row) in rows() {
+                let factor = simd.splat_f32s(*factor);
+                if let Some(row) = S::as_simd_f32s(&row[start..width]).0.first() {
+                    sum = simd.add_f32s(sum, simd.mul_f32s(factor, *row));
+                }
+            }
+            *one = sum;
+            start += S::F32_LANES;
+        }
+        for (factor, row) in rows() {
+            add_scaled(tail, *factor, &row[start..width]);
+        }
     }
 }
 
