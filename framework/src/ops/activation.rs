@@ -44,17 +44,27 @@ impl Activation {
     fn forward<T: Real>(self, input: &Tensor) -> Result<Tensor> {
         let input_width = input.dim(D::Minus1)?;
         match self {
-            Self::GeluTanh => map_rows::<T>(input, input_width, |_, y, x| {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = x * gelu_gate(x);
-                }
-            }),
-            Self::Swiglu => map_rows::<T>(input, input_width / 2, |_, y, x| {
-                let (gate, up) = x.split_at(input_width / 2);
-                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = gate * lanes::sigmoid(gate) * up;
-                }
-            }),
+            Self::GeluTanh => map_rows::<T>(
+                input,
+                input_width,
+                #[inline(always)]
+                |_, y, x| {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x * gelu_gate(x);
+                    }
+                },
+            ),
+            Self::Swiglu => map_rows::<T>(
+                input,
+                input_width / 2,
+                #[inline(always)]
+                |_, y, x| {
+                    let (gate, up) = x.split_at(input_width / 2);
+                    for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = gate * lanes::sigmoid(gate) * up;
+                    }
+                },
+            ),
         }
     }
 
@@ -69,24 +79,31 @@ impl Activation {
     fn backward<T: Real>(self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let g = values::<T>(gradient)?;
         let (input_width, width) = (input.dim(D::Minus1)?, gradient.dim(D::Minus1)?);
-        map_rows::<T>(input, input_width, |row, y, x| {
-            let g = &g[row * width..][..width];
-            if lanes::is_zero(g) {
-                return;
-            }
-            match self {
-                Self::GeluTanh => gelu_backward(y, x, g),
-                Self::Swiglu => swiglu_backward(y, x, g),
-            }
-        })
+        map_rows::<T>(
+            input,
+            input_width,
+            #[inline(always)]
+            |row, y, x| {
+                let g = &g[row * width..][..width];
+                if lanes::is_zero(g) {
+                    return;
+                }
+                match self {
+                    Self::GeluTanh => gelu_backward(y, x, g),
+                    Self::Swiglu => swiglu_backward(y, x, g),
+                }
+            },
+        )
     }
 }
 
 /// σ(2u).
+#[inline(always)]
 fn gelu_gate<T: Real>(x: T) -> T {
     lanes::sigmoid(lanes::real::<T>(2.0 * SCALE) * (x + lanes::real::<T>(CUBIC) * x * x * x))
 }
 
+#[inline(always)]
 fn gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
     let (scale, slope) = (lanes::real::<T>(2.0 * SCALE), lanes::real::<T>(3.0 * CUBIC));
     for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
@@ -95,6 +112,7 @@ fn gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
     }
 }
 
+#[inline(always)]
 fn swiglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
     let width = g.len();
     let (gate, up) = x.split_at(width);
@@ -117,7 +135,13 @@ fn map_rows<T: Real>(
     let input_width = std::mem::replace(&mut shape[rank - 1], width);
     let x = values::<T>(input)?;
     let mut output = vec![T::zero(); x.len() / input_width * width];
-    (output.par_chunks_mut(width).zip(x.par_chunks(input_width)).enumerate())
-        .for_each(|(index, (y, x))| row(index, y, x));
+    (output.par_chunks_mut(width).zip(x.par_chunks(input_width)).enumerate()).for_each(
+        |(index, (y, x))| {
+            lanes::vectorized(
+                #[inline(always)]
+                || row(index, y, x),
+            );
+        },
+    );
     Tensor::from_vec(output, shape, input.device())
 }

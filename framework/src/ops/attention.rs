@@ -89,8 +89,7 @@ impl<T: Real> Tile<T> {
 
     /// Takes in what stands in `probabilities` and `d_scores`.
     fn put(&mut self, index: usize) {
-        for (columns, values) in
-            self.columns.iter_mut().zip([&self.probabilities, &self.d_scores])
+        for (columns, values) in self.columns.iter_mut().zip([&self.probabilities, &self.d_scores])
         {
             for (column, value) in columns.chunks_mut(TILE).zip(values) {
                 column[index] = *value;
@@ -309,7 +308,7 @@ impl Attention {
     ) {
         keys.products(query, position + 1, out);
         let largest = lanes::max(out);
-        out.iter_mut().for_each(|score| *score = (*score - largest).exponential());
+        out.iter_mut().for_each(|score| *score = lanes::exp_or_zero(*score - largest));
         let factor = T::one() / lanes::sum(out, |p| p);
         out.iter_mut().for_each(|p| *p *= factor);
     }
@@ -409,8 +408,7 @@ impl Attention {
                 for j in from..end {
                     let first = start.max(j);
                     let of = j * TILE + first - start..j * TILE + end - start;
-                    let (d_value, d_key) =
-                        (&mut d_values[j * d..][..d], &mut d_keys[j * d..][..d]);
+                    let (d_value, d_key) = (&mut d_values[j * d..][..d], &mut d_keys[j * d..][..d]);
                     let (dz, queries) = (&dz[first * dz_stride..], &queries[first * d..]);
                     T::add_weighted(d_value, &tile.columns[0][of.clone()], dz, dz_stride);
                     T::add_weighted(d_key, &tile.columns[1][of], queries, d);

@@ -121,17 +121,26 @@ impl InplaceOp1 for Differentiate<'_> {
 impl Differentiate<'_> {
     fn rows<T: Real>(&self, logits: &mut [T], vocabulary: usize) -> Vec<f64> {
         let row = |(logits, target): (&mut [T], &Target)| {
-            let token = target.token as usize;
-            let largest = lanes::max(logits);
-            let right = WithDType::to_f64(logits[token] - largest);
-            logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exponential());
-            let total = lanes::sum(logits, |p| p);
-            let weight = lanes::real::<T>(target.weight);
-            let factor = weight / total;
-            logits.iter_mut().for_each(|p| *p *= factor);
-            logits[token] -= weight;
-            -target.weight * (right - WithDType::to_f64(total).ln())
+            lanes::vectorized(
+                #[inline(always)]
+                || differentiate(logits, target),
+            )
         };
         logits.par_chunks_mut(vocabulary).zip(self.targets).map(row).collect()
     }
+}
+
+/// −weight · log p(token) of a row of logits, which its gradient at them replaces.
+#[inline(always)]
+fn differentiate<T: Real>(logits: &mut [T], target: &Target) -> f64 {
+    let token = target.token as usize;
+    let largest = lanes::max(logits);
+    let right = WithDType::to_f64(logits[token] - largest);
+    logits.iter_mut().for_each(|logit| *logit = lanes::exp_or_zero(*logit - largest));
+    let total = lanes::sum(logits, |p| p);
+    let weight = lanes::real::<T>(target.weight);
+    let factor = weight / total;
+    logits.iter_mut().for_each(|p| *p *= factor);
+    logits[token] -= weight;
+    -target.weight * (right - WithDType::to_f64(total).ln())
 }

@@ -24,7 +24,7 @@ mod tests;
 pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, values};
 pub use kept::Kept;
-pub(crate) use lanes::Real;
+pub(crate) use lanes::{Real, vectorized};
 pub(crate) use matrix::{
     add_by_place, add_rows, select_columns, squared_norm, sum_all_rows, sum_rows,
 };

@@ -21,6 +21,7 @@ pub struct Norm {
 }
 
 /// mean and 1/√(variance + ε) of a row; an RMS norm's mean is 0.
+#[inline(always)]
 fn statistics<T: Real>(x: &[T], centred: bool, epsilon: f64) -> (T, T) {
     let d = lanes::real::<T>(x.len() as f64);
     let mean = if centred { lanes::sum(x, |x| x) / d } else { T::zero() };
@@ -54,13 +55,18 @@ impl Norm {
         let bias = self.bias.as_ref().map(|bias| values::<T>(&bias.tensor)).transpose()?;
         let mut y = vec![T::zero(); rows * d];
         y.par_chunks_mut(d).zip(x.par_chunks(d)).for_each(|(y, x)| {
-            let (mean, scale) = statistics(x, self.centred(), self.epsilon);
-            for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
-                *y = (*x - mean) * scale * *weight;
-            }
-            if let Some(bias) = &bias {
-                lanes::add_scaled(y, T::one(), bias);
-            }
+            lanes::vectorized(
+                #[inline(always)]
+                || {
+                    let (mean, scale) = statistics(x, self.centred(), self.epsilon);
+                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
+                        *y = (*x - mean) * scale * *weight;
+                    }
+                    if let Some(bias) = &bias {
+                        lanes::add_scaled(y, T::one(), bias);
+                    }
+                },
+            );
         });
         Tensor::from_vec(y, (rows, d), self.weight.tensor.device())
     }
@@ -88,14 +94,20 @@ impl Norm {
         let pull_back = |(index, (out, g)): (usize, (&mut [T], &[T]))| {
             let x = &x[index % rows * d..][..d];
             let (mean, scale) = statistics[index % rows];
-            for ((out, g), weight) in out.iter_mut().zip(g).zip(weight.iter()) {
-                *out = *g * *weight;
-            }
-            let along = lanes::sum2(out, x, |v, x| v * (x - mean)) * scale / width;
-            let centre = if self.centred() { lanes::sum(out, |v| v) / width } else { T::zero() };
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = scale * (*out - centre - (*x - mean) * scale * along);
-            }
+            lanes::vectorized(
+                #[inline(always)]
+                || {
+                    for ((out, g), weight) in out.iter_mut().zip(g).zip(weight.iter()) {
+                        *out = *g * *weight;
+                    }
+                    let along = lanes::sum2(out, x, |v, x| v * (x - mean)) * scale / width;
+                    let centre =
+                        if self.centred() { lanes::sum(out, |v| v) / width } else { T::zero() };
+                    for (out, x) in out.iter_mut().zip(x) {
+                        *out = scale * (*out - centre - (*x - mean) * scale * along);
+                    }
+                },
+            );
         };
         (out.par_chunks_mut(d).zip(g.par_chunks(d)).enumerate()).for_each(pull_back);
         Tensor::from_vec(out, shape, gradients.device())

@@ -135,6 +135,24 @@ proptest! {
         agrees_with_composed(&x, |x| attention.forward(x));
     }
 
+    /// Longer than the positions whose gradients are formed together; from a position on; padded.
+    #[test]
+    fn long_attentions(
+        seq in 60..140usize, kv_heads in 1..3usize, group in 1..3usize, from in 0..140usize, zeros in 0..20usize,
+        seed in 0f64..9.0,
+    ) {
+        let rotary = Some(Arc::new(Rotary::new(&[1.0], seq)));
+        let attention = Attention { heads: group * kv_heads, kv_heads, d_head: 2, rotary };
+        let x = noise(&[1, seq, attention.width()], seed);
+        let z_width = attention.heads * 2;
+        let gradient = noise(&[1, seq - zeros, z_width], 0.4).pad_with_zeros(1, 0, zeros).unwrap();
+        let from = from % seq;
+        let behind = |tensor: Tensor| tensor.narrow(1, from, seq - from).unwrap();
+        let fused = attention.pull_back(&x, &gradient, &[from]).unwrap();
+        let expected = everywhere(|| attention.pull_back(&x, &gradient, &[])).unwrap();
+        close(&behind(fused), &behind(expected), 1e-11);
+    }
+
     /// Rotated scores depend on the distance alone.
     #[test]
     fn rotation_is_relative(a in 0..5usize, b in 0..5usize, by in 0..5usize) {
@@ -175,4 +193,17 @@ proptest! {
         let d_weight = cross_entropy::unembedding_gradient(&hidden, &weight, &targets).unwrap();
         close(&d_weight, expected.get(&w).unwrap(), 1e-9);
     }
+}
+
+/// Products with subnormal numbers take a hundred times longer.
+#[test]
+fn vanishing_probabilities_are_zero() {
+    let hidden = Tensor::new(&[[1f32], [-1.0]], &Device::Cpu).unwrap();
+    let logits: Vec<f32> = (0..200).map(|i| i as f32).collect();
+    let unembedding = Tensor::from_vec(logits, (200, 1), &Device::Cpu).unwrap();
+    let targets = [Target { token: 3, weight: 1e-3 }, Target { token: 90, weight: 1e-3 }];
+    let of_unembedding = cross_entropy::unembedding_gradient(&hidden, &unembedding, &targets);
+    let gradient: Vec<f32> = of_unembedding.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    assert!(gradient.iter().all(|value| !value.is_subnormal()));
+    assert!(gradient.iter().filter(|value| **value != 0.0).count() > 100);
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Tuning;
 use crate::Result;
 use crate::gradients::Gradients;
-use crate::ops::{Real, is_fused};
+use crate::ops::{Real, is_fused, vectorized};
 use crate::parameters::Parameters;
 
 /// The update rule.
@@ -258,10 +258,14 @@ impl Update<'_> {
             .for_each(|((((weight, first), second), count), compact)| {
                 let gradient = &gradient[compact * width..][..width];
                 *count += 1;
-                self.update_row(weight, first, second, *count, gradient);
+                vectorized(
+                    #[inline(always)]
+                    || self.update_row(weight, first, second, *count, gradient),
+                );
             });
     }
 
+    #[inline(always)]
     fn update_row<T: Real>(
         &self,
         weight: &mut [T],
