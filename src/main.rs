@@ -24,7 +24,8 @@ fn main() -> ExitCode {
     progress::log_to_stderr();
     guard::note_panics();
     let matches = command().get_matches();
-    let done = guard::caught("the program", || Ok(run(&matches)));
+    // In the pool from the start: a thread outside would wake it and sleep itself for every operation.
+    let done = rayon::scope(|_| guard::caught("the program", || Ok(run(&matches))));
     match done.map_err(anyhow::Error::from).flatten() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

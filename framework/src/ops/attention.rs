@@ -6,11 +6,13 @@
 //! every token. Generation pads them on the left and goes on from the keys and values of the tokens
 //! before ([`Attention::extend`]), without a gradient.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::product::Product;
 use super::rotary::Rotary;
 use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
 
@@ -48,6 +50,7 @@ struct Transposed<T> {
 
 impl<T: Real> Transposed<T> {
     /// Of vectors [seq, d_head].
+    #[inline(always)]
     fn of(vectors: &[T], d_head: usize) -> Self {
         let stride = (vectors.len() / d_head).next_multiple_of(lanes::LANES);
         let mut columns = vec![T::zero(); d_head * stride];
@@ -58,51 +61,118 @@ impl<T: Real> Transposed<T> {
         }
         Self { columns, stride }
     }
-
-    /// The products of `vector` [d_head] with the first `count` vectors, in `out`.
-    fn products(&self, vector: &[T], count: usize, out: &mut Vec<T>) {
-        out.clear();
-        out.resize(count.next_multiple_of(lanes::LANES), T::zero());
-        T::add_weighted(out, vector, &self.columns, self.stride);
-        out.truncate(count);
-    }
 }
 
-/// Positions whose gradients are formed together.
-const TILE: usize = 64;
+/// Positions that are worked on together.
+const TILE: usize = 32;
 
-/// The probabilities and the scores' gradients of a few positions, the position running fastest, so that
-/// what a key or a value gets is one sum over them.
+/// What a few positions have to do with each one up to the last of them: scores, probabilities or their
+/// gradients.
 struct Tile<T> {
-    /// Of one position, [seq] at most.
-    probabilities: Vec<T>,
-    d_scores: Vec<T>,
-    /// Of both, [seq, TILE].
-    columns: [Vec<T>; 2],
+    /// [rows, width], zero in the columns behind a row's own position.
+    values: Vec<T>,
+    /// The positions of the rows.
+    positions: Range<usize>,
+    /// The positions up to the last row's, and a few more, so that rows are whole vectors.
+    width: usize,
 }
 
 impl<T: Real> Tile<T> {
-    fn new(seq: usize) -> Self {
-        let column = || vec![T::zero(); seq * TILE];
-        Self { probabilities: Vec::new(), d_scores: Vec::new(), columns: [column(), column()] }
+    /// The products of the positions' `vectors`, rows `stride` apart, with those of all others.
+    #[inline(always)]
+    fn products(
+        positions: Range<usize>,
+        vectors: &[T],
+        stride: usize,
+        others: &Transposed<T>,
+    ) -> Self {
+        let width = positions.end.next_multiple_of(lanes::LANES);
+        let mut values = vec![T::zero(); positions.len() * width];
+        T::add_product(Product {
+            c: &mut values,
+            c_stride: width,
+            a: vectors,
+            a_stride: stride,
+            a_is_transposed: false,
+            b: &others.columns,
+            b_stride: others.stride,
+            rows: positions.len(),
+            columns: others.columns.len() / others.stride,
+            width,
+        });
+        Self { values, positions, width }
     }
 
-    /// Takes in what stands in `probabilities` and `d_scores`.
-    fn put(&mut self, index: usize) {
-        for (columns, values) in self.columns.iter_mut().zip([&self.probabilities, &self.d_scores])
-        {
-            for (column, value) in columns.chunks_mut(TILE).zip(values) {
-                column[index] = *value;
-            }
+    /// Softmax of each row over the positions up to its own.
+    #[inline(always)]
+    fn softmax(&mut self) {
+        for (row, position) in self.values.chunks_mut(self.width).zip(self.positions.clone()) {
+            row[position + 1..].fill(T::neg_infinity());
+            let largest = lanes::max(row);
+            row.iter_mut().for_each(|score| *score = lanes::exp_or_zero(*score - largest));
+            let factor = T::one() / lanes::sum(row, |p| p);
+            row.iter_mut().for_each(|p| *p *= factor);
         }
     }
 
-    /// A position whose gradient is zero.
-    fn leave_out(&mut self, index: usize, position: usize) {
-        for columns in &mut self.columns {
-            columns.chunks_mut(TILE).take(position + 1).for_each(|c| c[index] = T::zero());
+    /// From the gradients at the probabilities to those at the scores:
+    /// ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ).
+    #[inline(always)]
+    fn back_through_softmax(&mut self, probabilities: &Self) {
+        let rows = self.values.chunks_mut(self.width);
+        for (row, p) in rows.zip(probabilities.values.chunks(self.width)) {
+            let mean = lanes::dot(p, row);
+            row.iter_mut().zip(p).for_each(|(d_score, p)| *d_score = *p * (*d_score - mean));
         }
     }
+
+    /// sums [rows, d] += these · vectors [positions, d].
+    #[inline(always)]
+    fn add_times(&self, vectors: &[T], d: usize, sums: &mut [T]) {
+        T::add_product(Product {
+            c: sums,
+            c_stride: d,
+            a: &self.values,
+            a_stride: self.width,
+            a_is_transposed: false,
+            b: vectors,
+            b_stride: d,
+            rows: self.positions.len(),
+            columns: self.positions.end,
+            width: d,
+        });
+    }
+
+    /// sums [positions, d] += theseᵀ · vectors [rows, d], whose rows are `stride` apart, from position
+    /// `from` on.
+    #[inline(always)]
+    fn add_transposed_times(
+        &self,
+        vectors: &[T],
+        stride: usize,
+        d: usize,
+        from: usize,
+        sums: &mut [T],
+    ) {
+        T::add_product(Product {
+            c: &mut sums[from * d..],
+            c_stride: d,
+            a: &self.values[from..],
+            a_stride: self.width,
+            a_is_transposed: true,
+            b: vectors,
+            b_stride: stride,
+            rows: self.positions.end - from,
+            columns: self.positions.len(),
+            width: d,
+        });
+    }
+}
+
+/// The positions from `from` on, a few at a time.
+#[inline(always)]
+fn tiles(from: usize, end: usize) -> impl Iterator<Item = Range<usize>> {
+    (from..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
 }
 
 impl Attention {
@@ -136,7 +206,12 @@ impl Attention {
     fn forward_in<T: Real>(&self, input: &Tensor) -> Result<Tensor> {
         let (batch, seq, _) = input.dims3()?;
         let data = values::<T>(input)?;
-        let z = self.for_each_group(batch, |b, g| self.group_forward(&data, seq, b, g));
+        let z = self.for_each_group(batch, |b, g| {
+            lanes::vectorized(
+                #[inline(always)]
+                || self.group_forward(&data, seq, b, g),
+            )
+        });
         let mut output = vec![T::zero(); batch * seq * self.heads * self.d_head];
         self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| g * self.group() + part);
         Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())
@@ -183,27 +258,38 @@ impl Attention {
         });
     }
 
+    #[inline(always)]
     fn gather<T: Real>(&self, qkv: &[T], seq: usize, b: usize, g: usize) -> Group<T> {
-        let (width, d) = (self.width(), self.d_head);
-        let column = |head: usize, rotated: bool, scale: T| {
-            let mut rows = Vec::with_capacity(seq * d);
-            for position in 0..seq {
-                let row = &qkv[(b * seq + position) * width + head * d..][..d];
-                rows.extend(row.iter().map(|&value| value * scale));
-                if let (true, Some(rotary)) = (rotated, &self.rotary) {
-                    rotary.rotate(&mut rows[position * d..], position);
-                }
-            }
-            rows
-        };
-        let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
-        Group {
-            queries: (0..self.group())
-                .map(|part| column(g * self.group() + part, true, scale))
-                .collect(),
-            keys: column(self.heads + g, true, T::one()),
-            values: column(self.heads + self.kv_heads + g, false, T::one()),
+        let scale = lanes::real::<T>(1.0 / (self.d_head as f64).sqrt());
+        let qkv = &qkv[b * seq * self.width()..][..seq * self.width()];
+        // Written out, not mapped: a loop in a function of its own would not have the wide vectors.
+        let mut queries = Vec::with_capacity(self.group());
+        for part in 0..self.group() {
+            queries.push(self.column(qkv, g * self.group() + part, true, scale));
         }
+        Group {
+            queries,
+            keys: self.column(qkv, self.heads + g, true, T::one()),
+            values: self.column(qkv, self.heads + self.kv_heads + g, false, T::one()),
+        }
+    }
+
+    /// One of the stacked heads [seq, d_head] of a sequence, times `scale`.
+    #[inline(always)]
+    fn column<T: Real>(&self, qkv: &[T], head: usize, rotated: bool, scale: T) -> Vec<T> {
+        let d = self.d_head;
+        let rotary = self.rotary.as_deref().filter(|_| rotated);
+        let mut column = vec![T::zero(); qkv.len() / self.width() * d];
+        let rows = column.chunks_mut(d).zip(qkv.chunks(self.width()));
+        for (position, (column, row)) in rows.enumerate() {
+            for (column, &value) in column.iter_mut().zip(&row[head * d..][..d]) {
+                *column = value * scale;
+            }
+            if let Some(rotary) = rotary {
+                rotary.rotate(column, position);
+            }
+        }
+        column
     }
 
     /// qkv [batch, new, (heads + 2·kv_heads)·d_head] of the columns from `past` on → z [batch, new,
@@ -251,23 +337,25 @@ impl Attention {
             };
             let (keys, values) = (column(&keys_data), column(&values_data));
             let keys = Transposed::of(&keys, d);
-            let mut probabilities = Vec::with_capacity(past + new);
-            let mut attend = |part: usize| {
+            // The columns before these are no tokens.
+            let skipped = padding[b].saturating_sub(past).min(new);
+            let first = (past + skipped).saturating_sub(padding[b]);
+            let attend = |part: usize| {
                 let head = g * self.group() + part;
-                let mut z = vec![T::zero(); new * d];
-                for (index, z) in z.chunks_mut(d).enumerate() {
-                    let Some(position) = (past + index).checked_sub(padding[b]) else { continue };
+                let mut rotated = Vec::with_capacity((new - skipped) * d);
+                for index in skipped..new {
                     let query = &queries[((b * new + index) * self.heads + head) * d..][..d];
-                    let mut query: Vec<T> = query.iter().map(|&value| value * scale).collect();
+                    rotated.extend(query.iter().map(|&value| value * scale));
                     if let Some(rotary) = &self.rotary {
-                        rotary.rotate(&mut query, position);
+                        let at = rotated.len() - d;
+                        rotary.rotate(&mut rotated[at..], first + index - skipped);
                     }
-                    Self::probabilities(&query, &keys, position, &mut probabilities);
-                    T::add_weighted(z, &probabilities, &values, d);
                 }
+                let mut z = vec![T::zero(); new * d];
+                Self::attend(&rotated, first, &keys, &values, &mut z[skipped * d..]);
                 z
             };
-            (0..self.group()).map(&mut attend).collect()
+            (0..self.group()).map(attend).collect()
         });
         let mut output = vec![T::zero(); batch * new * start];
         self.scatter(&mut output, self.heads, batch, new, &pieces, |g, part| {
@@ -299,34 +387,35 @@ impl Attention {
         Tensor::from_vec(rotated, (batch, new, width), qkv.device())
     }
 
-    /// softmax(q · kⱼ) over j ≤ position.
-    fn probabilities<T: Real>(
-        query: &[T],
+    /// Queries [n, d_head], of the positions from `first` on, → z [n, d_head].
+    #[inline(always)]
+    fn attend<T: Real>(
+        queries: &[T],
+        first: usize,
         keys: &Transposed<T>,
-        position: usize,
-        out: &mut Vec<T>,
+        values: &[T],
+        z: &mut [T],
     ) {
-        keys.products(query, position + 1, out);
-        let largest = lanes::max(out);
-        out.iter_mut().for_each(|score| *score = lanes::exp_or_zero(*score - largest));
-        let factor = T::one() / lanes::sum(out, |p| p);
-        out.iter_mut().for_each(|p| *p *= factor);
+        let d = keys.columns.len() / keys.stride;
+        for positions in tiles(first, first + queries.len() / d) {
+            let start = (positions.start - first) * d;
+            let mut tile = Tile::products(positions, &queries[start..], d, keys);
+            tile.softmax();
+            tile.add_times(values, d, &mut z[start..]);
+        }
     }
 
+    #[inline(always)]
     fn group_forward<T: Real>(&self, qkv: &[T], seq: usize, b: usize, g: usize) -> Vec<Vec<T>> {
-        let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
-        let keys = Transposed::of(&group.keys, d);
-        let mut probabilities = Vec::new();
-        let mut attend = |queries: &Vec<T>| {
-            let mut z = vec![T::zero(); seq * d];
-            for (position, (query, z)) in queries.chunks(d).zip(z.chunks_mut(d)).enumerate() {
-                Self::probabilities(query, &keys, position, &mut probabilities);
-                T::add_weighted(z, &probabilities, &group.values, d);
-            }
-            z
-        };
-        group.queries.iter().map(&mut attend).collect()
+        let keys = Transposed::of(&group.keys, self.d_head);
+        let mut pieces = Vec::with_capacity(self.group());
+        for queries in &group.queries {
+            let mut z = vec![T::zero(); queries.len()];
+            Self::attend(queries, 0, &keys, &group.values, &mut z);
+            pieces.push(z);
+        }
+        pieces
     }
 
     /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's position in `from`,
@@ -349,7 +438,10 @@ impl Attention {
         let (qkv_data, dz) = (values::<T>(qkv)?, values::<T>(gradient)?);
         let pieces = self.for_each_group(batch, |b, g| {
             let from = from.get(b).copied().unwrap_or(0);
-            self.group_backward(&qkv_data, &dz, (seq, from), b, g)
+            lanes::vectorized(
+                #[inline(always)]
+                || self.group_backward(&qkv_data, &dz, (seq, from), b, g),
+            )
         });
         let mut output = vec![T::zero(); batch * seq * width];
         let stacked = self.heads + 2 * self.kv_heads;
@@ -364,6 +456,7 @@ impl Attention {
 
     /// The gradients of the group's query heads, then of its key head, then of its value head, from
     /// position `from` on.
+    #[inline(always)]
     fn group_backward<T: Real>(
         &self,
         qkv: &[T],
@@ -377,42 +470,26 @@ impl Attention {
         let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
         let (mut d_keys, mut d_values) = (vec![T::zero(); seq * d], vec![T::zero(); seq * d]);
         let (keys, values) = (Transposed::of(&group.keys, d), Transposed::of(&group.values, d));
-        let mut tile = Tile::new(seq);
         let mut pieces = Vec::with_capacity(self.group() + 2);
         for (part, queries) in group.queries.iter().enumerate() {
             let head = g * self.group() + part;
-            let dz = &dz[(b * seq * self.heads + head) * d..];
-            let dz_stride = self.heads * d;
+            let stride = self.heads * d;
             let mut d_queries = vec![T::zero(); seq * d];
-            for start in (from..seq).step_by(TILE) {
-                let end = seq.min(start + TILE);
-                for position in start..end {
-                    let dz = &dz[position * dz_stride..][..d];
-                    let query = &queries[position * d..][..d];
-                    let d_query = &mut d_queries[position * d..][..d];
-                    if lanes::is_zero(dz) {
-                        tile.leave_out(position - start, position);
-                        continue;
-                    }
-                    Self::probabilities(query, &keys, position, &mut tile.probabilities);
-                    // ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ), with ∂L/∂pⱼ = dz · vⱼ.
-                    values.products(dz, position + 1, &mut tile.d_scores);
-                    let mean = lanes::dot(&tile.probabilities, &tile.d_scores);
-                    for (d_score, p) in tile.d_scores.iter_mut().zip(&tile.probabilities) {
-                        *d_score = *p * (*d_score - mean);
-                    }
-                    T::add_weighted(d_query, &tile.d_scores, &group.keys, d);
-                    d_query.iter_mut().for_each(|value| *value *= scale);
-                    tile.put(position - start);
+            for positions in tiles(from, seq) {
+                let dz = &dz[(b * seq + positions.start) * stride + head * d..];
+                if dz.chunks(stride).take(positions.len()).all(|dz| lanes::is_zero(&dz[..d])) {
+                    continue;
                 }
-                for j in from..end {
-                    let first = start.max(j);
-                    let of = j * TILE + first - start..j * TILE + end - start;
-                    let (d_value, d_key) = (&mut d_values[j * d..][..d], &mut d_keys[j * d..][..d]);
-                    let (dz, queries) = (&dz[first * dz_stride..], &queries[first * d..]);
-                    T::add_weighted(d_value, &tile.columns[0][of.clone()], dz, dz_stride);
-                    T::add_weighted(d_key, &tile.columns[1][of], queries, d);
-                }
+                let queries = &queries[positions.start * d..];
+                let d_queries = &mut d_queries[positions.start * d..positions.end * d];
+                let mut probabilities = Tile::products(positions.clone(), queries, d, &keys);
+                probabilities.softmax();
+                let mut d_scores = Tile::products(positions, dz, stride, &values);
+                d_scores.back_through_softmax(&probabilities);
+                d_scores.add_times(&group.keys, d, d_queries);
+                d_queries.iter_mut().for_each(|value| *value *= scale);
+                probabilities.add_transposed_times(dz, stride, d, from, &mut d_values);
+                d_scores.add_transposed_times(queries, d, d, from, &mut d_keys);
             }
             pieces.push(d_queries);
         }

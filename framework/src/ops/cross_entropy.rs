@@ -11,7 +11,7 @@ use super::{Real, composed, is_fused, lanes};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
-const CHUNK: usize = 1 << 24;
+const CHUNK: usize = 1 << 25;
 
 /// One predicted token: which one, and what its term counts.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, is_fused, lanes, values};
+use super::{Real, add_rows, by_dtype, is_fused, lanes, values};
+
+/// Rows a thread takes at once, at least: one alone is less work than waking it.
+const ROWS: usize = 64;
 
 /// Which rows of a gradient [rows, width] are worth working on.
 #[derive(Clone, Debug)]
@@ -29,7 +32,7 @@ impl Kept {
     fn of_values<T: Real>(gradient: &Tensor) -> Result<Self> {
         let (rows, width) = gradient.dims2()?;
         let values = values::<T>(gradient)?;
-        let kept: Vec<usize> = (values.par_chunks(width).enumerate())
+        let kept: Vec<usize> = (values.par_chunks(width).enumerate().with_min_len(ROWS))
             .filter(|(_, row)| !lanes::is_zero(row))
             .map(|(index, _)| index)
             .collect();
@@ -66,11 +69,12 @@ impl Kept {
         Self::Rows(Arc::new(places), chosen.len()).scatter(rows)
     }
 
-    /// `tensor` [rows, width] with `rows` [kept, width] added to these rows of it.
-    pub(crate) fn add(&self, tensor: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    /// `tensor` [rows, width] with `rows` [kept, width], which nobody else holds, added to these rows
+    /// of it.
+    pub(crate) fn add(&self, tensor: &Tensor, rows: Tensor) -> Result<Tensor> {
         match self {
-            Self::All => tensor + rows,
-            Self::Rows(kept, _) => by_dtype!(tensor, T => add::<T>(tensor, rows, kept)),
+            Self::All => add_rows(rows, Some(tensor), None),
+            Self::Rows(kept, _) => by_dtype!(tensor, T => add::<T>(tensor, &rows, kept)),
         }
     }
 
@@ -94,10 +98,18 @@ fn gather<T: Real>(tensor: &Tensor, kept: &[usize]) -> Result<Tensor> {
 
 fn add<T: Real>(tensor: &Tensor, rows: &Tensor, kept: &[usize]) -> Result<Tensor> {
     let width = tensor.dim(1)?;
-    let mut sum = values::<T>(tensor)?.to_vec();
-    for (row, values) in kept.iter().zip(values::<T>(rows)?.chunks(width)) {
-        lanes::add_scaled(&mut sum[row * width..][..width], T::one(), values);
-    }
+    let (before, rows) = (values::<T>(tensor)?, values::<T>(rows)?);
+    let mut sum = vec![T::zero(); before.len()];
+    let all = sum.par_chunks_mut(width).zip(before.par_chunks(width)).enumerate();
+    all.with_min_len(ROWS).for_each(|(row, (sum, before))| {
+        sum.copy_from_slice(before);
+        if let Ok(index) = kept.binary_search(&row) {
+            lanes::vectorized(
+                #[inline(always)]
+                || lanes::add_scaled(sum, T::one(), &rows[index * width..][..width]),
+            );
+        }
+    });
     Tensor::from_vec(sum, tensor.shape(), tensor.device())
 }
 

@@ -3,16 +3,17 @@
 
 use candle_core::WithDType;
 use num_traits::Float;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Arch;
+
+use super::product::Product;
 
 /// What the operations compute in: float32, or float64 to check numbers to the last digit.
 pub(crate) trait Real: WithDType + Float + std::iter::Sum {
     /// eˣ.
     fn exponential(self) -> Self;
 
-    /// y += Σⱼ factors[j] · rows[j], in that order, where row j begins at `j · stride` and is as long
-    /// as y, or longer.
-    fn add_weighted(y: &mut [Self], factors: &[Self], rows: &[Self], stride: usize);
+    /// Adds a·b to c; every sum runs over a's columns in order.
+    fn add_product(product: Product<Self>);
 }
 
 impl Real for f32 {
@@ -21,8 +22,8 @@ impl Real for f32 {
         exp(self)
     }
 
-    fn add_weighted(y: &mut [Self], factors: &[Self], rows: &[Self], stride: usize) {
-        Arch::new().dispatch(AddWeighted { y, factors, rows, stride });
+    fn add_product(product: Product<Self>) {
+        Arch::new().dispatch(product);
     }
 }
 
@@ -32,60 +33,8 @@ impl Real for f64 {
         self.exp()
     }
 
-    fn add_weighted(y: &mut [Self], factors: &[Self], rows: &[Self], stride: usize) {
-        for (factor, row) in factors.iter().zip(rows.chunks(stride)) {
-            add_scaled(y, *factor, row);
-        }
-    }
-}
-
-/// The arguments of [`Real::add_weighted`], for the widest vector instructions that the processor has.
-/// Products are not fused with sums, so the bits are the same with any.
-struct AddWeighted<'a> {
-    y: &'a mut [f32],
-    factors: &'a [f32],
-    rows: &'a [f32],
-    stride: usize,
-}
-
-impl WithSimd for AddWeighted<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let width = self.y.len();
-        let (vectors, tail) = S::as_mut_simd_f32s(self.y);
-        let rows = || self.factors.iter().zip(self.rows.chunks(self.stride));
-        let (fours, ones) = vectors.as_chunks_mut::<4>();
-        let mut start = 0;
-        // Sums stay in registers while the rows go by.
-        for four in fours {
-            let mut sums = *four;
-            for (factor, row) in rows() {
-                let factor = simd.splat_f32s(*factor);
-                if let Some(row) = S::as_simd_f32s(&row[start..width]).0.first_chunk::<4>() {
-                    for (sum, row) in sums.iter_mut().zip(row) {
-                        *sum = simd.add_f32s(*sum, simd.mul_f32s(factor, *row));
-                    }
-                }
-            }
-            *four = sums;
-            start += 4 * S::F32_LANES;
-        }
-        for one in ones {
-            let mut sum = *one;
-            for (factor, row) in rows() {
-                let factor = simd.splat_f32s(*factor);
-                if let Some(row) = S::as_simd_f32s(&row[start..width]).0.first() {
-                    sum = simd.add_f32s(sum, simd.mul_f32s(factor, *row));
-                }
-            }
-            *one = sum;
-            start += S::F32_LANES;
-        }
-        for (factor, row) in rows() {
-            add_scaled(tail, *factor, &row[start..width]);
-        }
+    fn add_product(product: Product<Self>) {
+        product.add_plainly();
     }
 }
 
@@ -105,6 +54,19 @@ pub(super) fn real<T: Real>(value: f64) -> T {
 /// Values a vector instruction works on, at most.
 pub(super) const LANES: usize = 16;
 
+/// The lanes made one, halves with halves.
+#[inline(always)]
+fn join<T: Real>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = f(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// Σ f(aᵢ, bᵢ).
 #[inline(always)]
 pub(super) fn sum2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
@@ -117,7 +79,7 @@ pub(super) fn sum2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
             lanes[lane] += f(a[lane], b[lane]);
         }
     }
-    lanes.into_iter().sum::<T>() + tail
+    join(lanes, |a, b| a + b) + tail
 }
 
 /// Σ aᵢ bᵢ.
@@ -157,7 +119,7 @@ pub(super) fn max<T: Real>(a: &[T]) -> T {
             lanes[lane] = if block[lane] > lanes[lane] { block[lane] } else { lanes[lane] };
         }
     }
-    lanes.into_iter().fold(tail, Float::max)
+    Float::max(join(lanes, |a, b| if b > a { b } else { a }), tail)
 }
 
 /// eˣ within 2 ulp for x in [−87, 88], and the value at the nearer end outside; NaN stays NaN.
@@ -208,24 +170,6 @@ mod tests {
             let exact = f64::from(x).exp();
             let ulp = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
             prop_assert!((f64::from(super::exp(x)) - exact).abs() <= 2.0 * ulp);
-        }
-
-        /// Whatever vectors the processor has, the bits are those of the plain loop.
-        #[test]
-        fn weighted_sums_are_the_plain_loops(
-            width in 0usize..150, gap in 0usize..5, count in 0usize..9, seed in 0f32..9.0,
-        ) {
-            let stride = width + gap + 1;
-            let noise = |i: usize| (i as f32 * 12.9898 + seed).sin();
-            let factors: Vec<f32> = (0..count).map(noise).collect();
-            let rows: Vec<f32> = (0..count * stride).map(|i| noise(i + 1000)).collect();
-            let mut y: Vec<f32> = (0..width).map(|i| noise(i + 5000)).collect();
-            let mut expected = y.clone();
-            for (factor, row) in factors.iter().zip(rows.chunks(stride)) {
-                super::add_scaled(&mut expected, *factor, row);
-            }
-            <f32 as super::Real>::add_weighted(&mut y, &factors, &rows, stride);
-            prop_assert_eq!(y, expected);
         }
 
         #[test]

@@ -15,7 +15,12 @@ pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
     }
     by_dtype!(tensor, T => {
         let values = values::<T>(tensor)?;
-        let row = |row: &[T]| WithDType::to_f64(lanes::dot(row, row));
+        let row = |row: &[T]| {
+            lanes::vectorized(
+                #[inline(always)]
+                || WithDType::to_f64(lanes::dot(row, row)),
+            )
+        };
         let rows: Vec<f64> = values.par_chunks(tensor.dim(1)?).map(row).collect();
         Ok(rows.into_iter().sum())
     })
@@ -38,10 +43,15 @@ pub(crate) fn sum_rows(tensor: &Tensor, rows: &[u32]) -> Result<Tensor> {
         let values = values::<T>(tensor)?;
         let mut sum = vec![T::zero(); width];
         sum.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, sum)| {
-            for &row in rows {
-                let start = row as usize * width + chunk * COLUMNS;
-                lanes::add_scaled(sum, T::one(), &values[start..][..sum.len()]);
-            }
+            lanes::vectorized(
+                #[inline(always)]
+                || {
+                    for &row in rows {
+                        let start = row as usize * width + chunk * COLUMNS;
+                        lanes::add_scaled(sum, T::one(), &values[start..][..sum.len()]);
+                    }
+                },
+            );
         });
         Tensor::from_vec(sum, (1, width), tensor.device())
     })
@@ -113,12 +123,17 @@ impl AddRows<'_> {
         let rows = self.rows.map(values::<T>).transpose()?;
         let bias = self.bias.map(values::<T>).transpose()?;
         y.par_chunks_mut(width).enumerate().for_each(|(index, y)| {
-            if let Some(bias) = &bias {
-                lanes::add_scaled(y, T::one(), bias);
-            }
-            if let Some(rows) = &rows {
-                lanes::add_scaled(y, T::one(), &rows[index * width..][..width]);
-            }
+            lanes::vectorized(
+                #[inline(always)]
+                || {
+                    if let Some(bias) = &bias {
+                        lanes::add_scaled(y, T::one(), bias);
+                    }
+                    if let Some(rows) = &rows {
+                        lanes::add_scaled(y, T::one(), &rows[index * width..][..width]);
+                    }
+                },
+            );
         });
         Ok(())
     }
@@ -169,9 +184,15 @@ impl AddByPlace<'_> {
         let (rows, factor) = (values::<T>(self.rows)?, lanes::real::<T>(self.factor));
         let blocks = sums.par_chunks_mut(block).zip(rows.par_chunks(self.places.len() * width));
         blocks.for_each(|(sums, rows)| {
-            for (&place, row) in self.places.iter().zip(rows.chunks(width)) {
-                lanes::add_scaled(&mut sums[place as usize * width..][..width], factor, row);
-            }
+            lanes::vectorized(
+                #[inline(always)]
+                || {
+                    for (&place, row) in self.places.iter().zip(rows.chunks(width)) {
+                        let sums = &mut sums[place as usize * width..][..width];
+                        lanes::add_scaled(sums, factor, row);
+                    }
+                },
+            );
         });
         Ok(())
     }

@@ -17,6 +17,7 @@ mod kept;
 mod lanes;
 mod matrix;
 pub mod norm;
+mod product;
 pub mod rotary;
 #[cfg(test)]
 mod tests;

@@ -43,24 +43,28 @@ impl Rotary {
     }
 
     /// Rotates one head's vector at `position` in place.
+    #[inline(always)]
     pub(super) fn rotate<T: Real>(&self, vector: &mut [T], position: usize) {
         self.turn(vector, position, 1.0);
     }
 
     /// The inverse rotation, which is also its pull-back.
+    #[inline(always)]
     pub(super) fn rotate_back<T: Real>(&self, vector: &mut [T], position: usize) {
         self.turn(vector, position, -1.0);
     }
 
+    #[inline(always)]
     fn turn<T: Real>(&self, vector: &mut [T], position: usize, sign: f64) {
         let row = position * self.half..(position + 1) * self.half;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
         let (first, second) = vector.split_at_mut(self.half);
-        for index in 0..self.half {
-            let (a, b) = (first[index], second[index]);
-            let (cos, sin) = (lanes::real::<T>(cos[index]), lanes::real::<T>(sign * sin[index]));
-            first[index] = a * cos - b * sin;
-            second[index] = b * cos + a * sin;
+        let pairs = first.iter_mut().zip(second);
+        for ((first, second), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+            let (a, b) = (*first, *second);
+            let (cos, sin) = (lanes::real::<T>(*cos), lanes::real::<T>(sign * sin));
+            *first = a * cos - b * sin;
+            *second = b * cos + a * sin;
         }
     }
 }

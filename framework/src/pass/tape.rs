@@ -274,7 +274,7 @@ impl Read {
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
         let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed)?;
-        let stream = kept.add(stream, &pulled)?;
+        let stream = kept.add(stream, pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
         sink(Captured::Reading { reading, x, kept, normed, projected })?;
         Ok(stream)
