@@ -10,6 +10,7 @@ use circuit_metrics as _;
 use circuit_plugins as _;
 use circuit_tasks as _;
 
+mod bfloat16;
 mod command_line;
 mod conformance;
 mod documentation;

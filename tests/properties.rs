@@ -43,14 +43,14 @@ fn ways() -> impl Strategy<Value = (Method, Ablation, Positions, &'static str)> 
 }
 
 /// The largest difference as a share of the largest score.
-fn distance(a: &Scores, b: &Scores) -> f32 {
+pub fn distance(a: &Scores, b: &Scores) -> f32 {
     let largest =
         a.values.iter().fold(f32::MIN_POSITIVE, |largest, score| largest.max(score.abs()));
     let difference = a.values.iter().zip(&b.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     difference / largest
 }
 
-fn find(model: &dyn Model, examples: &[Example], metric: &str, options: &Discovery) -> Scores {
+pub fn find(model: &dyn Model, examples: &[Example], metric: &str, options: &Discovery) -> Scores {
     let metric: Box<dyn PatchingMetric> = plugin(metric, "");
     let all: Vec<&Example> = examples.iter().collect();
     discover(model, &all, &*metric, options, &progress::silent).unwrap().scores
@@ -234,7 +234,7 @@ proptest! {
     }
 }
 
-fn tune(
+pub fn tune(
     model: &dyn Model,
     examples: &[Example],
     selector: &str,
@@ -265,7 +265,7 @@ fn tune(
     Ok(entries)
 }
 
-fn geometry_with_edges() -> impl Strategy<Value = Geometry> {
+pub fn geometry_with_edges() -> impl Strategy<Value = Geometry> {
     geometries()
         .prop_filter("tuning needs two edges", |geometry| geometry.layers > 1 || geometry.heads > 1)
 }

@@ -109,7 +109,7 @@ impl Geometry {
         self.model_in(seed, Precision::Float64)
     }
 
-    fn model_in(&self, seed: u64, dtype: Precision) -> Box<dyn Model> {
+    pub fn model_in(&self, seed: u64, dtype: Precision) -> Box<dyn Model> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), self.config().to_string()).unwrap();
         let model = load(ModelChoice {

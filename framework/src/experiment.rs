@@ -76,8 +76,8 @@ pub struct ModelChoice {
     /// Merge the LoRA adapter in this folder, as PEFT or a run saved it, into the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
-    /// What to compute in: `float32`, `float64`, or `auto`, float64 for models of up to 100,000
-    /// parameters.
+    /// What to compute in: `float32`, `float64`, `bfloat16`, which is float32 with weights kept in
+    /// bfloat16, or `auto`, float64 for models of up to 100,000 parameters, else float32.
     #[serde(default)]
     pub dtype: Precision,
     /// What to compute on: `cpu`, `cuda`, `cuda:N` or `auto`.

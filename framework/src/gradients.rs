@@ -119,7 +119,8 @@ impl Gradients {
         if !self.selection.contains(param.id) {
             return Ok(());
         }
-        let full = param.tensor.zeros_like()?.index_add(index, gradient, 0)?;
+        let full = Tensor::zeros(param.tensor.shape(), gradient.dtype(), gradient.device())?
+            .index_add(index, gradient, 0)?;
         self.add_rows(param.id, |range| Ok(full.narrow(0, range.start, range.len())?))
     }
 

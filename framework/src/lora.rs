@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::model::{Model, Projection};
+use crate::ops::weight;
 use crate::parameters::{Param, ParamId, Parameters, Selection};
 use crate::{Error, Result, files, refuse};
 
@@ -107,7 +108,7 @@ impl Adapters {
             let weight = model.parameters().get(projection.parameter);
             let (rows, d_model) = (projection.rows.len(), weight.width());
             let (input, output) = if projection.reads { (d_model, rows) } else { (rows, d_model) };
-            let kind = (weight.tensor.dtype(), weight.tensor.device());
+            let kind = (weight::computing(weight.tensor.dtype()), weight.tensor.device());
             let [a, b] = values(&projection, [lora.rank, input], [output, lora.rank], kind)?;
             let a = parameters.add_shared(tensor_name(&projection, "A"), a)?;
             let b = parameters.add_shared(tensor_name(&projection, "B"), b)?;
@@ -134,7 +135,8 @@ impl Adapters {
             let product = if projection.reads { product } else { product.t()? };
             let weight = &model.parameters().get(projection.parameter).tensor;
             let rows = weight.narrow(0, projection.rows.start, projection.rows.len())?;
-            weight.slice_set(&(rows + product)?.contiguous()?, 0, projection.rows.start)?;
+            let sum = (weight::widened(&rows)? + product)?.to_dtype(weight.dtype())?;
+            weight.slice_set(&sum.contiguous()?, 0, projection.rows.start)?;
         }
         Ok(())
     }

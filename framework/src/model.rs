@@ -10,6 +10,7 @@ use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
 use crate::graph::Graph;
+use crate::ops::weight;
 use crate::parameters::{ParamId, Parameters};
 use crate::pass::{Pass, Readout};
 use crate::{Error, Result, refuse};
@@ -147,7 +148,8 @@ pub struct Checkpoint {
     /// Hugging Face's config.json.
     pub config: serde_json::Value,
     pub weights: Weights,
-    /// float32 or float64: what the model computes in.
+    /// float32 or float64, what the model computes in, or bfloat16 for float32 with matrices kept in
+    /// bfloat16.
     pub dtype: DType,
     /// What it computes on.
     pub device: Device,
@@ -165,6 +167,8 @@ pub enum Precision {
     Auto,
     Float32,
     Float64,
+    /// float32, of weights kept in bfloat16: half the memory. Rows that are tuned have float32 masters.
+    Bfloat16,
 }
 
 /// What a model computes on: `cpu`, `cuda` or `cuda:N`, or `auto`, the first GPU where the program
@@ -220,6 +224,7 @@ impl Precision {
     pub fn dtype(self, weights: &Weights) -> DType {
         match (self, weights) {
             (Self::Float64, _) => DType::F64,
+            (Self::Bfloat16, _) => DType::BF16,
             (Self::Auto, Weights::Given(tensors))
                 if tensors.values().map(Tensor::elem_count).sum::<usize>() <= SMALL =>
             {
@@ -247,7 +252,9 @@ impl Checkpoint {
     /// # Errors
     /// If it is missing or its shape is another, naming it.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let place = |tensor: Tensor| tensor.to_dtype(self.dtype)?.to_device(&self.device);
+        // Vectors are small, and sums of them lose what bfloat16 does not hold.
+        let dtype = if shape.len() > 1 { self.dtype } else { weight::computing(self.dtype) };
+        let place = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(&self.device);
         let tensors = match &mut self.weights {
             Weights::Given(tensors) => tensors,
             Weights::Random(random) => return Ok(place(draw(name, shape, random)?)?),

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use super::{Discovery, Positions};
 use crate::example::Batch;
 use crate::graph::Graph;
-use crate::ops::{Kept, sum_rows};
+use crate::ops::{Kept, sum_rows, weight};
 use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
 use crate::{Error, Result};
 
@@ -291,7 +291,7 @@ fn multiply_blocks(values: &Tensor, weight: &Tensor, blocks: usize) -> Result<Te
     let (rows, total) = values.dims2()?;
     let width = total / blocks;
     let values = values.reshape((rows, blocks, width))?.transpose(0, 1)?.contiguous()?;
-    Ok(values.matmul(&weight.reshape((blocks, width, ()))?)?)
+    Ok(values.matmul(&weight::widened(weight)?.reshape((blocks, width, ()))?)?)
 }
 
 /// `tensor` with the type and on the device of `other`.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::{Real, composed, is_fused, lanes};
+use super::{Real, composed, is_fused, lanes, weight};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
@@ -44,7 +44,7 @@ pub fn weighted(
         let (terms, d_logits) = chunk(&rows, unembedding, targets)?;
         loss += terms;
         if with_gradient {
-            gradients.push(d_logits.matmul(unembedding)?);
+            gradients.push(weight::times(&d_logits, unembedding)?);
         }
     }
     let gradient = match with_gradient {
@@ -62,7 +62,8 @@ pub fn unembedding_gradient(
     unembedding: &Tensor,
     targets: &[Target],
 ) -> Result<Tensor> {
-    let mut sum = unembedding.zeros_like()?;
+    let dtype = weight::computing(unembedding.dtype());
+    let mut sum = Tensor::zeros(unembedding.shape(), dtype, unembedding.device())?;
     for (start, targets) in chunks(targets, unembedding)? {
         let rows = hidden.narrow(0, start, targets.len())?;
         let (_, d_logits) = chunk(&rows, unembedding, targets)?;
@@ -83,7 +84,7 @@ fn chunks<'t>(
 
 /// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary].
 fn chunk(rows: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
-    let logits = rows.matmul(&unembedding.t()?)?;
+    let logits = weight::times_transposed(rows, unembedding)?;
     if !is_fused(&logits) {
         return composed::cross_entropy(&logits, targets);
     }

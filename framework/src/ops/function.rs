@@ -8,10 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
+    WithDType, bail,
 };
-
-use super::lanes::Real;
 
 /// `output`, whose gradient reaches `input` through `backward` (∂L/∂output → ∂L/∂input).
 pub(crate) fn differentiable(
@@ -121,7 +120,9 @@ struct Values<G, T> {
 }
 
 /// Borrows a tensor's values; the tensor must be contiguous, of type `T` and on the CPU.
-pub(crate) fn values<T: Real>(tensor: &Tensor) -> Result<impl Deref<Target = [T]> + Sync + '_> {
+pub(crate) fn values<T: WithDType>(
+    tensor: &Tensor,
+) -> Result<impl Deref<Target = [T]> + Sync + '_> {
     if tensor.dtype() != T::DTYPE || !tensor.is_contiguous() || !tensor.device().is_cpu() {
         bail!(
             "expected a contiguous {:?} tensor on the CPU, got {:?} {:?}",
@@ -135,7 +136,7 @@ pub(crate) fn values<T: Real>(tensor: &Tensor) -> Result<impl Deref<Target = [T]
     Ok(Values { storage, start, len, of: PhantomData })
 }
 
-impl<T: Real, G: Deref<Target = Storage>> Deref for Values<G, T> {
+impl<T: WithDType, G: Deref<Target = Storage>> Deref for Values<G, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {

@@ -21,6 +21,7 @@ mod product;
 pub mod rotary;
 #[cfg(test)]
 mod tests;
+pub(crate) mod weight;
 
 pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, values};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::activation::Activation;
@@ -13,6 +13,7 @@ use super::cross_entropy::{self, Target};
 use super::differentiable;
 use super::norm::Norm;
 use super::rotary::Rotary;
+use super::weight;
 use crate::parameters::{Param, ParamId};
 
 /// A reproducible tensor without a pattern that an operation could hide behind.
@@ -206,4 +207,22 @@ fn vanishing_probabilities_are_zero() {
     let gradient: Vec<f32> = of_unembedding.unwrap().flatten_all().unwrap().to_vec1().unwrap();
     assert!(gradient.iter().all(|value| !value.is_subnormal()));
     assert!(gradient.iter().filter(|value| **value != 0.0).count() > 100);
+}
+
+/// A weight of more rows than are widened at once.
+#[test]
+fn products_with_bfloat16_weights() {
+    let (rows, width) = (10_000, 3);
+    let narrow = noise(&[rows, width], 0.1).to_dtype(DType::BF16).unwrap();
+    let wide = narrow.to_dtype(DType::F32).unwrap();
+    let of = |shape: &[usize]| noise(shape, 0.4).to_dtype(DType::F32).unwrap();
+    let agree = |found: Tensor, expected: Tensor| {
+        let in_float64 = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
+        close(&in_float64(found), &in_float64(expected), 1e-4);
+    };
+    let (x, z) = (of(&[4, width]), of(&[4, rows]));
+    agree(weight::times_transposed(&x, &narrow).unwrap(), x.matmul(&wide.t().unwrap()).unwrap());
+    agree(weight::times(&z, &narrow).unwrap(), z.matmul(&wide).unwrap());
+    let index = Tensor::new(&[9999u32, 0], &Device::Cpu).unwrap();
+    agree(weight::rows_of(&narrow, &index).unwrap(), wide.index_select(&index, 0).unwrap());
 }

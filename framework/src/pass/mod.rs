@@ -26,7 +26,7 @@ use crate::ops::activation::Activation;
 use crate::ops::attention::{self, Attention};
 use crate::ops::cross_entropy::Target;
 use crate::ops::norm::Norm;
-use crate::ops::{Kept, add_rows, differentiable};
+use crate::ops::{Kept, add_rows, differentiable, weight};
 use crate::parameters::Param;
 use crate::{Result, refuse};
 use tape::{Between, Entry, Operation, Read, Tape, Write};
@@ -55,7 +55,7 @@ pub struct Reading {
 impl Reading {
     /// The normalised stream [rows, d_model] → projections [rows, readers × width].
     fn project(&self, normed: &Tensor) -> candle_core::Result<Tensor> {
-        let output = normed.matmul(&self.weight.tensor.t()?)?;
+        let output = weight::times_transposed(normed, &self.weight.tensor)?;
         add_rows(output, None, self.bias.as_ref().map(|bias| &bias.tensor))
     }
 }
@@ -295,7 +295,7 @@ impl Pass {
         let output = match &self.input {
             Some(input) => input.clone(),
             None => {
-                let embedded = embedding.tokens.tensor.index_select(&flat, 0)?;
+                let embedded = weight::rows_of(&embedding.tokens.tensor, &flat)?;
                 match &embedding.positions {
                     None => embedded,
                     Some(positions) => (embedded + self.positions(positions, batch, seq)?)?,
@@ -319,10 +319,10 @@ impl Pass {
         let table = &positions.tensor;
         if let Some(cache) = &self.cache {
             let index = lock(cache).positions(seq);
-            return Ok(table.index_select(&Tensor::new(index, table.device())?, 0)?);
+            return Ok(weight::rows_of(table, &Tensor::new(index, table.device())?)?);
         }
         let d_model = table.dim(1)?;
-        let rows = table.narrow(0, 0, seq)?.unsqueeze(0)?;
+        let rows = weight::widened(&table.narrow(0, 0, seq)?)?.unsqueeze(0)?;
         Ok(rows.broadcast_as((batch, seq, d_model))?.reshape((batch * seq, d_model))?)
     }
 
@@ -383,7 +383,7 @@ impl Pass {
         self.check_stream(x)?;
         let (batch, seq, d_model) = x.dims3()?;
         let flat = rows(&z.detach())?;
-        let output = flat.matmul(&writing.weight.tensor)?;
+        let output = weight::times(&flat, &writing.weight.tensor)?;
         let applied = match &self.adapters {
             Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
             None => Vec::new(),

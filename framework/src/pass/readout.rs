@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::{Captured, Record, Unembedding, capture, scalar};
 use crate::Result;
 use crate::ops::cross_entropy::{self, Target};
-use crate::ops::differentiable;
+use crate::ops::{differentiable, weight};
 
 /// The end of a forward pass: logits and losses, computed only for the rows that are asked for. A
 /// row is `example · seq + position` in the batch.
@@ -29,7 +29,7 @@ impl Readout {
         let selected = self.select(rows)?;
         let hidden = selected.detach();
         let weight = self.unembedding.weight.tensor.clone();
-        let output = hidden.matmul(&weight.t()?)?;
+        let output = weight::times_transposed(&hidden, &weight)?;
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
         Ok(differentiable(&selected, output, move |gradient| {
             capture(
@@ -40,7 +40,7 @@ impl Readout {
                     gradient: gradient.clone(),
                 },
             );
-            gradient.matmul(&weight)
+            weight::times(gradient, &weight)
         })?)
     }
 
@@ -52,7 +52,7 @@ impl Readout {
         let selected = self.select(rows)?;
         let hidden = selected.detach();
         let tokens = Tensor::new(tokens, hidden.device())?;
-        let weight = self.unembedding.weight.tensor.index_select(&tokens, 0)?;
+        let weight = weight::rows_of(&self.unembedding.weight.tensor, &tokens)?;
         let output = (&hidden * &weight)?.sum(1)?;
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
         Ok(differentiable(&selected, output, move |gradient| {

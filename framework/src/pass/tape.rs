@@ -10,7 +10,7 @@ use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
-use crate::ops::{Kept, differentiable};
+use crate::ops::{Kept, differentiable, weight};
 use crate::{Result, refuse};
 
 /// Where gradients are put that candle has brought back.
@@ -227,7 +227,7 @@ impl Write {
     ) -> Result<Partial> {
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
         let gradient = kept.gather(stream)?;
-        let at_z = gradient.matmul(&self.writing.weight.tensor.t()?)?;
+        let at_z = weight::times_transposed(&gradient, &self.writing.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &gradient, &at_z)?;
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
@@ -268,7 +268,7 @@ impl Read {
             true => projected,
             false => Partial { values: projected.kept.scatter(projected.values)?, kept: Kept::All },
         };
-        let normed = projected.matmul(&self.reading.weight.tensor)?;
+        let normed = weight::times(&projected, &self.reading.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &projected, &normed)?;
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;

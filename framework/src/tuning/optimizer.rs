@@ -5,14 +5,16 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, bail};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Tuning;
 use crate::Result;
 use crate::gradients::Gradients;
-use crate::ops::{Real, is_fused, vectorized};
+use crate::ops::{Real, is_fused, vectorized, weight};
 use crate::parameters::Parameters;
 
 /// The update rule.
@@ -51,8 +53,11 @@ struct State {
     counts: Vec<u32>,
     f32: Moments<f32>,
     f64: Moments<f64>,
-    /// The same off the CPU: first and second moment [rows, width].
-    tensors: Option<[Tensor; 2]>,
+    /// Of weights kept in bfloat16, the selected rows in float32 [rows, width]: an update can be too
+    /// small for bfloat16 to show, and is not to be lost.
+    master: Vec<f32>,
+    /// The same off the CPU: first and second moment and master [rows, width].
+    tensors: Option<[Tensor; 3]>,
 }
 
 /// In the type of the parameter.
@@ -101,7 +106,10 @@ impl Optimizer {
             let selected: Vec<usize> = ranges.iter().cloned().flatten().collect();
             let gradient = match gradients.get(id) {
                 Some(gradient) => gradient.contiguous()?,
-                None => parameter.tensor.narrow(0, 0, selected.len())?.zeros_like()?,
+                None => {
+                    let dtype = weight::computing(parameter.tensor.dtype());
+                    Tensor::zeros((selected.len(), width), dtype, parameter.tensor.device())?
+                }
             };
             if !is_fused(&parameter.tensor) {
                 self.rule.update_composed(&parameter.tensor, &gradient, ranges, state, lr)?;
@@ -133,9 +141,13 @@ impl Rule {
         lr: f64,
     ) -> Result<()> {
         let Self { algorithm, momentum, beta1, beta2, eps, weight_decay } = *self;
-        let [first, second] = match state.tensors.take() {
-            Some(moments) => moments,
-            None => [weight.zeros_like()?, weight.zeros_like()?],
+        let [first, second, master] = match state.tensors.take() {
+            Some(tensors) => tensors,
+            None => {
+                // Without bfloat16 the weight is its own master.
+                let master = weight::widened(weight)?;
+                [master.zeros_like()?, master.zeros_like()?, master]
+            }
         };
         let selected = |tensor: &Tensor| -> Result<Tensor> {
             let rows = ranges.iter().map(|range| tensor.narrow(0, range.start, range.len()));
@@ -144,13 +156,14 @@ impl Rule {
         let put_back = |tensor: &Tensor, rows: &Tensor| -> Result<()> {
             let mut start = 0;
             for range in ranges {
-                let rows = rows.narrow(0, start, range.len())?.contiguous()?;
+                let rows = rows.narrow(0, start, range.len())?.to_dtype(tensor.dtype())?;
+                let rows = rows.contiguous()?;
                 tensor.slice_set(&rows, 0, range.start)?;
                 start += range.len();
             }
             Ok(())
         };
-        let (w, m) = (selected(weight)?, selected(&first)?);
+        let (w, m) = (selected(&master)?, selected(&first)?);
         let counts = ranges.iter().cloned().flatten().map(|row| {
             state.counts[row] += 1;
             f64::from(state.counts[row])
@@ -159,11 +172,11 @@ impl Rule {
         let by_row = |of: &dyn Fn(f64) -> f64| -> Result<Tensor> {
             let values: Vec<f64> = counts.iter().map(|&count| of(count)).collect();
             let column = Tensor::from_vec(values, (counts.len(), 1), &Device::Cpu)?;
-            Ok(column.to_dtype(weight.dtype())?.to_device(weight.device())?)
+            Ok(column.to_dtype(master.dtype())?.to_device(weight.device())?)
         };
         if algorithm == Algorithm::Sgd {
             let m = ((m * momentum)? + (gradient + (&w * weight_decay)?)?)?;
-            put_back(weight, &(w - (&m * lr)?)?)?;
+            put_back(&master, &(w - (&m * lr)?)?)?;
             put_back(&first, &m)?;
         } else {
             let v = selected(&second)?;
@@ -176,11 +189,14 @@ impl Rule {
             let rate = by_row(&|count| lr / (1.0 - beta1.powf(count)))?;
             let scale = by_row(&|count| 1.0 / (1.0 - beta2.powf(count)).sqrt())?;
             let step = (m.broadcast_mul(&rate)? / (v.sqrt()?.broadcast_mul(&scale)? + eps)?)?;
-            put_back(weight, &(w - step)?)?;
+            put_back(&master, &(w - step)?)?;
             put_back(&first, &m)?;
             put_back(&second, &v)?;
         }
-        state.tensors = Some([first, second]);
+        if weight.dtype() == DType::BF16 {
+            put_back(weight, &selected(&master)?)?;
+        }
+        state.tensors = Some([first, second, master]);
         Ok(())
     }
 }
@@ -208,7 +224,7 @@ impl InplaceOp2 for Update<'_> {
     ) -> candle_core::Result<()> {
         let (at, from) = (weight_layout.start_offset(), gradient_layout.start_offset());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { counts, f32, f64, .. } = &mut **state;
+        let State { counts, f32, f64, master, .. } = &mut **state;
         match (weight, gradient) {
             (CpuStorage::F32(weight), CpuStorage::F32(gradient)) => {
                 self.update_rows(&mut weight[at..], &gradient[from..], counts, f32);
@@ -216,13 +232,38 @@ impl InplaceOp2 for Update<'_> {
             (CpuStorage::F64(weight), CpuStorage::F64(gradient)) => {
                 self.update_rows(&mut weight[at..], &gradient[from..], counts, f64);
             }
-            _ => bail!("the optimizer updates float32 and float64 weights"),
+            (CpuStorage::BF16(weight), CpuStorage::F32(gradient)) => {
+                let weight = &mut weight[at..][..counts.len() * self.width];
+                self.widen_new_rows(weight, counts, master);
+                self.update_rows(master, &gradient[from..], counts, f32);
+                self.narrow(master, weight);
+            }
+            _ => bail!("the optimizer updates float32, float64 and bfloat16 weights"),
         }
         Ok(())
     }
 }
 
 impl Update<'_> {
+    /// Has a master of every row that is updated for the first time.
+    fn widen_new_rows(&self, weight: &[bf16], counts: &[u32], master: &mut Vec<f32>) {
+        if master.is_empty() {
+            *master = vec![0.0; weight.len()];
+        }
+        for &row in self.selected.iter().filter(|row| counts[**row] == 0) {
+            let of = row * self.width..(row + 1) * self.width;
+            weight[of.clone()].convert_to_f32_slice(&mut master[of]);
+        }
+    }
+
+    /// Rounds the masters of the updated rows to the weights.
+    fn narrow(&self, master: &[f32], weight: &mut [bf16]) {
+        for &row in self.selected {
+            let of = row * self.width..(row + 1) * self.width;
+            weight[of.clone()].convert_from_f32_slice(&master[of]);
+        }
+    }
+
     fn update_rows<T: Real>(
         &self,
         weight: &mut [T],
