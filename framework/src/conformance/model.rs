@@ -123,7 +123,7 @@ fn check_announcements(
 fn output(written: &Written) -> Result<Tensor> {
     Ok(match written {
         Written::Embedding { output, .. } => output.clone(),
-        Written::Projected { writing, z } => {
+        Written::Projected { writing, z, .. } => {
             let output = z.matmul(&writing.weight.tensor)?;
             match &writing.bias {
                 Some(bias) => output.broadcast_add(&bias.tensor)?,

@@ -276,7 +276,8 @@ impl<'a> Attribution<'a> {
         let corrupt = self.corrupt_run(batch, &view)?;
         let weights = batch.examples.iter().map(|example| self.metric.weight(example));
         self.added_weight += weights.sum::<f64>();
-        let (clean, watch) = view.watch(|view| &view.clean, self.sums.sums_of_writes());
+        let (clean, watch) =
+            view.watch(&self.graph, |view| &view.clean, self.sums.sums_of_writes());
         if self.options.method == Method::Eap {
             let pass = Pass::with_gradients(&self.model.device())?
                 .with_checkpoints(self.options.activation_checkpointing)
@@ -360,7 +361,7 @@ impl<'a> Attribution<'a> {
             .map(|counterfactual| &counterfactual.tokens[..])
             .collect();
         let (tokens, _) = pad(counterfactuals.into_iter(), &self.model.device())?;
-        let (corrupt, watch) = view.watch(|view| &view.corrupt, None);
+        let (corrupt, watch) = view.watch(&self.graph, |view| &view.corrupt, None);
         self.model.forward(&Pass::forward_only().watched(watch), &tokens)?;
         Ok(Some(corrupt))
     }

@@ -16,7 +16,7 @@ use crate::ops::add_by_place;
 use crate::{Error, Result};
 
 /// Rows expanded at once.
-const CHUNK: usize = 128;
+const CHUNK: usize = 64;
 
 /// Readers whose products are formed at once, at least: a matrix product with few rows spends its
 /// time on bringing the other side into the cache.

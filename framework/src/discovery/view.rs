@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use super::{Discovery, Positions};
 use crate::example::Batch;
 use crate::graph::Graph;
-use crate::ops::{Kept, sum_rows, weight};
+use crate::ops::{Kept, multiply_blocks, sum_rows, weight};
 use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
 use crate::{Error, Result};
 
@@ -103,22 +103,31 @@ impl BatchView {
     /// also adds up what was written at each of so many places, with key positions over all tokens.
     pub(super) fn watch(
         self: &Arc<Self>,
+        graph: &Graph,
         fold: fn(&Self) -> &Fold,
         sums: Option<usize>,
     ) -> (Watched, impl Fn(Written) -> Result<()> + use<>) {
         let (watched, view) = (Watched::default(), self.clone());
+        let sites = 0..graph.site_count();
+        let alone: Vec<bool> = sites.map(|site| graph.writers_of(site).len() == 1).collect();
         let put = watched.clone();
         let watch = move |written: Written| {
-            let values = match &written {
-                Written::Embedding { output, .. } => output,
-                Written::Projected { z, .. } => z,
+            let (site, source, values) = match written {
+                Written::Embedding { site, output } => {
+                    (site, Source::Embedding(output.clone()), output)
+                }
+                // At a few positions less is kept, and projected later, if it is z.
+                Written::Projected { writing, output, .. }
+                    if view.positions == Positions::All && alone[writing.site] =>
+                {
+                    (writing.site, Source::Output(writing), output.copy()?)
+                }
+                Written::Projected { writing, z, .. } => {
+                    (writing.site, Source::Projection(writing), z)
+                }
             };
-            let sum = sums.map(|places| view.sum(values, places)).transpose()?;
-            let values = fold(&view).fold(values)?;
-            let (site, source) = match written {
-                Written::Embedding { site, output } => (site, Source::Embedding(output)),
-                Written::Projected { writing, .. } => (writing.site, Source::Projection(writing)),
-            };
+            let sum = sums.map(|places| view.sum(&values, places)).transpose()?;
+            let values = fold(&view).fold(&values)?;
             let folded = Folded { site, writes: SiteWrites { source, values }, sum };
             put.0.lock().unwrap_or_else(PoisonError::into_inner).push(folded);
             Ok(())
@@ -185,7 +194,7 @@ impl Watched {
         let watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let output = watched.iter().find_map(|folded| match &folded.writes.source {
             Source::Embedding(output) => Some(output.clone()),
-            Source::Projection(_) => None,
+            Source::Projection(_) | Source::Output(_) => None,
         });
         output.ok_or_else(|| Error::input("the model announces no embedding"))
     }
@@ -208,6 +217,8 @@ pub(super) enum Source {
     /// The whole output [batch·seq, d_model].
     Embedding(Tensor),
     Projection(Arc<Writing>),
+    /// Of a site's only writer, projected already.
+    Output(Arc<Writing>),
 }
 
 impl SiteWrites {
@@ -219,17 +230,19 @@ impl SiteWrites {
         with_bias: bool,
     ) -> Result<Tensor> {
         let values = self.values.narrow(0, rows.start, rows.len())?;
-        match &self.source {
-            Source::Embedding(_) => Ok(values.unsqueeze(0)?),
+        let (writing, output) = match &self.source {
+            Source::Embedding(_) => return Ok(values.unsqueeze(0)?),
+            Source::Output(writing) => (writing, values.unsqueeze(0)?),
             Source::Projection(writing) => {
-                let output = multiply_blocks(&values, &writing.weight.tensor, writers)?;
-                match &writing.bias {
-                    Some(bias) if with_bias && writing.bias_is_written => {
-                        Ok(output.broadcast_add(&bias.tensor)?)
-                    }
-                    _ => Ok(output),
-                }
+                let weight = weight::widened(&writing.weight.tensor)?;
+                (writing, multiply_blocks(&values, &weight, writers)?)
             }
+        };
+        match &writing.bias {
+            Some(bias) if with_bias && writing.bias_is_written => {
+                Ok(output.broadcast_add(&bias.tensor)?)
+            }
+            _ => Ok(output),
         }
     }
 }
@@ -272,26 +285,17 @@ impl SiteGradients {
     pub(super) fn expand(&self, readers: usize, rows: Range<usize>) -> Result<Tensor> {
         let x = self.x.narrow(0, rows.start, rows.len())?;
         let gradient = self.gradient.narrow(0, rows.start, rows.len())?;
-        let (norm, at_normed) = match &self.source {
-            ReadBy::Projection(reading) if readers > 1 => {
-                (&reading.norm, multiply_blocks(&gradient, &reading.weight.tensor, readers)?)
-            }
-            ReadBy::Projection(reading) => (&reading.norm, gradient),
-            ReadBy::Unembedding(unembedding) => (&unembedding.norm, gradient),
-        };
         let d_model = x.dim(1)?;
-        let pulled = norm.pull_back(&x, &at_normed.reshape(((), d_model))?)?;
-        Ok(pulled.reshape((readers, rows.len(), d_model))?)
+        let pulled = match &self.source {
+            ReadBy::Projection(reading) if readers > 1 => {
+                let weight = weight::widened(&reading.weight.tensor)?;
+                return Ok(reading.norm.pull_back_blocks(&x, &gradient, &weight, readers)?);
+            }
+            ReadBy::Projection(reading) => reading.norm.pull_back(&x, &gradient)?,
+            ReadBy::Unembedding(unembedding) => unembedding.norm.pull_back(&x, &gradient)?,
+        };
+        Ok(pulled.reshape((1, rows.len(), d_model))?)
     }
-}
-
-/// values [rows, blocks × width] times weight [blocks × width, d_model], block by block:
-/// [blocks, rows, d_model].
-fn multiply_blocks(values: &Tensor, weight: &Tensor, blocks: usize) -> Result<Tensor> {
-    let (rows, total) = values.dims2()?;
-    let width = total / blocks;
-    let values = values.reshape((rows, blocks, width))?.transpose(0, 1)?.contiguous()?;
-    Ok(values.matmul(&weight::widened(weight)?.reshape((blocks, width, ()))?)?)
 }
 
 /// `tensor` with the type and on the device of `other`.

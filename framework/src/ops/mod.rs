@@ -30,3 +30,4 @@ pub(crate) use lanes::{Real, vectorized};
 pub(crate) use matrix::{
     add_by_place, add_rows, select_columns, squared_norm, sum_all_rows, sum_rows,
 };
+pub(crate) use product::multiply_blocks;

@@ -7,7 +7,8 @@
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, composed, is_fused, lanes, values};
+use super::product::multiply_blocks_then;
+use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks, values};
 use crate::parameters::Param;
 
 /// A normalisation with its parameters, each [1, d_model].
@@ -87,30 +88,72 @@ impl Norm {
         let shape = gradients.shape().clone();
         let (x, g) = (values::<T>(&x)?, values::<T>(&gradients)?);
         let weight = values::<T>(&self.weight.tensor)?;
-        let statistics: Vec<(T, T)> =
-            (x.par_chunks(d)).map(|x| statistics(x, self.centred(), self.epsilon)).collect();
-        let width = lanes::real::<T>(d as f64);
+        let statistics = self.statistics(&x, d);
         let mut out = vec![T::zero(); g.len()];
-        let pull_back = |(index, (out, g)): (usize, (&mut [T], &[T]))| {
+        let rows_of = out.par_chunks_mut(d).zip(g.par_chunks(d)).enumerate();
+        rows_of.for_each(|(index, (out, g))| {
+            out.copy_from_slice(g);
             let x = &x[index % rows * d..][..d];
-            let (mean, scale) = statistics[index % rows];
-            lanes::vectorized(
-                #[inline(always)]
-                || {
-                    for ((out, g), weight) in out.iter_mut().zip(g).zip(weight.iter()) {
-                        *out = *g * *weight;
-                    }
-                    let along = lanes::sum2(out, x, |v, x| v * (x - mean)) * scale / width;
-                    let centre =
-                        if self.centred() { lanes::sum(out, |v| v) / width } else { T::zero() };
-                    for (out, x) in out.iter_mut().zip(x) {
-                        *out = scale * (*out - centre - (*x - mean) * scale * along);
-                    }
-                },
-            );
-        };
-        (out.par_chunks_mut(d).zip(g.par_chunks(d)).enumerate()).for_each(pull_back);
+            self.pull_back_row(out, x, &weight, statistics[index % rows]);
+        });
         Tensor::from_vec(out, shape, gradients.device())
+    }
+
+    /// From the gradient at y, in `row`, to that at x.
+    fn pull_back_row<T: Real>(&self, row: &mut [T], x: &[T], weight: &[T], (mean, scale): (T, T)) {
+        lanes::vectorized(
+            #[inline(always)]
+            || {
+                let width = lanes::real::<T>(x.len() as f64);
+                for (v, weight) in row.iter_mut().zip(weight) {
+                    *v *= *weight;
+                }
+                let along = lanes::sum2(row, x, |v, x| v * (x - mean)) * scale / width;
+                let centre =
+                    if self.centred() { lanes::sum(row, |v| v) / width } else { T::zero() };
+                for (v, x) in row.iter_mut().zip(x) {
+                    *v = scale * (*v - centre - (*x - mean) * scale * along);
+                }
+            },
+        );
+    }
+
+    /// Pulls back to x [rows, d_model] what values [rows, blocks × width] times weight [blocks × width,
+    /// d_model] amount to at y, block by block: [blocks, rows, d_model].
+    pub(crate) fn pull_back_blocks(
+        &self,
+        x: &Tensor,
+        values: &Tensor,
+        weight: &Tensor,
+        blocks: usize,
+    ) -> Result<Tensor> {
+        if !is_fused(x) {
+            let (rows, d) = x.dims2()?;
+            let at_y = multiply_blocks(values, weight, blocks)?.reshape(((), d))?;
+            return self.pull_back(x, &at_y)?.reshape((blocks, rows, d));
+        }
+        by_dtype!(x, T => self.pull_back_blocks_in::<T>(x, values, weight, blocks))
+    }
+
+    fn pull_back_blocks_in<T: Real>(
+        &self,
+        x: &Tensor,
+        gradients: &Tensor,
+        projection: &Tensor,
+        blocks: usize,
+    ) -> Result<Tensor> {
+        let d = x.dim(1)?;
+        let x = x.contiguous()?;
+        let (x, weight) = (values::<T>(&x)?, values::<T>(&self.weight.tensor)?);
+        let statistics = self.statistics(&x, d);
+        multiply_blocks_then::<T>(gradients, projection, blocks, |row, values| {
+            self.pull_back_row(values, &x[row * d..][..d], &weight, statistics[row]);
+        })
+    }
+
+    /// Of each row.
+    fn statistics<T: Real>(&self, x: &[T], d: usize) -> Vec<(T, T)> {
+        x.par_chunks(d).map(|x| statistics(x, self.centred(), self.epsilon)).collect()
     }
 
     /// The gradients of γ and β [1, d_model], from x and the gradient at y, both [rows, d_model].

@@ -113,6 +113,24 @@ proptest! {
         }
     }
 
+    /// Block by block through a projection and a norm, fused, against the same in steps.
+    #[test]
+    fn projected_norms(
+        rows in 1..40usize, d in 2..37usize, blocks in 1..4usize, width in 1..6usize, centred in any::<bool>(),
+        seed in 0f64..9.0,
+    ) {
+        let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
+        let (g, weight) = (noise(&[rows, blocks * width], 0.1), noise(&[blocks * width, d], 0.5));
+        let found = norm.pull_back_blocks(&x, &g, &weight, blocks).unwrap();
+        for block in 0..blocks {
+            let of = |tensor: &Tensor, dim| tensor.narrow(dim, block * width, width).unwrap();
+            let expected = norm.pull_back(&x, &of(&g, 1).matmul(&of(&weight, 0)).unwrap()).unwrap();
+            close(&found.get(block).unwrap(), &expected, 1e-10);
+        }
+        let composed = everywhere(|| norm.pull_back_blocks(&x, &g, &weight, blocks)).unwrap();
+        close(&composed, &found, 1e-10);
+    }
+
     #[test]
     fn activations(rows in 1..4usize, width in 1..19usize, seed in 0f64..9.0) {
         let x = noise(&[rows, 2 * width], seed);

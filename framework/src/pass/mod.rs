@@ -89,8 +89,9 @@ pub enum Written {
     /// The embedding's output [batch·seq, d_model].
     Embedding { site: usize, output: Tensor },
     /// z [batch·seq, writers × width], of which a writer's output is its columns times its rows of
-    /// the weight.
-    Projected { writing: Arc<Writing>, z: Tensor },
+    /// the weight, and the sum of all of them [batch·seq, d_model], which the stream takes the place of:
+    /// whoever keeps it copies it.
+    Projected { writing: Arc<Writing>, z: Tensor, output: Tensor },
 }
 
 /// What one operation leaves of a backward pass. Gradients are of the rows `kept`, of batch·seq; the
@@ -384,6 +385,11 @@ impl Pass {
         let (batch, seq, d_model) = x.dims3()?;
         let flat = rows(&z.detach())?;
         let output = weight::times(&flat, &writing.weight.tensor)?;
+        self.show(|| Written::Projected {
+            writing: writing.clone(),
+            z: flat.clone(),
+            output: output.clone(),
+        })?;
         let applied = match &self.adapters {
             Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
             None => Vec::new(),
@@ -391,7 +397,6 @@ impl Pass {
         let bias = writing.bias.as_ref().map(|bias| &bias.tensor);
         let output = add_rows(output, Some(&rows(x)?), bias)?;
         let stream = output.reshape((batch, seq, d_model))?;
-        self.show(|| Written::Projected { writing: writing.clone(), z: flat.clone() })?;
         let mut record = self.record();
         record.stream = Some(stream.id());
         if self.anchor.is_some() {
