@@ -25,9 +25,46 @@ pub enum Error {
     #[error("{what}: {message}")]
     Panicked { what: String, message: String },
 
+    /// A GPU has no room for a tensor; `room` is its free and all of its bytes, where it tells.
+    #[error(
+        "the GPU has too little memory ({}): smaller batches (tuning.micro_batch_size, \
+         discovery.batch_size), activation_checkpointing or model.dtype = \"bfloat16\" take less",
+        memory(*room)
+    )]
+    OutOfMemory { room: Option<(usize, usize)> },
+
     /// A tensor operation failed.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        // candle passes the driver's word on as text.
+        match error.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY") {
+            true => Self::OutOfMemory { room: room() },
+            false => Self::Tensor(error),
+        }
+    }
+}
+
+/// The free and all bytes of the GPU that this thread works with.
+#[cfg(feature = "cuda")]
+fn room() -> Option<(usize, usize)> {
+    candle_core::cuda_backend::cudarc::driver::result::mem_get_info().ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn room() -> Option<(usize, usize)> {
+    None
+}
+
+fn memory(room: Option<(usize, usize)>) -> String {
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    match room {
+        Some((free, total)) => format!("{:.1} of {:.1} GiB are free", gib(free), gib(total)),
+        None => "it does not say how much".to_owned(),
+    }
 }
 
 /// `Result` with the framework's [`Error`].
@@ -67,5 +104,20 @@ pub fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> S
         (true, _) => "; there are none".to_owned(),
         (_, true) => format!("; known: {}", known.join(", ")),
         _ => format!("; did you mean {}?", near.join(" or ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn too_little_memory_is_said_on_one_line_with_the_figure() {
+        let error = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")\n   0: a backtrace";
+        let error = Error::from(candle_core::Error::Msg(error.to_owned()));
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+        let error = Error::OutOfMemory { room: Some((3 << 29, 80 << 30)) }.to_string();
+        assert!(error.contains("1.5 of 80.0 GiB are free"), "{error}");
+        assert_eq!(error.lines().count(), 1);
     }
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use circuit_framework::candle_core::DType;
+use circuit_framework::discovery::Positions;
 use circuit_framework::parameters::{Owner, Selection};
 use circuit_framework::tuning::{Event, Step, Tuner};
 use circuit_framework::{Example, Key, Model, Tensor};
@@ -113,7 +114,13 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         Ok(())
     })?;
     timed.remove(0);
-    let report = report(&timed, &*model, examples.len() * seq, matmul_gflops);
+    // The keys are in each example's second half, and before the first there is nothing to go back to.
+    let backward_passes = match experiment.discovery.positions {
+        _ if plugins.metric.is_loss() => 1.0,
+        Positions::Key => 1.5,
+        Positions::All => 2.0,
+    };
+    let report = report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops);
     match matches.get_flag("json") {
         true => println!("{}", serde_json::to_string(&report)?),
         false => print(&report),
@@ -165,7 +172,13 @@ fn matmul_gflops(model: &dyn Model, rows: usize) -> Result<f64> {
     Ok(best / 1e9)
 }
 
-fn report(steps: &[Step], model: &dyn Model, tokens: usize, matmul_gflops: f64) -> Report {
+fn report(
+    steps: &[Step],
+    model: &dyn Model,
+    tokens: usize,
+    backward_passes: f64,
+    matmul_gflops: f64,
+) -> Report {
     let whole = |step: &Step| step.discovery_seconds + step.tuning_seconds;
     let step = Times::of(steps, whole);
     let mut tuned: Vec<usize> = steps.iter().map(|step| step.tuned_parameters).collect();
@@ -175,9 +188,10 @@ fn report(steps: &[Step], model: &dyn Model, tokens: usize, matmul_gflops: f64) 
     let owned = Selection::blocks(parameters, |_, block| block.owner != Owner::Shared);
     let owned = owned.count(parameters) as f64;
     let unembedding = (model.vocabulary() * d_model(model)) as f64;
-    // Forward and two backward passes through the blocks; logits of every token and their pull-back;
-    // the selected rows' gradients. Two operations an entry and token each.
-    let products = 2.0 * tokens as f64 * (3.0 * owned + 2.0 * unembedding + tuned);
+    // Through the blocks forward and back; logits of every token and their pull-back; the selected
+    // rows' gradients. Two operations an entry and token each; the scores' own are left out.
+    let entries = (1.0 + backward_passes) * owned + 2.0 * unembedding + tuned;
+    let products = 2.0 * tokens as f64 * entries;
     Report {
         discover: Times::of(steps, |step| step.discovery_seconds - step.prune_seconds),
         prune: Times::of(steps, |step| step.prune_seconds),

@@ -94,6 +94,22 @@ pub(super) fn swiglu(x: &Tensor) -> Result<Tensor> {
 /// where everything is masked nothing turns to NaN.
 const MASKED: f64 = -1e30;
 
+/// What is added to scores of `new` queries at columns `past`, `past` + 1, … over all columns, made where
+/// the scores are [1, 1, 1, new, columns], or [batch, 1, 1, new, columns] with padding.
+fn mask(scores: &Tensor, new: usize, past: usize, padding: &[usize]) -> Result<Tensor> {
+    let (columns, device) = (scores.dim(D::Minus1)?, scores.device());
+    let column = Tensor::arange(0u32, columns as u32, device)?;
+    let query = Tensor::arange(past as u32, (past + new) as u32, device)?.unsqueeze(1)?;
+    let mut hidden = column.broadcast_gt(&query)?.reshape((1, 1, 1, new, columns))?;
+    if padding.iter().any(|&padding| padding > 0) {
+        let first: Vec<u32> = padding.iter().map(|&padding| padding as u32).collect();
+        let first = Tensor::new(first, device)?.reshape((padding.len(), 1, 1, 1, 1))?;
+        let before = column.reshape((1, 1, 1, 1, columns))?.broadcast_lt(&first)?;
+        hidden = hidden.broadcast_maximum(&before)?;
+    }
+    hidden.to_dtype(scores.dtype())? * MASKED
+}
+
 /// Causal attention of queries at columns `past`, `past` + 1, … of every sequence, whose first
 /// `padding[b]` columns are no tokens, over keys and values [batch, columns, kv_heads·d_head]. Queries
 /// [batch, new, heads·d_head], and keys, are rotated already.
@@ -116,17 +132,9 @@ fn attend(
     let (keys, values) = (of_heads(keys)?, of_heads(values)?);
     let scores = queries.matmul(&keys.transpose(2, 3)?.contiguous()?)?;
     let scores = (scores / (d_head as f64).sqrt())?;
-    let mask: Vec<f64> = (0..batch * group * new * columns)
-        .map(|index| {
-            let (row, column) = (index / columns, index % columns);
-            let (b, query) = (row / (group * new), row % new);
-            let seen = column <= past + query && column >= padding.get(b).copied().unwrap_or(0);
-            if seen { 0.0 } else { MASKED }
-        })
-        .collect();
-    let mask = Tensor::from_vec(mask, (batch, 1, group * new, columns), &Device::Cpu)?;
-    let scores =
-        scores.broadcast_add(&mask.to_dtype(scores.dtype())?.to_device(scores.device())?)?;
+    let by_query = scores.reshape((batch, kv_heads, group, new, columns))?;
+    let mask = mask(&scores, new, past, padding)?;
+    let scores = by_query.broadcast_add(&mask)?.reshape(scores.shape())?;
     let p = scores.broadcast_sub(&scores.detach().max_keepdim(3)?)?.exp()?;
     let p = p.broadcast_div(&p.sum_keepdim(3)?)?;
     let z = p.matmul(&values)?.reshape((batch, kv_heads, group, new, d_head))?;
