@@ -40,6 +40,12 @@ pub(crate) const MODEL: &[Flag] = &[
         "SEED",
         "Draw the weights; the model's folder needs no more than config.json",
     ),
+    flag("mlp-head-width", "model.mlp_head_width", "W", "Split each MLP into heads of W neurons"),
+    flag("seed", "seed", "N", "The seed of everything random"),
+];
+
+/// What to compute in, and on.
+pub(crate) const COMPUTING: &[Flag] = &[
     flag(
         "dtype",
         "model.dtype",
@@ -47,8 +53,6 @@ pub(crate) const MODEL: &[Flag] = &[
         "What to compute in; bfloat16 is float32 with weights kept in bfloat16",
     ),
     flag("device", "model.device", "cpu|cuda[:N]|auto", "What to compute on"),
-    flag("mlp-head-width", "model.mlp_head_width", "W", "Split each MLP into heads of W neurons"),
-    flag("seed", "seed", "N", "The seed of everything random"),
 ];
 
 /// Which task.

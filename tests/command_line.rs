@@ -265,7 +265,10 @@ fn devices_that_are_not_there_are_refused() {
         &["device `gpu`: give cpu, cuda, cuda:N or auto"],
     );
     #[cfg(not(feature = "cuda"))]
-    refuses(folder.path(), &words("eval --device cuda:1"), &["device `cuda:1`", "--features cuda"]);
+    for command in ["eval", "run"] {
+        let command = words(&format!("{command} --device cuda:1"));
+        refuses(folder.path(), &command, &["device `cuda:1`", "--features cuda"]);
+    }
     #[cfg(not(feature = "runtime"))]
     refuses(folder.path(), &words("list --plugin any"), &["any: ", "--features runtime"]);
 }

@@ -15,9 +15,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use toml::Table;
 
-use crate::flags::{self, DISCOVERY, Flag, MODEL, TUNING};
+use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TUNING};
 
-const FLAGS: &[&[Flag]] = &[MODEL, DISCOVERY, TUNING];
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, DISCOVERY, TUNING];
 
 /// What is timed where no flag says otherwise: the published implementation's step.
 const DEFAULTS: &str = r#"

@@ -5,9 +5,9 @@ use circuit_framework::files;
 use clap::{Arg, ArgMatches, Command};
 
 use super::{path, with_runner};
-use crate::flags::{self, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
+use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
 
-const FLAGS: &[&[Flag]] = &[MODEL, TASK, DISCOVERY, DISCOVERY_BATCH];
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
 
 pub(crate) fn command() -> Command {
     let output = |name: &'static str, value: &'static str, help: &'static str| {

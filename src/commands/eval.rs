@@ -4,9 +4,9 @@ use anyhow::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{path, print_figures, with_runner};
-use crate::flags::{self, Flag, MODEL, TASK};
+use crate::flags::{self, COMPUTING, Flag, MODEL, TASK};
 
-const FLAGS: &[&[Flag]] = &[MODEL, TASK];
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK];
 
 pub(crate) fn command() -> Command {
     flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS)

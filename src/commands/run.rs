@@ -8,12 +8,15 @@ use circuit_framework::run::next_folder;
 use clap::{Arg, ArgMatches, Command};
 
 use super::{matrix, path, print_summary, with_runner};
-use crate::{experiments, flags};
+use crate::experiments;
+use crate::flags::{self, COMPUTING, Flag};
+
+const FLAGS: &[&[Flag]] = &[COMPUTING];
 
 pub(crate) fn command() -> Command {
     flags::add(
         Command::new("run").about("Run an experiment: discover, tune, evaluate before and after"),
-        &[],
+        FLAGS,
     )
     .arg(
         Arg::new("experiment")
@@ -34,7 +37,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let mut table = experiments::find(name)?;
     let stem = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
     table.entry("name").or_insert_with(|| stem.clone().into_owned().into());
-    flags::apply(matches, &[], &mut table)?;
+    flags::apply(matches, FLAGS, &mut table)?;
     if let Some(combinations) = combinations(&table, name)? {
         let folder = path(matches, "out").unwrap_or_else(|| Path::new("runs").join(&*stem));
         return matrix::run(combinations, name, &folder);

@@ -6,9 +6,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::path::Path;
 
 use super::{path, print_summary, with_runner};
-use crate::flags::{self, DISCOVERY, Flag, MODEL, TASK, TUNING};
+use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TASK, TUNING};
 
-const FLAGS: &[&[Flag]] = &[MODEL, TASK, DISCOVERY, TUNING];
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, TUNING];
 
 pub(crate) fn command() -> Command {
     flags::add(Command::new("tune").about("Fine-tune only the circuit"), FLAGS)
