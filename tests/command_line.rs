@@ -266,7 +266,7 @@ fn devices_that_are_not_there_are_refused() {
     );
     #[cfg(not(feature = "cuda"))]
     for command in ["eval", "run"] {
-        let command = words(&format!("{command} --device cuda:1"));
+        let command = [command, "--device", "cuda:1"];
         refuses(folder.path(), &command, &["device `cuda:1`", "--features cuda"]);
     }
     #[cfg(not(feature = "runtime"))]
