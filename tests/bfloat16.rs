@@ -69,9 +69,11 @@ proptest! {
             false => tune(&*narrow),
         };
         let (after, expected) = (rounded(&*narrow), rounded(&*wide));
-        prop_assert!(unlike(&expected, &before) * 2 > before.len(), "the steps are too small to show");
-        let wrong = unlike(&after, &expected);
-        // Rounding turns a few updates round, those of entries whose gradient is next to nothing.
-        prop_assert!(wrong * 4 < after.len(), "{wrong} of {} weights are not as in float32", after.len());
+        let moved = unlike(&expected, &before);
+        prop_assert!(moved * 2 > before.len(), "the steps are too small to show");
+        // Where a gradient is next to nothing its sign is rounding's, so the weights themselves may differ.
+        let still = |index: &usize| expected[*index] != before[*index] && after[*index] == before[*index];
+        let lost = (0..before.len()).filter(still).count();
+        prop_assert!(lost * 2 < moved, "{lost} of {moved} weights that move in float32 do not");
     }
 }
