@@ -62,7 +62,7 @@ fn readme_commands_run() {
 
 #[test]
 fn performance_commands_run() {
-    assert_eq!(follow("docs/performance.md", tempfile::tempdir().unwrap().path()), 1);
+    assert_eq!(follow("docs/performance.md", tempfile::tempdir().unwrap().path()), 2);
 }
 
 #[cfg(feature = "runtime")]
