@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::view::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
 use super::{Ablation, Discovery, Positions};
@@ -21,6 +22,9 @@ const CHUNK: usize = 64;
 /// Readers whose products are formed at once, at least: a matrix product with few rows spends its
 /// time on bringing the other side into the cache.
 const GROUP: usize = 200;
+
+/// Parts of the sums of products that are formed side by side.
+const PARTS: usize = 4;
 
 /// By site: a − ã of one batch where ã is not a mean, a where it is.
 pub(super) type Difference = Vec<Option<SiteWrites>>;
@@ -122,7 +126,7 @@ impl Sums {
     ) -> Result<()> {
         gradients.sort_by_key(SiteGradients::site);
         check_sites(graph, &gradients)?;
-        let gathered = gradients.first().map_or(0, SiteGradients::rows);
+        let gathered = gradients.first().map_or(0, |gradients| gradients.stream().dims()[0]);
         // Key positions are averaged example by example, so their rows stay in one chunk.
         let averages = self.options.positions == Positions::Key;
         let chunk = if averages { gathered.max(1) } else { CHUNK };
@@ -133,13 +137,20 @@ impl Sums {
             let places = &view.places[score_rows.clone()];
             self.expand(graph, difference, score_rows, &mut writes)?;
             for gradients in &gradients {
-                let site = gradients.site();
-                let expanded = gradients.expand(graph.readers_of(site).len(), rows.clone())?;
-                let expanded = view.clean.average_rows(expanded)?;
-                if self.options.ablation == Ablation::Mean {
-                    self.add_gradient_sum(site, places, &expanded, fraction)?;
+                let (site, stream) = (gradients.site(), gradients.stream());
+                let (readers, d_model) = (graph.readers_of(site).len(), stream.dim(1)?);
+                let place = group.place(site, (readers, places.len(), d_model), stream)?;
+                if averages {
+                    let shape = (readers, rows.len(), d_model);
+                    let all = Tensor::zeros(shape, stream.dtype(), stream.device())?;
+                    gradients.expand_into(rows.clone(), &all)?;
+                    place.slice_set(&view.clean.average_rows(all)?, 0, 0)?;
+                } else {
+                    gradients.expand_into(rows.clone(), &place)?;
                 }
-                group.push(site, &expanded)?;
+                if self.options.ablation == Ablation::Mean {
+                    self.add_gradient_sum(site, places, &place, fraction)?;
+                }
                 if group.stack.nodes >= GROUP {
                     self.multiply(graph, &writes, &mut group, fraction)?;
                 }
@@ -168,7 +179,9 @@ impl Sums {
             let writes = writes.as_ref().ok_or_else(|| {
                 Error::input(format!("the model announces no write at site {site} of its graph"))
             })?;
-            stack.push(&writes.expand(writers, rows.clone(), with_bias)?)?;
+            let shape = (writers, rows.len(), writes.d_model()?);
+            let place = stack.place(shape, &writes.values)?;
+            writes.expand_into(rows.clone(), with_bias, &place)?;
         }
         Ok(())
     }
@@ -202,16 +215,15 @@ impl Sums {
         let before = group.sites.iter().map(|&site| graph.writers_before(site).len()).max();
         let before = before.unwrap_or(0);
         if before > 0 {
-            let gradients = group.stack.first(group.stack.nodes)?;
-            let products = gradients.matmul(&writes.first(before)?.t()?)?;
-            let products = products.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             let all_readers = graph.readers().len();
             let readers = group.sites.iter().flat_map(|&site| {
                 graph.readers_of(site).map(move |reader| (reader, graph.writers_before(site)))
             });
-            for ((reader, before), products) in readers.zip(&products) {
-                for writer in before {
-                    self.scores[writer * all_readers + reader] += fraction * products[writer];
+            for products in products(&group.stack, &writes.first(before)?)? {
+                for ((reader, before), products) in readers.clone().zip(&products) {
+                    for writer in before {
+                        self.scores[writer * all_readers + reader] += fraction * products[writer];
+                    }
                 }
             }
         }
@@ -246,7 +258,8 @@ impl Sums {
             self.expand(graph, &means, start..start + len, &mut writes)?;
             for (site, sum) in sums.iter().enumerate() {
                 if let Some(sum) = sum {
-                    group.push(site, &sum.narrow(1, start, len)?)?;
+                    let sum = sum.narrow(1, start, len)?.contiguous()?;
+                    group.place(site, sum.dims3()?, &sum)?.slice_set(&sum, 0, 0)?;
                 }
                 if group.stack.nodes >= GROUP {
                     self.multiply(graph, &writes, &mut group, -1.0)?;
@@ -256,6 +269,22 @@ impl Sums {
         }
         Ok(())
     }
+}
+
+/// Readers' gradients times the transpose of writers' outputs [writers, rows · d_model], in terms that
+/// add up to [readers, writers]. On a CPU each is of a part of the long sums: with so few rows and columns
+/// the time goes into bringing both sides into shape, which candle leaves to one thread.
+fn products(readers: &Stack, writers: &Tensor) -> Result<Vec<Vec<Vec<f64>>>> {
+    let readers = readers.first(readers.nodes)?;
+    let length = readers.dim(1)?;
+    let parts = if writers.device().is_cpu() { PARTS } else { 1 };
+    let part = length.div_ceil(parts).max(1);
+    let term = |start: usize| -> Result<Vec<Vec<f64>>> {
+        let of = |nodes: &Tensor| nodes.narrow(1, start, part.min(length - start));
+        let product = of(&readers)?.matmul(&of(writers)?.t()?)?;
+        Ok(product.to_dtype(DType::F64)?.to_vec2()?)
+    };
+    (0..length).into_par_iter().step_by(part).map(term).collect()
 }
 
 /// Nodes' vectors [nodes, rows, d_model], one node behind the other. The place they take is filled
@@ -276,19 +305,21 @@ impl Stack {
         Self::new(graph.writers().len())
     }
 
-    fn push(&mut self, vectors: &Tensor) -> Result<()> {
-        let (nodes, rows, d_model) = vectors.dims3()?;
+    /// The place of the next so many nodes' vectors [nodes, rows, d_model], which may still hold others;
+    /// type and device are those of `like`.
+    fn place(
+        &mut self,
+        (nodes, rows, d_model): (usize, usize, usize),
+        like: &Tensor,
+    ) -> Result<Tensor> {
         let tensor = match self.tensor.take().filter(|tensor| tensor.dims()[1] == rows) {
             Some(tensor) => tensor,
-            None => {
-                let shape = (self.capacity, rows, d_model);
-                Tensor::zeros(shape, vectors.dtype(), vectors.device())?
-            }
+            None => Tensor::zeros((self.capacity, rows, d_model), like.dtype(), like.device())?,
         };
-        tensor.slice_set(&vectors.contiguous()?, 0, self.nodes)?;
+        let place = tensor.narrow(0, self.nodes, nodes)?;
         self.nodes += nodes;
         self.tensor = Some(tensor);
-        Ok(())
+        Ok(place)
     }
 
     /// The first so many nodes' vectors [nodes, rows · d_model].
@@ -312,9 +343,15 @@ impl Group {
         Self { sites: Vec::new(), stack: Stack::new(GROUP + readers.max().unwrap_or(0)) }
     }
 
-    fn push(&mut self, site: usize, gradients: &Tensor) -> Result<()> {
+    /// The place of a site's readers' gradients, as [`Stack::place`]'s.
+    fn place(
+        &mut self,
+        site: usize,
+        shape: (usize, usize, usize),
+        like: &Tensor,
+    ) -> Result<Tensor> {
         self.sites.push(site);
-        self.stack.push(gradients)
+        self.stack.place(shape, like)
     }
 }
 

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use super::{Discovery, Positions};
 use crate::example::Batch;
 use crate::graph::Graph;
-use crate::ops::{Kept, multiply_blocks, sum_rows, weight};
+use crate::ops::{Kept, multiply_blocks_into, sum_rows, weight};
 use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
 use crate::{Error, Result};
 
@@ -222,27 +222,38 @@ pub(super) enum Source {
 }
 
 impl SiteWrites {
-    /// The writers' outputs [writers, rows, d_model].
-    pub(super) fn expand(
+    pub(super) fn d_model(&self) -> Result<usize> {
+        Ok(match &self.source {
+            Source::Projection(writing) => writing.weight.tensor.dim(1)?,
+            Source::Embedding(_) | Source::Output(_) => self.values.dim(1)?,
+        })
+    }
+
+    /// Puts the writers' outputs for some rows in a place [writers, rows, d_model].
+    pub(super) fn expand_into(
         &self,
-        writers: usize,
         rows: Range<usize>,
         with_bias: bool,
-    ) -> Result<Tensor> {
+        place: &Tensor,
+    ) -> Result<()> {
         let values = self.values.narrow(0, rows.start, rows.len())?;
-        let (writing, output) = match &self.source {
-            Source::Embedding(_) => return Ok(values.unsqueeze(0)?),
-            Source::Output(writing) => (writing, values.unsqueeze(0)?),
+        let writing = match &self.source {
+            Source::Embedding(_) => return Ok(place.slice_set(&values.unsqueeze(0)?, 0, 0)?),
+            Source::Output(writing) => {
+                place.slice_set(&values.unsqueeze(0)?, 0, 0)?;
+                writing
+            }
             Source::Projection(writing) => {
                 let weight = weight::widened(&writing.weight.tensor)?;
-                (writing, multiply_blocks(&values, &weight, writers)?)
+                multiply_blocks_into(&values, &weight, place)?;
+                writing
             }
         };
         match &writing.bias {
             Some(bias) if with_bias && writing.bias_is_written => {
-                Ok(output.broadcast_add(&bias.tensor)?)
+                Ok(place.slice_set(&place.broadcast_add(&bias.tensor)?, 0, 0)?)
             }
-            _ => Ok(output),
+            _ => Ok(()),
         }
     }
 }
@@ -276,25 +287,25 @@ impl SiteGradients {
         self.source.site()
     }
 
-    pub(super) fn rows(&self) -> usize {
-        self.x.dims()[0]
+    /// The stream that was read [rows, d_model].
+    pub(super) fn stream(&self) -> &Tensor {
+        &self.x
     }
 
-    /// The gradients at the readers' inputs [readers, rows, d_model]: through each reader's rows of
-    /// the weight, then through the normalisation.
-    pub(super) fn expand(&self, readers: usize, rows: Range<usize>) -> Result<Tensor> {
+    /// Puts the gradients at the readers' inputs for some rows in a place [readers, rows, d_model]:
+    /// through each reader's rows of the weight, then through the normalisation.
+    pub(super) fn expand_into(&self, rows: Range<usize>, place: &Tensor) -> Result<()> {
         let x = self.x.narrow(0, rows.start, rows.len())?;
         let gradient = self.gradient.narrow(0, rows.start, rows.len())?;
-        let d_model = x.dim(1)?;
-        let pulled = match &self.source {
-            ReadBy::Projection(reading) if readers > 1 => {
+        let norm = match &self.source {
+            ReadBy::Projection(reading) if place.dim(0)? > 1 => {
                 let weight = weight::widened(&reading.weight.tensor)?;
-                return Ok(reading.norm.pull_back_blocks(&x, &gradient, &weight, readers)?);
+                return Ok(reading.norm.pull_back_blocks_into(&x, &gradient, &weight, place)?);
             }
-            ReadBy::Projection(reading) => reading.norm.pull_back(&x, &gradient)?,
-            ReadBy::Unembedding(unembedding) => unembedding.norm.pull_back(&x, &gradient)?,
+            ReadBy::Projection(reading) => &reading.norm,
+            ReadBy::Unembedding(unembedding) => &unembedding.norm,
         };
-        Ok(pulled.reshape((1, rows.len(), d_model))?)
+        Ok(place.slice_set(&norm.pull_back(&x, &gradient)?.unsqueeze(0)?, 0, 0)?)
     }
 }
 

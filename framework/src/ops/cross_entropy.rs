@@ -2,12 +2,12 @@
 //! logits exists at a time. The gradient of the hidden states is formed on the way, while a
 //! chunk's probabilities are at hand.
 
-use std::sync::{Mutex, PoisonError};
+use std::cell::Cell;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
+use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Real, composed, is_fused, lanes, weight};
+use super::{Real, by_dtype, composed, in_place, is_fused, lanes, weight};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
@@ -88,47 +88,26 @@ fn chunk(rows: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<(f64
     if !is_fused(&logits) {
         return composed::cross_entropy(&logits, targets);
     }
-    let differentiate = Differentiate { targets, terms: Mutex::default() };
-    logits.inplace_op1(&differentiate)?;
-    let terms = differentiate.terms.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok((terms.iter().sum(), logits))
+    let loss = by_dtype!(logits, T => differentiate_in_place::<T>(&logits, targets))?;
+    Ok((loss, logits))
 }
 
-/// Puts ∂loss/∂logits in the logits' place: nothing else of their size is held.
-struct Differentiate<'a> {
-    targets: &'a [Target],
-    /// The loss, target by target.
-    terms: Mutex<Vec<f64>>,
-}
-
-impl InplaceOp1 for Differentiate<'_> {
-    fn name(&self) -> &'static str {
-        "cross-entropy"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let vocabulary = layout.dims()[1];
-        let values = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
-        let terms = match storage {
-            CpuStorage::F32(logits) => self.rows(&mut logits[values], vocabulary),
-            CpuStorage::F64(logits) => self.rows(&mut logits[values], vocabulary),
-            _ => bail!("operations compute in float32 or float64"),
-        };
-        *self.terms.lock().unwrap_or_else(PoisonError::into_inner) = terms;
-        Ok(())
-    }
-}
-
-impl Differentiate<'_> {
-    fn rows<T: Real>(&self, logits: &mut [T], vocabulary: usize) -> Vec<f64> {
+/// Puts ∂loss/∂logits in the logits' place: nothing else of their size is held. Returns the loss.
+fn differentiate_in_place<T: Real>(logits: &Tensor, targets: &[Target]) -> Result<f64> {
+    let vocabulary = logits.dim(1)?;
+    let loss = Cell::new(0.0);
+    in_place(logits, |logits: &mut [T]| {
         let row = |(logits, target): (&mut [T], &Target)| {
             lanes::vectorized(
                 #[inline(always)]
                 || differentiate(logits, target),
             )
         };
-        logits.par_chunks_mut(vocabulary).zip(self.targets).map(row).collect()
-    }
+        let terms: Vec<f64> = logits.par_chunks_mut(vocabulary).zip(targets).map(row).collect();
+        loss.set(terms.into_iter().sum());
+        Ok(())
+    })?;
+    Ok(loss.get())
 }
 
 /// −weight · log p(token) of a row of logits, which its gradient at them replaces.

@@ -12,6 +12,8 @@ use candle_core::{
     WithDType, bail,
 };
 
+use super::Real;
+
 /// `output`, whose gradient reaches `input` through `backward` (∂L/∂output → ∂L/∂input).
 pub(crate) fn differentiable(
     input: &Tensor,
@@ -107,6 +109,36 @@ where
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some((self.backward)(&gradient.contiguous()?)?))
+    }
+}
+
+/// Changes the values of a contiguous tensor on the CPU where they are, for whoever shares them too.
+pub(crate) fn in_place<T: Real>(
+    tensor: &Tensor,
+    change: impl Fn(&mut [T]) -> Result<()>,
+) -> Result<()> {
+    if !tensor.is_contiguous() {
+        bail!("expected a contiguous tensor, got {:?}", tensor.layout());
+    }
+    tensor.inplace_op1(&Change { change, of: PhantomData })
+}
+
+struct Change<F, T> {
+    change: F,
+    of: PhantomData<T>,
+}
+
+impl<T: Real, F: Fn(&mut [T]) -> Result<()>> InplaceOp1 for Change<F, T> {
+    fn name(&self) -> &'static str {
+        "change in place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let of = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+        match T::values_of(storage) {
+            Some(values) => (self.change)(&mut values[of]),
+            None => bail!("expected {:?} values", T::DTYPE),
+        }
     }
 }
 

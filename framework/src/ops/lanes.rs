@@ -1,7 +1,7 @@
 //! Loops over a row in a shape that the compiler turns into vector instructions: sixteen partial
 //! sums, added up in a fixed order, and for float32 an exponential without branches.
 
-use candle_core::WithDType;
+use candle_core::{CpuStorage, WithDType};
 use num_traits::Float;
 use pulp::Arch;
 
@@ -14,6 +14,9 @@ pub(crate) trait Real: WithDType + Float + std::iter::Sum {
 
     /// Adds a·b to c; every sum runs over a's columns in order.
     fn add_product(product: Product<Self>);
+
+    /// A storage's values, if they are of this type.
+    fn values_of(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
 impl Real for f32 {
@@ -25,6 +28,13 @@ impl Real for f32 {
     fn add_product(product: Product<Self>) {
         Arch::new().dispatch(product);
     }
+
+    fn values_of(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(values) => Some(values),
+            _ => None,
+        }
+    }
 }
 
 impl Real for f64 {
@@ -35,6 +45,13 @@ impl Real for f64 {
 
     fn add_product(product: Product<Self>) {
         product.add_plainly();
+    }
+
+    fn values_of(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(values) => Some(values),
+            _ => None,
+        }
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Result, Tensor, WithDType};
 use num_traits::{One, Zero};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, is_fused, lanes, values};
+use super::{Real, by_dtype, in_place, is_fused, lanes, values};
 
 /// Σ of the squares of all values of a contiguous tensor, added up row by row in order.
 pub(crate) fn squared_norm(tensor: &Tensor) -> Result<f64> {
@@ -80,11 +80,29 @@ pub(crate) fn select_columns(tensor: &Tensor, ranges: &[Range<usize>]) -> Result
     })
 }
 
+/// Contiguous matrices [rows, l] and [rows, r] as one [rows, l + r].
+pub(crate) fn beside(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    if !is_fused(left) {
+        return Tensor::cat(&[left, right], 1);
+    }
+    by_dtype!(left, T => {
+        let ((rows, l), r) = (left.dims2()?, right.dim(1)?);
+        let (left, right, device) = (values::<T>(left)?, values::<T>(right)?, left.device());
+        let mut whole = vec![T::zero(); rows * (l + r)];
+        let halves = left.par_chunks(l).zip(right.par_chunks(r));
+        whole.par_chunks_mut(l + r).zip(halves).for_each(|(row, (left, right))| {
+            row[..l].copy_from_slice(left);
+            row[l..].copy_from_slice(right);
+        });
+        Tensor::from_vec(whole, (rows, l + r), device)
+    })
+}
+
 /// `y` [rows, width] with the rows of a contiguous tensor, and one row, the bias, added to each of its
 /// rows; in y's own place where that can be.
 pub(crate) fn add_rows(y: Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {
     if is_fused(&y) {
-        y.inplace_op1(&AddRows { rows, bias })?;
+        by_dtype!(y, T => add_in_place::<T>(&y, rows, bias))?;
         return Ok(y);
     }
     let y = match bias {
@@ -97,31 +115,11 @@ pub(crate) fn add_rows(y: Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) 
     }
 }
 
-struct AddRows<'a> {
-    rows: Option<&'a Tensor>,
-    bias: Option<&'a Tensor>,
-}
-
-impl InplaceOp1 for AddRows<'_> {
-    fn name(&self) -> &'static str {
-        "add rows"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let width = layout.dims()[1];
-        let of = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
-        match storage {
-            CpuStorage::F32(y) => self.add(&mut y[of], width),
-            CpuStorage::F64(y) => self.add(&mut y[of], width),
-            _ => bail!("operations compute in float32 or float64"),
-        }
-    }
-}
-
-impl AddRows<'_> {
-    fn add<T: Real>(&self, y: &mut [T], width: usize) -> Result<()> {
-        let rows = self.rows.map(values::<T>).transpose()?;
-        let bias = self.bias.map(values::<T>).transpose()?;
+fn add_in_place<T: Real>(y: &Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) -> Result<()> {
+    let width = y.dim(1)?;
+    let rows = rows.map(values::<T>).transpose()?;
+    let bias = bias.map(values::<T>).transpose()?;
+    in_place(y, |y: &mut [T]| {
         y.par_chunks_mut(width).enumerate().for_each(|(index, y)| {
             lanes::vectorized(
                 #[inline(always)]
@@ -136,7 +134,7 @@ impl AddRows<'_> {
             );
         });
         Ok(())
-    }
+    })
 }
 
 /// `sums` [n, places, width] with `factor` times rows [n, rows, width] added, row i to place
@@ -149,45 +147,28 @@ pub(crate) fn add_by_place(
 ) -> Result<Tensor> {
     let rows = rows.contiguous()?;
     if is_fused(&sums) {
-        sums.inplace_op1(&AddByPlace { places, rows: &rows, factor })?;
+        by_dtype!(sums, T => add_by_place_in_place::<T>(&sums, places, &rows, factor))?;
         return Ok(sums);
     }
     let index = Tensor::new(places, rows.device())?;
     sums.index_add(&index, &rows.affine(factor, 0.0)?, 1)
 }
 
-struct AddByPlace<'a> {
-    places: &'a [u32],
-    rows: &'a Tensor,
+fn add_by_place_in_place<T: Real>(
+    sums: &Tensor,
+    places: &[u32],
+    rows: &Tensor,
     factor: f64,
-}
-
-impl InplaceOp1 for AddByPlace<'_> {
-    fn name(&self) -> &'static str {
-        "add by place"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let block = layout.dims()[1] * layout.dims()[2];
-        let of = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
-        match storage {
-            CpuStorage::F32(sums) => self.add(&mut sums[of], block),
-            CpuStorage::F64(sums) => self.add(&mut sums[of], block),
-            _ => bail!("operations compute in float32 or float64"),
-        }
-    }
-}
-
-impl AddByPlace<'_> {
-    fn add<T: Real>(&self, sums: &mut [T], block: usize) -> Result<()> {
-        let width = self.rows.dim(2)?;
-        let (rows, factor) = (values::<T>(self.rows)?, lanes::real::<T>(self.factor));
-        let blocks = sums.par_chunks_mut(block).zip(rows.par_chunks(self.places.len() * width));
-        blocks.for_each(|(sums, rows)| {
+) -> Result<()> {
+    let (_, all_places, width) = sums.dims3()?;
+    let (rows, factor) = (values::<T>(rows)?, lanes::real::<T>(factor));
+    in_place(sums, |sums: &mut [T]| {
+        let blocks = sums.par_chunks_mut(all_places * width);
+        blocks.zip(rows.par_chunks(places.len() * width)).for_each(|(sums, rows)| {
             lanes::vectorized(
                 #[inline(always)]
                 || {
-                    for (&place, row) in self.places.iter().zip(rows.chunks(width)) {
+                    for (&place, row) in places.iter().zip(rows.chunks(width)) {
                         let sums = &mut sums[place as usize * width..][..width];
                         lanes::add_scaled(sums, factor, row);
                     }
@@ -195,5 +176,5 @@ impl AddByPlace<'_> {
             );
         });
         Ok(())
-    }
+    })
 }

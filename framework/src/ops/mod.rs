@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+mod blocks;
 pub mod composed;
 pub mod cross_entropy;
 mod function;
@@ -23,11 +24,11 @@ pub mod rotary;
 mod tests;
 pub(crate) mod weight;
 
+pub(crate) use blocks::multiply_blocks_into;
 pub(crate) use composed::is_fused;
-pub(crate) use function::{by_dtype, differentiable, values};
+pub(crate) use function::{by_dtype, differentiable, in_place, values};
 pub use kept::Kept;
 pub(crate) use lanes::{Real, vectorized};
 pub(crate) use matrix::{
-    add_by_place, add_rows, select_columns, squared_norm, sum_all_rows, sum_rows,
+    add_by_place, add_rows, beside, select_columns, squared_norm, sum_all_rows, sum_rows,
 };
-pub(crate) use product::multiply_blocks;

@@ -7,8 +7,8 @@
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::product::multiply_blocks_then;
-use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks, values};
+use super::blocks::{is_small, multiply_blocks_then};
+use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks_into, values};
 use crate::parameters::Param;
 
 /// A normalisation with its parameters, each [1, d_model].
@@ -119,34 +119,35 @@ impl Norm {
     }
 
     /// Pulls back to x [rows, d_model] what values [rows, blocks × width] times weight [blocks × width,
-    /// d_model] amount to at y, block by block: [blocks, rows, d_model].
-    pub(crate) fn pull_back_blocks(
+    /// d_model] amount to at y, block by block, and puts it in a place [blocks, rows, d_model].
+    pub(crate) fn pull_back_blocks_into(
         &self,
         x: &Tensor,
         values: &Tensor,
         weight: &Tensor,
-        blocks: usize,
-    ) -> Result<Tensor> {
-        if !is_fused(x) {
-            let (rows, d) = x.dims2()?;
-            let at_y = multiply_blocks(values, weight, blocks)?.reshape(((), d))?;
-            return self.pull_back(x, &at_y)?.reshape((blocks, rows, d));
+        place: &Tensor,
+    ) -> Result<()> {
+        if is_small(x, weight.dim(0)? / place.dim(0)?) {
+            return by_dtype!(x, T => self.pull_back_small::<T>(x, values, weight, place));
         }
-        by_dtype!(x, T => self.pull_back_blocks_in::<T>(x, values, weight, blocks))
+        let at_y = Tensor::zeros(place.shape(), place.dtype(), place.device())?;
+        multiply_blocks_into(values, weight, &at_y)?;
+        let pulled = self.pull_back(x, &at_y.reshape(((), x.dim(1)?))?)?;
+        place.slice_set(&pulled.reshape(place.shape())?, 0, 0)
     }
 
-    fn pull_back_blocks_in<T: Real>(
+    fn pull_back_small<T: Real>(
         &self,
         x: &Tensor,
         gradients: &Tensor,
         projection: &Tensor,
-        blocks: usize,
-    ) -> Result<Tensor> {
+        place: &Tensor,
+    ) -> Result<()> {
         let d = x.dim(1)?;
         let x = x.contiguous()?;
         let (x, weight) = (values::<T>(&x)?, values::<T>(&self.weight.tensor)?);
         let statistics = self.statistics(&x, d);
-        multiply_blocks_then::<T>(gradients, projection, blocks, |row, values| {
+        multiply_blocks_then::<T>(gradients, projection, place, |row, values| {
             self.pull_back_row(values, &x[row * d..][..d], &weight, statistics[row]);
         })
     }

@@ -1,59 +1,9 @@
-//! Products of matrices so small that handing them to candle would cost more than they do: one head's
+//! A product of matrices so small that handing it to candle would cost more than it does: one head's
 //! queries with its keys, its probabilities with its values, its share of a projection.
 
-use candle_core::{Result, Tensor};
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
-use super::{Real, by_dtype, is_fused, lanes, values};
-
-/// Rows of a block that are formed together.
-const TILE: usize = 16;
-
-/// values [rows, blocks × width] times weight [blocks × width, d], block by block: [blocks, rows, d].
-pub(crate) fn multiply_blocks(values: &Tensor, weight: &Tensor, blocks: usize) -> Result<Tensor> {
-    if blocks > 1 && is_fused(values) {
-        return by_dtype!(values, T => multiply_blocks_then::<T>(values, weight, blocks, |_, _| ()));
-    }
-    let ((rows, total), d) = (values.dims2()?, weight.dim(1)?);
-    let values = values.reshape((rows, blocks, total / blocks))?.transpose(0, 1)?.contiguous()?;
-    values.matmul(&weight.reshape((blocks, total / blocks, d))?)
-}
-
-/// The same on the CPU, with `then(i, row)` done to every block's i-th row while it is in the cache.
-pub(super) fn multiply_blocks_then<T: Real>(
-    input: &Tensor,
-    weight: &Tensor,
-    blocks: usize,
-    then: impl Fn(usize, &mut [T]) + Sync,
-) -> Result<Tensor> {
-    let ((rows, total), d) = (input.dims2()?, weight.dim(1)?);
-    let width = total / blocks;
-    let input = input.contiguous()?;
-    let (values, weight) = (values::<T>(&input)?, values::<T>(weight)?);
-    let mut output = vec![T::zero(); blocks * rows * d];
-    output.par_chunks_mut(rows * d).enumerate().for_each(|(block, output)| {
-        output.par_chunks_mut(TILE * d).enumerate().for_each(|(tile, output)| {
-            T::add_product(Product {
-                rows: output.len() / d,
-                c: output,
-                c_stride: d,
-                a: &values[tile * TILE * total + block * width..],
-                a_stride: total,
-                a_is_transposed: false,
-                b: &weight[block * width * d..],
-                b_stride: d,
-                columns: width,
-                width: d,
-            });
-            output
-                .chunks_mut(d)
-                .enumerate()
-                .for_each(|(row, output)| then(tile * TILE + row, output));
-        });
-    });
-    Tensor::from_vec(output, (blocks, rows, d), input.device())
-}
+use super::lanes;
 
 /// Three matrices, of which c [rows, width] is to get a [rows, columns] times b [columns, width].
 pub(crate) struct Product<'a, T> {

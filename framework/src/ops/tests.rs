@@ -116,19 +116,23 @@ proptest! {
     /// Block by block through a projection and a norm, fused, against the same in steps.
     #[test]
     fn projected_norms(
-        rows in 1..40usize, d in 2..37usize, blocks in 1..4usize, width in 1..6usize, centred in any::<bool>(),
-        seed in 0f64..9.0,
+        rows in 1..40usize, d in 2..37usize, blocks in 1..4usize, width in prop_oneof![1..6usize, 255..258usize],
+        centred in any::<bool>(), seed in 0f64..9.0,
     ) {
         let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
         let (g, weight) = (noise(&[rows, blocks * width], 0.1), noise(&[blocks * width, d], 0.5));
-        let found = norm.pull_back_blocks(&x, &g, &weight, blocks).unwrap();
+        let pulled = || {
+            let place = noise(&[blocks, rows, d], 0.7);
+            norm.pull_back_blocks_into(&x, &g, &weight, &place).unwrap();
+            place
+        };
+        let found = pulled();
         for block in 0..blocks {
             let of = |tensor: &Tensor, dim| tensor.narrow(dim, block * width, width).unwrap();
             let expected = norm.pull_back(&x, &of(&g, 1).matmul(&of(&weight, 0)).unwrap()).unwrap();
             close(&found.get(block).unwrap(), &expected, 1e-10);
         }
-        let composed = everywhere(|| norm.pull_back_blocks(&x, &g, &weight, blocks)).unwrap();
-        close(&composed, &found, 1e-10);
+        close(&everywhere(pulled), &found, 1e-10);
     }
 
     #[test]
@@ -225,6 +229,22 @@ fn vanishing_probabilities_are_zero() {
     let gradient: Vec<f32> = of_unembedding.unwrap().flatten_all().unwrap().to_vec1().unwrap();
     assert!(gradient.iter().all(|value| !value.is_subnormal()));
     assert!(gradient.iter().filter(|value| **value != 0.0).count() > 100);
+}
+
+proptest! {
+    /// Of sizes that are formed whole and in halves, and of inputs that are a part of wider ones.
+    #[test]
+    fn products_with_weights(
+        n in 62..67usize, width in prop_oneof![1..3usize, 63..67usize, 1023..1026usize], k in 1..9usize,
+        gap in 0..3usize, seed in 0f64..9.0,
+    ) {
+        let x = noise(&[n, k + gap], seed).narrow(1, gap, k).unwrap();
+        let weight = noise(&[k, width], 0.4);
+        let product = x.contiguous().unwrap().matmul(&weight).unwrap();
+        close(&weight::times(&x, &weight).unwrap(), &product, 1e-12);
+        let transposed = weight.t().unwrap().contiguous().unwrap();
+        close(&weight::times_transposed(&x, &transposed).unwrap(), &product, 1e-12);
+    }
 }
 
 /// A weight of more rows than are widened at once.
