@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::view::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
 use super::{Ablation, Discovery, Positions};
 use crate::graph::Graph;
-use crate::ops::add_by_place;
+use crate::ops::{add_by_place, is_fused};
 use crate::{Error, Result};
 
 /// Rows expanded at once.
@@ -277,7 +277,7 @@ impl Sums {
 fn products(readers: &Stack, writers: &Tensor) -> Result<Vec<Vec<Vec<f64>>>> {
     let readers = readers.first(readers.nodes)?;
     let length = readers.dim(1)?;
-    let parts = if writers.device().is_cpu() { PARTS } else { 1 };
+    let parts = if is_fused(writers) { PARTS } else { 1 };
     let part = length.div_ceil(parts).max(1);
     let term = |start: usize| -> Result<Vec<Vec<f64>>> {
         let of = |nodes: &Tensor| nodes.narrow(1, start, part.min(length - start));

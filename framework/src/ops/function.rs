@@ -1,6 +1,7 @@
 //! A tensor with a hand-written gradient: candle's counterpart to `torch.autograd.Function`. The
 //! forward value is computed first, on tensors that track nothing; these functions then join it to
-//! the input with a closure that pulls gradients back.
+//! the input with a closure that pulls gradients back. Also here: how an operation reads a tensor's
+//! values, and changes them in place.
 
 use std::marker::PhantomData;
 use std::ops::Deref;

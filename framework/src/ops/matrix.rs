@@ -80,11 +80,8 @@ pub(crate) fn select_columns(tensor: &Tensor, ranges: &[Range<usize>]) -> Result
     })
 }
 
-/// Contiguous matrices [rows, l] and [rows, r] as one [rows, l + r].
+/// Contiguous matrices [rows, l] and [rows, r] on the CPU as one [rows, l + r].
 pub(crate) fn beside(left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    if !is_fused(left) {
-        return Tensor::cat(&[left, right], 1);
-    }
     by_dtype!(left, T => {
         let ((rows, l), r) = (left.dims2()?, right.dim(1)?);
         let (left, right, device) = (values::<T>(left)?, values::<T>(right)?, left.device());

@@ -130,9 +130,8 @@ impl Norm {
         if is_small(x, weight.dim(0)? / place.dim(0)?) {
             return by_dtype!(x, T => self.pull_back_small::<T>(x, values, weight, place));
         }
-        let at_y = Tensor::zeros(place.shape(), place.dtype(), place.device())?;
-        multiply_blocks_into(values, weight, &at_y)?;
-        let pulled = self.pull_back(x, &at_y.reshape(((), x.dim(1)?))?)?;
+        multiply_blocks_into(values, weight, place)?;
+        let pulled = self.pull_back(x, &place.reshape(((), x.dim(1)?))?)?;
         place.slice_set(&pulled.reshape(place.shape())?, 0, 0)
     }
 

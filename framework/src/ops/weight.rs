@@ -12,7 +12,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::{add_rows, beside, values};
+use super::{add_rows, beside, is_fused, values};
 
 /// Columns up to which a product is formed in halves: wider ones gain nothing by it.
 const NARROW: usize = 1024;
@@ -61,7 +61,7 @@ pub(crate) fn times_transposed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// x [n, k] times matrix [k, width].
 fn product(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
     let (n, width) = (x.dim(0)?, matrix.dim(1)?);
-    if !x.device().is_cpu() || n < WORTH_SHARING || !(WORTH_SHARING..=NARROW).contains(&width) {
+    if !is_fused(x) || n < WORTH_SHARING || !(WORTH_SHARING..=NARROW).contains(&width) {
         return x.matmul(matrix);
     }
     let half = width.div_ceil(2);
