@@ -132,7 +132,7 @@ impl Task for Wrong {
         Ok(vec![Example {
             tokens: vec![1, 2, calls],
             predicted: self.predicted.clone(),
-            keys: vec![circuit_framework::Key { position: 2, correct: 2, wrong: None }],
+            keys: vec![circuit_framework::Key { position: 2, correct: vec![2], wrong: Vec::new() }],
             counterfactual: None,
             origin: "made".to_owned(),
         }])

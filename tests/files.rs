@@ -157,7 +157,9 @@ fn agreement_aligns_the_published_sentences() {
                 let decoded =
                     tokenizer.as_ref().unwrap().inner.decode(&example.tokens, false).unwrap();
                 assert_eq!(decoded, row[text].as_str().unwrap());
-                assert!(example.keys.iter().all(|key| key.correct == example.tokens[key.position]));
+                assert!(
+                    example.keys.iter().all(|key| key.correct == [example.tokens[key.position]])
+                );
             }
         }
     }

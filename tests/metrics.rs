@@ -28,12 +28,12 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 fn over_keys(
     model: &dyn Model,
     examples: &[Example],
-    value: impl Fn(&[f64], usize, usize) -> f64,
+    value: impl Fn(&[f64], &[u32], &[u32]) -> f64,
 ) -> f64 {
     mean(examples.iter().map(|example| {
         mean(example.keys.iter().map(|key| {
             let log_probs = log_probs(model, example, key.position - 1);
-            value(&log_probs, key.correct as usize, key.wrong.unwrap() as usize)
+            value(&log_probs, &key.correct, &key.wrong)
         }))
     }))
 }
@@ -75,11 +75,15 @@ proptest! {
         examples in examples(1..4),
     ) {
         let model = geometry.model_in_float64(seed);
+        // A logit is a log-probability up to a constant, which the difference loses.
+        let logit = |p: &[f64], set: &[u32]| mean(set.iter().map(|&token| p[token as usize]));
+        let prob = |p: &[f64], set: &[u32]| set.iter().map(|&token| p[token as usize].exp()).sum::<f64>();
+        let over = |value: &dyn Fn(&[f64], &[u32], &[u32]) -> f64| over_keys(&*model, &examples, value);
         let expected: [(&str, f64); 4] = [
-            ("logit_diff", over_keys(&*model, &examples, |p, right, wrong| p[right] - p[wrong])),
-            ("log_prob_diff", over_keys(&*model, &examples, |p, right, wrong| p[right] - p[wrong])),
-            ("prob_diff", over_keys(&*model, &examples, |p, right, wrong| p[right].exp() - p[wrong].exp())),
-            ("answer_log_prob", over_keys(&*model, &examples, |p, right, _| p[right])),
+            ("logit_diff", over(&|p, right, wrong| logit(p, right) - logit(p, wrong))),
+            ("log_prob_diff", over(&|p, right, wrong| (prob(p, right) / prob(p, wrong)).ln())),
+            ("prob_diff", over(&|p, right, wrong| prob(p, right) - prob(p, wrong))),
+            ("answer_log_prob", over(&|p, right, _| prob(p, right).ln())),
         ];
         for (name, expected) in expected {
             let metric: Box<dyn PatchingMetric> = plugin(name, "");
@@ -101,9 +105,18 @@ proptest! {
         };
         let accuracy: Box<dyn ReportMetric> = plugin("accuracy", "");
         let hits = mean(keys().zip(at_keys()).map(|((_, key), p)| {
-            f64::from(p.iter().all(|&other| other <= p[key.correct as usize]))
+            let best = key.correct.iter().map(|&token| p[token as usize]).fold(f64::MIN, f64::max);
+            f64::from(p.iter().all(|&other| other <= best))
         }));
         prop_assert_eq!(accuracy.measure(&evaluation(&*model, None), &examples).unwrap(), hits);
+
+        // Among a key's answers alone: the best right one beats every wrong one.
+        let figures = evaluation(&*model, None).language_modelling(&examples).unwrap();
+        let wins = mean(keys().zip(at_keys()).map(|((_, key), p)| {
+            let best = |set: &[u32]| set.iter().map(|&token| p[token as usize]).fold(f64::MIN, f64::max);
+            f64::from(best(&key.correct) > best(&key.wrong))
+        }));
+        prop_assert_eq!(figures["right_share"], wins);
 
         let kl: Box<dyn ReportMetric> = plugin("kl_divergence", "");
         prop_assert_eq!(kl.measure(&evaluation(&*model, None), &examples).unwrap(), 0.0);

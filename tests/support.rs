@@ -131,26 +131,34 @@ impl Geometry {
     }
 }
 
-/// Examples with one or two keys and a counterfactual of their own length.
+/// Examples with one or two keys, each with sets of answers, and a counterfactual of their own length.
 pub fn examples(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Example>> {
     let token = || 0..VOCABULARY as u32;
     let example = (3..9usize).prop_flat_map(move |length| {
         let tokens = || prop::collection::vec(token(), length);
         let keys = prop::collection::btree_set(1..length, 1..3);
-        (tokens(), tokens(), keys, token())
+        let others = prop::sample::subsequence((0..VOCABULARY as u32).collect::<Vec<_>>(), 6);
+        (tokens(), tokens(), keys, others.prop_shuffle(), (0..3usize, 1..4usize))
     });
-    let example = example.prop_map(|(tokens, corrupt, positions, wrong)| Example {
-        predicted: 1..tokens.len(),
-        keys: (positions.iter())
-            .map(|&position| Key { position, correct: tokens[position], wrong: Some(wrong) })
-            .collect(),
-        counterfactual: Some(Counterfactual {
-            tokens: corrupt,
-            key_positions: positions.into_iter().collect(),
-        }),
-        tokens,
-        origin: "a random example".to_owned(),
-    });
+    let example =
+        example.prop_map(|(tokens, corrupt, positions, others, (right, wrong))| Example {
+            predicted: 1..tokens.len(),
+            keys: (positions.iter())
+                .map(|&position| {
+                    let token = tokens[position];
+                    let others = others.iter().copied().filter(|&other| other != token);
+                    let correct =
+                        std::iter::once(token).chain(others.clone().take(right)).collect();
+                    Key { position, correct, wrong: others.skip(right).take(wrong).collect() }
+                })
+                .collect(),
+            counterfactual: Some(Counterfactual {
+                tokens: corrupt,
+                key_positions: positions.into_iter().collect(),
+            }),
+            tokens,
+            origin: "a random example".to_owned(),
+        });
     prop::collection::vec(example, count)
 }
 

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 
+use crate::answers::{self, Side};
 use crate::example::{Batch, Example, by_length};
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
-use crate::pass::{Pass, Readout, scalar};
+use crate::pass::{Pass, Readout, scalar, values};
 use crate::progress::{Progress, Report};
 use crate::task::{Figures, Setting};
 use crate::{Error, Result, files};
@@ -91,14 +92,14 @@ impl Evaluation<'_> {
     }
 
     /// `loss` over all predicted tokens, and its `perplexity`; with right and wrong answers,
-    /// `logit_diff` (right − wrong, the mean over keys) and `right_share` (the share of keys where
-    /// the right answer's logit is the larger).
+    /// `logit_diff` (right − wrong, the mean over keys) and `right_share` (the share of keys whose best
+    /// right answer beats every wrong one).
     ///
     /// # Errors
     /// As for [`Evaluation::for_each_batch`].
     pub fn language_modelling(&self, examples: &[Example]) -> Result<Figures> {
         let (mut loss, mut predicted) = (0.0, 0usize);
-        let mut differences: Vec<f64> = Vec::new();
+        let (mut differences, mut wins) = (Vec::new(), 0usize);
         self.for_each_batch(examples, |_, batch, readout| {
             let (mut rows, mut targets) = (Vec::new(), Vec::new());
             for (index, position, row) in batch.predicted() {
@@ -108,17 +109,14 @@ impl Evaluation<'_> {
             }
             predicted += rows.len();
             loss += scalar(&readout.cross_entropy(&rows, targets)?)?;
-            let keys: Vec<_> = (batch.keys())
-                .filter_map(|(_, key, row)| Some((row, key.correct, key.wrong?)))
-                .collect();
+            let keys: Vec<_> = batch.keys().filter(|(_, key, _)| !key.wrong.is_empty()).collect();
             if keys.is_empty() {
                 return Ok(());
             }
-            let rows: Vec<u32> = keys.iter().map(|&(row, ..)| row).collect();
-            let logits = readout.logits(&rows)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-            differences.extend(logits.iter().zip(&keys).map(|(logits, &(_, right, wrong))| {
-                logits[right as usize] - logits[wrong as usize]
-            }));
+            differences.extend(values(&answers::logit_differences(readout, &keys)?)?);
+            let right = values(&answers::best_logits(readout, &keys, Side::Right)?)?;
+            let wrong = values(&answers::best_logits(readout, &keys, Side::Wrong)?)?;
+            wins += right.iter().zip(&wrong).filter(|(right, wrong)| right > wrong).count();
             Ok(())
         })?;
         let mut figures = Figures::new();
@@ -127,9 +125,8 @@ impl Evaluation<'_> {
         figures.insert("perplexity".into(), loss.exp());
         if !differences.is_empty() {
             let n = differences.len() as f64;
-            let right = differences.iter().filter(|&&d| d > 0.0).count();
             figures.insert("logit_diff".into(), differences.iter().sum::<f64>() / n);
-            figures.insert("right_share".into(), right as f64 / n);
+            figures.insert("right_share".into(), wins as f64 / n);
         }
         Ok(figures)
     }

@@ -1,5 +1,6 @@
 //! What a task gives the engine: pre-tokenised examples, and batches of them.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
@@ -7,15 +8,15 @@ use candle_core::{Device, Tensor};
 use crate::{Result, refuse};
 
 /// A token at which the task looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The index of the token itself, never 0: it is predicted, and the graph is read, at the
     /// position before it.
     pub position: usize,
-    /// The token that counts as right.
-    pub correct: u32,
-    /// The token it is held against, where the task has one.
-    pub wrong: Option<u32>,
+    /// The tokens that count as right, each once: at least one.
+    pub correct: Vec<u32>,
+    /// The tokens they are held against, each once; empty where the task has none.
+    pub wrong: Vec<u32>,
 }
 
 /// The same example with what matters changed, for ablation `corrupt` and for EAP-IG.
@@ -55,7 +56,16 @@ impl Example {
                 "{origin}: {longest} tokens, but the model's context is {context}; shorten the example"
             );
         }
-        let answers = self.keys.iter().flat_map(|key| [Some(key.correct), key.wrong]).flatten();
+        let predicted = &self.predicted;
+        if predicted.is_empty() || predicted.start == 0 || predicted.end > self.tokens.len() {
+            refuse!(
+                "{origin}: the loss is to be taken over tokens {predicted:?}; it must be within \
+                 1..{} and not empty, since the first token is predicted by none",
+                self.tokens.len()
+            );
+        }
+        let answers =
+            self.keys.iter().flat_map(|key| key.correct.iter().chain(&key.wrong)).copied();
         let mut ids = self.tokens.iter().chain(corrupt_tokens).copied().chain(answers);
         if let Some(id) = ids.find(|&id| id as usize >= vocabulary) {
             refuse!(
@@ -64,16 +74,35 @@ impl Example {
             );
         }
         for key in &self.keys {
-            check_key(origin, key.position, self.tokens.len())?;
+            check_position(origin, key.position, self.tokens.len())?;
+            key.check_answers(origin)?;
         }
         for &position in counterfactual.map_or(&[][..], |c| &c.key_positions) {
-            check_key(origin, position, corrupt_tokens.len())?;
+            check_position(origin, position, corrupt_tokens.len())?;
         }
         Ok(())
     }
 }
 
-fn check_key(origin: &str, position: usize, length: usize) -> Result<()> {
+impl Key {
+    /// Refuses answers that are none, named twice, or right and wrong at once.
+    fn check_answers(&self, origin: &str) -> Result<()> {
+        let Self { position, correct, wrong } = self;
+        if correct.is_empty() {
+            refuse!("{origin}: key position {position} has no right answer; give one at least");
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(id) = correct.iter().chain(wrong).find(|&&id| !seen.insert(id)) {
+            refuse!(
+                "{origin}: at key position {position} token id {id} stands twice among the right and \
+                 wrong answers; give it once"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check_position(origin: &str, position: usize, length: usize) -> Result<()> {
     if position == 0 || position >= length {
         refuse!(
             "{origin}: key position {position}; it is a token's index from 1 to {}, since a token \

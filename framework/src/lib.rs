@@ -5,6 +5,7 @@
 //! It knows no concrete model, task, metric or selector. Terms are TransformerLens', EAP-IG's and
 //! Hugging Face's; what is computed is defined in the paper, arXiv 2502.06106.
 
+pub mod answers;
 pub mod cache;
 pub mod chat;
 pub mod circuit;

@@ -28,7 +28,7 @@ use crate::pass::Readout;
 ///         let (mut rows, mut answers) = (Vec::new(), Vec::new());
 ///         for (index, example) in batch.examples.iter().enumerate() {
 ///             rows.push(batch.row(index, example.keys[0].position - 1));
-///             answers.push(example.keys[0].correct);
+///             answers.push(example.keys[0].correct[0]);
 ///         }
 ///         let answers = Tensor::new(answers, batch.tokens.device())?.unsqueeze(1)?;
 ///         Ok(readout.logits(&rows)?.gather(&answers, 1)?.sum_all()?)

@@ -65,7 +65,7 @@ impl<'a> Setting<'a> {
 ///         let example = |token: u32| Example {
 ///             tokens: vec![token, 9, token],
 ///             predicted: 1..3,
-///             keys: vec![Key { position: 2, correct: token, wrong: Some(9) }],
+///             keys: vec![Key { position: 2, correct: vec![token], wrong: vec![9] }],
 ///             counterfactual: None,
 ///             origin: format!("repeat {token}"),
 ///         };

@@ -1,12 +1,10 @@
-//! The share of key tokens for which the right answer is the likeliest of all tokens. A share of
+//! The share of keys for which the likeliest of all tokens is a right answer. A share of
 //! hits has no gradient, so this only reports.
 
 use circuit_framework::{
-    Evaluation, Example, Options, Plugin, ReportMetric, Result, inventory, origin,
+    Evaluation, Example, Options, Plugin, ReportMetric, Result, answers, inventory, origin,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::answers;
 
 /// No options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -17,9 +15,13 @@ impl ReportMetric for Accuracy {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
         let (mut hits, mut keys) = (0, 0);
         evaluation.for_each_batch(examples, |_, batch, readout| {
-            let likeliest = answers::logits(readout, batch)?.argmax(1)?.to_vec1::<u32>()?;
-            hits +=
-                batch.keys().zip(&likeliest).filter(|((_, key, _), t)| key.correct == **t).count();
+            let here: Vec<_> = batch.keys().collect();
+            let likeliest = answers::all_logits(readout, &here)?.argmax(1)?.to_vec1::<u32>()?;
+            hits += here
+                .iter()
+                .zip(&likeliest)
+                .filter(|((_, key, _), t)| key.correct.contains(t))
+                .count();
             keys += likeliest.len();
             Ok(())
         })?;
@@ -39,6 +41,6 @@ impl Options<dyn ReportMetric> for Accuracy {
 
 inventory::submit! {
     Plugin::<dyn ReportMetric>::new::<Accuracy>(
-        "accuracy", "the share of key tokens whose right answer is the likeliest token", origin!(),
+        "accuracy", "the share of keys for which the likeliest token is a right answer", origin!(),
     )
 }

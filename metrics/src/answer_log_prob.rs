@@ -1,12 +1,11 @@
-//! log p(correct), averaged over an example's key tokens, then over examples: what `outcome` guidance
+//! log Σp(right), averaged over an example's key tokens, then over examples: what `outcome` guidance
 //! discovers the mathematics task with (arXiv 2502.06106, section 4.2).
 
+use circuit_framework::answers::{self, Side};
 use circuit_framework::{
     Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::answers;
 
 /// No options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -15,8 +14,9 @@ struct AnswerLogProb {}
 
 impl PatchingMetric for AnswerLogProb {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        let log_probs = answers::log_probs(&answers::logits(readout, batch)?)?;
-        answers::sum_of_means(&answers::of_correct(&log_probs, batch)?, batch)
+        let keys: Vec<_> = batch.keys().collect();
+        let log_probs = answers::log_probs(&answers::all_logits(readout, &keys)?)?;
+        answers::sum_of_means(&answers::log_prob_of(&log_probs, &keys, Side::Right)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
@@ -32,6 +32,6 @@ impl Options<dyn PatchingMetric> for AnswerLogProb {
 
 inventory::submit! {
     Plugin::<dyn PatchingMetric>::new::<AnswerLogProb>(
-        "answer_log_prob", "log p(correct), the mean over the key tokens", origin!(),
+        "answer_log_prob", "log Σp(right), the mean over the keys", origin!(),
     )
 }

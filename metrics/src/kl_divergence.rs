@@ -5,12 +5,10 @@
 use candle_core::DType;
 use circuit_framework::discovery::Positions;
 use circuit_framework::{
-    Batch, Evaluation, Example, Options, Pass, Plugin, ReportMetric, Result, Tensor, inventory,
-    origin,
+    Batch, Evaluation, Example, Options, Pass, Plugin, ReportMetric, Result, Tensor, answers,
+    inventory, origin,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::answers;
 
 /// Where the distributions are compared.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]

@@ -3,7 +3,6 @@
 
 mod accuracy;
 mod answer_log_prob;
-mod answers;
 mod kl_divergence;
 mod log_prob_diff;
 mod logit_diff;

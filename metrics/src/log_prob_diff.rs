@@ -1,12 +1,12 @@
-//! log p(correct) − log p(wrong) at each key position. The normaliser cancels, so this is
-//! [`logit_diff`](crate::logit_diff) with the same gradient; it is there under the name papers use.
+//! log Σp(right) − log Σp(wrong) at each key position, averaged over an example's key positions, then
+//! over examples. Of single answers the normaliser leaves [`logit_diff`](crate::logit_diff), its gradient
+//! too.
 
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, answers, inventory,
+    origin,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::answers;
 
 /// No options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -15,8 +15,8 @@ struct LogProbDiff {}
 
 impl PatchingMetric for LogProbDiff {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        let log_probs = answers::log_probs(&answers::logits(readout, batch)?)?;
-        answers::sum_of_means(&answers::correct_less_wrong(&log_probs, batch)?, batch)
+        let keys: Vec<_> = batch.keys().collect();
+        answers::sum_of_means(&answers::log_odds(readout, &keys)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
@@ -32,6 +32,6 @@ impl Options<dyn PatchingMetric> for LogProbDiff {
 
 inventory::submit! {
     Plugin::<dyn PatchingMetric>::new::<LogProbDiff>(
-        "log_prob_diff", "log p(correct) − log p(wrong) at the key positions", origin!(),
+        "log_prob_diff", "log Σp(right) − log Σp(wrong) at the key positions", origin!(),
     )
 }

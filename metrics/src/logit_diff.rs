@@ -1,12 +1,11 @@
-//! logit(correct) − logit(wrong) at each key position, averaged over an example's key positions, then
-//! over examples (Wang et al., 2022, arXiv 2211.00593).
+//! The right answers' mean logit less the wrong ones' at each key position, averaged over an example's
+//! key positions, then over examples (Wang et al., 2022, arXiv 2211.00593).
 
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, answers, inventory,
+    origin,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::answers;
 
 /// No options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -15,7 +14,8 @@ struct LogitDiff {}
 
 impl PatchingMetric for LogitDiff {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        answers::sum_of_means(&answers::logit_differences(readout, batch)?, batch)
+        let keys: Vec<_> = batch.keys().collect();
+        answers::sum_of_means(&answers::logit_differences(readout, &keys)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
@@ -31,6 +31,6 @@ impl Options<dyn PatchingMetric> for LogitDiff {
 
 inventory::submit! {
     Plugin::<dyn PatchingMetric>::new::<LogitDiff>(
-        "logit_diff", "logit(correct) − logit(wrong) at the key positions", origin!(),
+        "logit_diff", "the right answers' mean logit less the wrong ones'", origin!(),
     )
 }

@@ -1,12 +1,11 @@
-//! p(correct) − p(wrong) at each key position, averaged over an example's key positions, then over
+//! Σp(right) − Σp(wrong) at each key position, averaged over an example's key positions, then over
 //! examples (Hanna et al., 2023, arXiv 2305.00586).
 
+use circuit_framework::answers::{self, Side};
 use circuit_framework::{
     Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::answers;
 
 /// No options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -15,8 +14,11 @@ struct ProbDiff {}
 
 impl PatchingMetric for ProbDiff {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        let probs = answers::log_probs(&answers::logits(readout, batch)?)?.exp()?;
-        answers::sum_of_means(&answers::correct_less_wrong(&probs, batch)?, batch)
+        let keys: Vec<_> = batch.keys().collect();
+        let log_probs = answers::log_probs(&answers::all_logits(readout, &keys)?)?;
+        let of =
+            |side| -> Result<Tensor> { Ok(answers::log_prob_of(&log_probs, &keys, side)?.exp()?) };
+        answers::sum_of_means(&(of(Side::Right)? - of(Side::Wrong)?)?, batch)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
@@ -32,6 +34,6 @@ impl Options<dyn PatchingMetric> for ProbDiff {
 
 inventory::submit! {
     Plugin::<dyn PatchingMetric>::new::<ProbDiff>(
-        "prob_diff", "p(correct) − p(wrong) at the key positions", origin!(),
+        "prob_diff", "Σp(right) − Σp(wrong) at the key positions", origin!(),
     )
 }

@@ -136,8 +136,8 @@ fn examples(model: &dyn Model, count: usize, seq: usize, seed: u64) -> Vec<Examp
         let tokens: Vec<u32> = (0..seq).map(|_| random.random_range(0..vocabulary)).collect();
         let key = |position: usize| Key {
             position,
-            correct: tokens[position],
-            wrong: Some((tokens[position] + 1) % vocabulary),
+            correct: vec![tokens[position]],
+            wrong: vec![(tokens[position] + 1) % vocabulary],
         };
         Example {
             predicted: 1..seq,

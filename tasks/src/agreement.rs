@@ -90,7 +90,11 @@ impl Sentence {
             if prefix + at == 0 {
                 return Ok(None);
             }
-            keys.push(Key { position: prefix + at, correct: own[at], wrong: Some(flipped[at]) });
+            keys.push(Key {
+                position: prefix + at,
+                correct: vec![own[at]],
+                wrong: vec![flipped[at]],
+            });
         }
         Ok(Some((tokens, keys)))
     }

@@ -11,11 +11,10 @@ mod sentences;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, inventory,
-    origin, refuse,
+    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, answers,
+    inventory, origin, pass, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +74,11 @@ impl Sentence {
         };
         Ok(Example {
             predicted: 1..tokens.len(),
-            keys: vec![Key { position, correct: tokens[position], wrong: Some(other[position]) }],
+            keys: vec![Key {
+                position,
+                correct: vec![tokens[position]],
+                wrong: vec![other[position]],
+            }],
             tokens,
             counterfactual: None,
             origin: origin.to_owned(),
@@ -141,11 +144,10 @@ impl Loaded {
     fn differences(&self, evaluation: &Evaluation) -> Result<Vec<f64>> {
         let mut differences = vec![0.0; self.examples.len()];
         evaluation.for_each_batch(&self.examples, |indices, batch, readout| {
-            let rows: Vec<u32> = batch.keys().map(|(_, _, row)| row).collect();
-            let logits = readout.logits(&rows)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-            for ((row, key, _), logits) in batch.keys().zip(&logits) {
-                let wrong = key.wrong.unwrap_or(key.correct);
-                differences[indices[row]] = logits[key.correct as usize] - logits[wrong as usize];
+            let keys: Vec<_> = batch.keys().collect();
+            let found = answers::logit_differences(readout, &keys)?;
+            for (&(row, ..), difference) in keys.iter().zip(pass::values(&found)?) {
+                differences[indices[row]] = difference;
             }
             Ok(())
         })?;
@@ -235,7 +237,7 @@ mod tests {
             let own = &sentence.text[sentence.pronoun.clone()];
             let at = own.bytes().zip(sentence.counter.bytes()).position(|(a, b)| a != b).unwrap();
             assert_eq!(key.position, sentence.pronoun.start + at);
-            assert_eq!(tokenizer.decode(&[key.correct]).unwrap(), own[at..at + 1]);
+            assert_eq!(tokenizer.decode(&key.correct).unwrap(), own[at..at + 1]);
         }
     }
 

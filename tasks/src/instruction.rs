@@ -27,7 +27,11 @@ impl Item {
         let tokens = dialogue.tokens_of(&self.key);
         let keys: Vec<Key> = match &self.wrong {
             None => tokens
-                .map(|position| Key { position, correct: dialogue.tokens[position], wrong: None })
+                .map(|position| Key {
+                    position,
+                    correct: vec![dialogue.tokens[position]],
+                    wrong: Vec::new(),
+                })
                 .collect(),
             Some(wrong) => {
                 let mut answer = self.answer.clone();
@@ -37,8 +41,8 @@ impl Item {
                 (differ.into_iter())
                     .map(|at| Key {
                         position: at,
-                        correct: dialogue.tokens[at],
-                        wrong: Some(other[at]),
+                        correct: vec![dialogue.tokens[at]],
+                        wrong: vec![other[at]],
                     })
                     .collect()
             }

@@ -172,8 +172,8 @@ mod tests {
         for (problem, example) in train.items.iter().zip(&train.examples) {
             // Of the answer's tokens the first is read that differs from the wrong answer's.
             let [key] = &example.keys[..] else { panic!("one key") };
-            assert_eq!(key.correct, example.tokens[key.position]);
-            let first = tokenizer.decode(&[key.correct, key.wrong.unwrap()]).unwrap();
+            assert_eq!(key.correct, [example.tokens[key.position]]);
+            let first = tokenizer.decode(&[key.correct[0], key.wrong[0]]).unwrap();
             let (right, wrong) = (problem.answer.text(), problem.answer.wrong().text());
             assert_eq!(first, [&right[..1], &wrong[..1]].concat());
         }

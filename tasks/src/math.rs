@@ -263,7 +263,7 @@ mod tests {
             let answer = text(&example.tokens[example.predicted.clone()]);
             assert_eq!(answer, problem.item.answer);
             assert!(!answer.contains("<<"));
-            let keys: Vec<u32> = example.keys.iter().map(|key| key.correct).collect();
+            let keys: Vec<u32> = example.keys.iter().map(|key| key.correct[0]).collect();
             assert_eq!(number(&text(&keys)), Some(problem.gold));
         }
         assert!(

@@ -80,7 +80,8 @@ impl Line {
         if start == 0 || start >= tokens.len() || choice.trim().is_empty() {
             refuse!("the question or a choice is empty");
         }
-        let key = |position: usize| Key { position, correct: tokens[position], wrong: None };
+        let key =
+            |position: usize| Key { position, correct: vec![tokens[position]], wrong: Vec::new() };
         Ok(Example {
             predicted: start..tokens.len(),
             keys: (start..tokens.len()).map(key).collect(),

@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(nested.items.len(), 2);
         let tokenizer = crate::tests::tokenizer();
         let answers = nested.examples.iter().map(|example| {
-            let keys: Vec<u32> = example.keys.iter().map(|key| key.correct).collect();
+            let keys: Vec<u32> = example.keys.iter().map(|key| key.correct[0]).collect();
             tokenizer.decode(&keys).unwrap()
         });
         assert_eq!(answers.collect::<Vec<_>>(), ["a red door", "[No Answer]"]);

@@ -2,8 +2,9 @@
 //!
 //! A line is `{"tokens": […], "key_positions": […], "correct": […], "wrong": […], "corrupt_tokens":
 //! […], "corrupt_key_positions": […]}`; only `tokens` is required. A key position is the index of
-//! the key token itself; it is predicted, and the graph is read, at the position before it. Without
-//! `correct`, the right answers are the key tokens. Other fields are passed over.
+//! the key token itself; it is predicted, and the graph is read, at the position before it. `correct`
+//! and `wrong` have an entry a key position, a token id or a list of them; without `correct`, the right
+//! answers are the key tokens. Other fields are passed over. docs/tokens.md tells the whole format.
 
 use std::path::{Path, PathBuf};
 
@@ -30,11 +31,28 @@ struct Line {
     tokens: Vec<u32>,
     #[serde(default)]
     key_positions: Vec<usize>,
-    correct: Option<Vec<u32>>,
-    wrong: Option<Vec<u32>>,
+    correct: Option<Vec<Answers>>,
+    wrong: Option<Vec<Answers>>,
     corrupt_tokens: Option<Vec<u32>>,
     #[serde(default)]
     corrupt_key_positions: Vec<usize>,
+}
+
+/// A key's answers on one side.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a token id or a list of token ids")]
+enum Answers {
+    One(u32),
+    Set(Vec<u32>),
+}
+
+impl Answers {
+    fn ids(&self) -> Vec<u32> {
+        match self {
+            Answers::One(id) => vec![*id],
+            Answers::Set(ids) => ids.clone(),
+        }
+    }
 }
 
 impl Line {
@@ -61,8 +79,8 @@ impl Line {
             };
             found.push(Key {
                 position,
-                correct: self.correct.as_ref().map_or(token, |correct| correct[index]),
-                wrong: self.wrong.as_ref().map(|wrong| wrong[index]),
+                correct: self.correct.as_ref().map_or(vec![token], |correct| correct[index].ids()),
+                wrong: self.wrong.as_ref().map_or(Vec::new(), |wrong| wrong[index].ids()),
             });
         }
         Ok(Example {
@@ -130,7 +148,7 @@ mod tests {
     fn a_line_becomes_an_example() {
         let found = example(r#"{"tokens": [5, 6, 7], "key_positions": [2], "wrong": [8]}"#);
         let found = found.expect("a good line");
-        assert_eq!(found.keys, [Key { position: 2, correct: 7, wrong: Some(8) }]);
+        assert_eq!(found.keys, [Key { position: 2, correct: vec![7], wrong: vec![8] }]);
         assert_eq!(found.predicted, 1..3);
     }
 

@@ -436,6 +436,14 @@ pub fn scalar(tensor: &Tensor) -> candle_core::Result<f64> {
     tensor.to_dtype(DType::F64)?.to_scalar()
 }
 
+/// A vector's values, whatever it was computed in.
+///
+/// # Errors
+/// If the tensor is no vector.
+pub fn values(tensor: &Tensor) -> candle_core::Result<Vec<f64>> {
+    tensor.to_dtype(DType::F64)?.to_vec1()
+}
+
 /// A lock whose holder may have panicked: what it guards is a list of whole entries.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -7,7 +7,8 @@ use circuit_framework::{
 };
 use serde::{Deserialize, Serialize};
 
-/// logit(right) less the mean of the `k` largest other logits, averaged over an example's keys.
+/// The right answers' mean logit less the mean of the `k` largest other logits, averaged over an
+/// example's keys.
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct TopKMargin {
@@ -28,7 +29,7 @@ impl PatchingMetric for TopKMargin {
         let weights: Vec<Vec<f64>> = (batch.keys().zip(logits.to_dtype(DType::F64)?.to_vec2()?))
             .map(|((example, key, _), logits)| {
                 let share = 1.0 / batch.examples[example].keys.len() as f64;
-                self.weights(&logits, key.correct as usize, share)
+                self.weights(&logits, &key.correct, share)
             })
             .collect();
         let weights = Tensor::new(weights, logits.device())?.to_dtype(logits.dtype())?;
@@ -44,13 +45,16 @@ impl PatchingMetric for TopKMargin {
 }
 
 impl TopKMargin {
-    /// What each logit counts: `share` for the right token, −share/k for each of the best others.
-    fn weights(&self, logits: &[f64], correct: usize, share: f64) -> Vec<f64> {
-        let mut others: Vec<usize> = (0..logits.len()).filter(|&token| token != correct).collect();
+    /// What each logit counts: `share` in all for the right tokens, −share in all for the best others.
+    fn weights(&self, logits: &[f64], correct: &[u32], share: f64) -> Vec<f64> {
+        let mut others: Vec<usize> =
+            (0..logits.len()).filter(|&token| !correct.contains(&(token as u32))).collect();
         others.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
         others.truncate(self.k);
         let mut weights = vec![0.0; logits.len()];
-        weights[correct] = share;
+        for &token in correct {
+            weights[token as usize] = share / correct.len() as f64;
+        }
         for &token in &others {
             weights[token] = -share / others.len() as f64;
         }
@@ -79,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_right_token_is_held_against_the_best_others() {
-        let weights = TopKMargin { k: 2 }.weights(&[5.0, 1.0, 9.0, 7.0, 6.0], 2, 1.0);
+        let weights = TopKMargin { k: 2 }.weights(&[5.0, 1.0, 9.0, 7.0, 6.0], &[2], 1.0);
         assert_eq!(weights, [0.0, 0.0, 1.0, -0.5, -0.5]);
     }
 

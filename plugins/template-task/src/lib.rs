@@ -124,8 +124,8 @@ impl IndirectObject {
             predicted: 1..tokens.len(),
             keys: vec![Key {
                 position: tokens.len() - 1,
-                correct: io.token,
-                wrong: Some(subject.token),
+                correct: vec![io.token],
+                wrong: vec![subject.token],
             }],
             counterfactual: Some(Counterfactual {
                 key_positions: vec![corrupt.len() - 1],
@@ -165,7 +165,7 @@ mod tests {
         let text = |tokens: &[u32]| tokenizer.decode(&tokens[..tokens.len() - 1]).unwrap();
         assert_eq!(text(&example.tokens), "M and J ran, J fell to");
         assert_eq!(text(&example.counterfactual.unwrap().tokens), "M and J ran, T fell to");
-        assert_eq!(example.keys[0], Key { position: 22, correct: 1, wrong: Some(2) });
+        assert_eq!(example.keys[0], Key { position: 22, correct: vec![1], wrong: vec![2] });
     }
 
     #[test]
