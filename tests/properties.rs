@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use circuit_framework::circuit::{Circuit, Pruning, Rule, Scores};
 use circuit_framework::discovery::{Ablation, Discovery, Method, Positions, discover};
-use circuit_framework::graph::{Input, Kind, Node, Reader, Writer};
+use circuit_framework::graph::{Input, Kind, Node, Port, Reader, Writer};
 use circuit_framework::tuning::{Algorithm, Objective, Tuner, Tuning};
 use circuit_framework::{
     Batch, Device, Example, Graph, Model, Owner, ParamSelector, Pass, PatchingMetric, Result,
@@ -66,7 +66,7 @@ proptest! {
         let graph = model.graph();
         let time = |node: Node| match node {
             Node::Embed => 0,
-            Node::Head { layer, .. } => 1 + 2 * layer,
+            Node::Head { layer, .. } | Node::KeyValueHead { layer, .. } => 1 + 2 * layer,
             Node::Mlp { layer, .. } => 2 + 2 * layer,
             Node::Logits => usize::MAX,
         };
@@ -79,6 +79,26 @@ proptest! {
         let all = (0..graph.writers().len()).flat_map(|w| (0..graph.readers().len()).map(move |r| (Writer(w), Reader(r))));
         prop_assert_eq!(all.filter(|&(w, r)| graph.has_edge(w, r)).count(), edges);
         prop_assert_eq!(graph.edge_count(), edges);
+    }
+
+    /// Every node is found by its name. Keys and values that a group of heads shares are named after
+    /// their key/value head, by their former names too; where nothing is shared, after the head.
+    #[test]
+    fn shared_keys_and_values_have_names_of_their_own(geometry in geometries()) {
+        let model = geometry.model(0);
+        let graph = model.graph();
+        for (index, node) in graph.writers().iter().enumerate() {
+            prop_assert_eq!(graph.writer(&node.to_string()).unwrap(), Writer(index));
+        }
+        let shares = geometry.kv_heads < geometry.heads;
+        for (index, input) in graph.readers().iter().enumerate() {
+            let name = input.to_string();
+            prop_assert_eq!(graph.reader(&name).unwrap(), Reader(index));
+            let is_key_or_value = matches!(input.port, Port::Key | Port::Value);
+            prop_assert_eq!(name.contains(".kv"), shares && is_key_or_value, "{}", name);
+            let former = name.replace(".kv", ".");
+            prop_assert_eq!(graph.reader(&former).unwrap(), Reader(index), "{}", former);
+        }
     }
 
     /// Without embedding and logits: layer l's attention has (heads + 2·kv_heads) readers of the

@@ -190,9 +190,8 @@ impl Circuit {
     /// The edges as `[writer, reader]` indices of `graph`, best first.
     pub fn indices(&self, graph: &Graph) -> Vec<[usize; 2]> {
         let index = |edge: &Edge| {
-            let writer = graph.writers().iter().position(|&node| node == edge.writer);
-            let reader = graph.readers().iter().position(|&input| input == edge.reader);
-            writer.zip(reader).map(|(writer, reader)| [writer, reader])
+            let ends = graph.writer_of(edge.writer).zip(graph.reader_of(edge.reader));
+            ends.map(|(writer, reader)| [writer.0, reader.0])
         };
         self.edges.iter().filter_map(index).collect()
     }

@@ -48,7 +48,7 @@ struct Layout {
 fn row_of(node: Node) -> (usize, usize) {
     match node {
         Node::Embed => (0, 0),
-        Node::Head { layer, .. } => (layer + 1, 0),
+        Node::Head { layer, .. } | Node::KeyValueHead { layer, .. } => (layer + 1, 0),
         Node::Mlp { layer, .. } => (layer + 1, 1),
         Node::Logits => (usize::MAX, 0),
     }
@@ -56,7 +56,9 @@ fn row_of(node: Node) -> (usize, usize) {
 
 fn row_label(node: Node) -> String {
     match node {
-        Node::Head { layer, .. } => format!("layer {layer} heads"),
+        Node::Head { layer, .. } | Node::KeyValueHead { layer, .. } => {
+            format!("layer {layer} heads")
+        }
         Node::Mlp { layer, .. } => format!("layer {layer} MLP"),
         Node::Embed | Node::Logits => String::new(),
     }
@@ -65,6 +67,7 @@ fn row_label(node: Node) -> String {
 fn node_label(node: Node) -> String {
     match node {
         Node::Head { layer, head } => format!("{layer}.{head}"),
+        Node::KeyValueHead { layer, head } => format!("{layer}.kv{head}"),
         Node::Mlp { layer, part: Some(part) } => format!("m{layer}.{part}"),
         other => other.to_string(),
     }

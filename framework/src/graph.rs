@@ -7,6 +7,7 @@
 //! only writes, the unembedding one that only reads. There is an edge from a writer to every
 //! reader of a later site, so the graph is acyclic by construction.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -20,9 +21,11 @@ use crate::{Error, Result};
 pub enum Node {
     /// Token (and position) embedding.
     Embed,
-    /// Attention head `head` of layer `layer`. As a reader through keys or values under
-    /// grouped-query attention, `head` counts key/value heads.
+    /// Attention head `head` of layer `layer`.
     Head { layer: usize, head: usize },
+    /// Key/value head `head` of layer `layer`, where a layer has fewer of them than heads: it reads
+    /// keys and values for a group of heads, and writes nothing.
+    KeyValueHead { layer: usize, head: usize },
     /// The MLP of `layer`; `part` is its index where the MLP is split into heads.
     Mlp { layer: usize, part: Option<usize> },
     /// The unembedding.
@@ -72,7 +75,7 @@ impl Node {
     pub fn kind(self) -> Kind {
         match self {
             Node::Embed => Kind::Embed,
-            Node::Head { .. } => Kind::Head,
+            Node::Head { .. } | Node::KeyValueHead { .. } => Kind::Head,
             Node::Mlp { .. } => Kind::Mlp,
             Node::Logits => Kind::Logits,
         }
@@ -81,7 +84,9 @@ impl Node {
     /// The layer a head or MLP is in.
     pub fn layer(self) -> Option<usize> {
         match self {
-            Node::Head { layer, .. } | Node::Mlp { layer, .. } => Some(layer),
+            Node::Head { layer, .. }
+            | Node::KeyValueHead { layer, .. }
+            | Node::Mlp { layer, .. } => Some(layer),
             Node::Embed | Node::Logits => None,
         }
     }
@@ -102,6 +107,8 @@ pub struct Graph {
     sites: Vec<Site>,
     writer_sites: Vec<usize>,
     reader_sites: Vec<usize>,
+    writer_index: BTreeMap<Node, Writer>,
+    reader_index: BTreeMap<Input, Reader>,
 }
 
 impl Graph {
@@ -114,6 +121,8 @@ impl Graph {
             sites: Vec::new(),
             writer_sites: Vec::new(),
             reader_sites: Vec::new(),
+            writer_index: BTreeMap::new(),
+            reader_index: BTreeMap::new(),
         };
         for (readers, writers) in sites {
             let site = graph.sites.len();
@@ -128,6 +137,10 @@ impl Graph {
                 writers: first_writer..graph.writers.len(),
             });
         }
+        let writers = graph.writers.iter().enumerate();
+        graph.writer_index = writers.map(|(index, &node)| (node, Writer(index))).collect();
+        let readers = graph.readers.iter().enumerate();
+        graph.reader_index = readers.map(|(index, &input)| (input, Reader(index))).collect();
         graph
     }
 
@@ -192,16 +205,42 @@ impl Graph {
             .sum()
     }
 
+    /// The writer of this name.
+    ///
+    /// # Errors
+    /// If there is none.
     pub fn writer(&self, name: &str) -> Result<Writer> {
         let node: Node = name.parse()?;
-        (self.writers.iter().position(|&n| n == node).map(Writer))
+        (self.writer_index.get(&node).copied())
             .ok_or_else(|| Error::input(format!("the model has no writer `{name}`")))
     }
 
+    /// The reader of this name. `head.L.J.k` and `.v` are read as `head.L.kvJ.k` and `.v` where heads
+    /// share keys and values: they were named so once.
+    ///
+    /// # Errors
+    /// If there is none.
     pub fn reader(&self, name: &str) -> Result<Reader> {
         let input: Input = name.parse()?;
-        (self.readers.iter().position(|&i| i == input).map(Reader))
+        (self.reader_of(input))
             .ok_or_else(|| Error::input(format!("the model has no reader `{name}`")))
+    }
+
+    /// The index of a writer.
+    pub fn writer_of(&self, node: Node) -> Option<Writer> {
+        self.writer_index.get(&node).copied()
+    }
+
+    /// The index of a reader, by its former name too.
+    pub fn reader_of(&self, input: Input) -> Option<Reader> {
+        let former = || match input {
+            Input { node: Node::Head { layer, head }, port: port @ (Port::Key | Port::Value) } => {
+                let node = Node::KeyValueHead { layer, head };
+                self.reader_index.get(&Input { node, port })
+            }
+            _ => None,
+        };
+        self.reader_index.get(&input).or_else(former).copied()
     }
 }
 
@@ -210,6 +249,7 @@ impl fmt::Display for Node {
         match self {
             Node::Embed => f.write_str("embed"),
             Node::Head { layer, head } => write!(f, "head.{layer}.{head}"),
+            Node::KeyValueHead { layer, head } => write!(f, "head.{layer}.kv{head}"),
             Node::Mlp { layer, part: None } => write!(f, "mlp.{layer}"),
             Node::Mlp { layer, part: Some(part) } => write!(f, "mlp.{layer}.{part}"),
             Node::Logits => f.write_str("logits"),
@@ -240,9 +280,13 @@ impl FromStr for Node {
         let node = match parts[..] {
             ["embed"] => Some(Node::Embed),
             ["logits"] => Some(Node::Logits),
-            ["head", layer, head] => {
-                (index(layer).zip(index(head))).map(|(layer, head)| Node::Head { layer, head })
-            }
+            ["head", layer, head] => match head.strip_prefix("kv") {
+                Some(head) => (index(layer).zip(index(head)))
+                    .map(|(layer, head)| Node::KeyValueHead { layer, head }),
+                None => {
+                    (index(layer).zip(index(head))).map(|(layer, head)| Node::Head { layer, head })
+                }
+            },
             ["mlp", layer] => index(layer).map(|layer| Node::Mlp { layer, part: None }),
             ["mlp", layer, part] => (index(layer).zip(index(part)))
                 .map(|(layer, part)| Node::Mlp { layer, part: Some(part) }),
@@ -250,7 +294,7 @@ impl FromStr for Node {
         };
         node.ok_or_else(|| {
             Error::input(format!(
-                "`{name}` is no node; nodes are embed, head.LAYER.HEAD, mlp.LAYER, mlp.LAYER.PART, logits"
+                "`{name}` is no node; nodes are embed, head.LAYER.HEAD, head.LAYER.kvHEAD, mlp.LAYER, mlp.LAYER.PART, logits"
             ))
         })
     }

@@ -157,11 +157,15 @@ pub(crate) fn attention_nodes(layer: usize, heads: usize) -> Vec<Node> {
 
 /// An attention layer's inputs in the order of its stacked projections: queries, keys, values.
 pub(crate) fn attention_inputs(layer: usize, heads: usize, kv_heads: usize) -> Vec<Input> {
-    let ports = [(Port::Query, heads), (Port::Key, kv_heads), (Port::Value, kv_heads)];
-    (ports.into_iter())
-        .flat_map(|(port, heads)| {
-            (attention_nodes(layer, heads).into_iter()).map(move |node| Input { node, port })
-        })
+    let key_value = |head| match kv_heads == heads {
+        true => Node::Head { layer, head },
+        false => Node::KeyValueHead { layer, head },
+    };
+    let queries = attention_nodes(layer, heads);
+    let keys: Vec<Node> = (0..kv_heads).map(key_value).collect();
+    [(Port::Query, &queries), (Port::Key, &keys), (Port::Value, &keys)]
+        .into_iter()
+        .flat_map(|(port, nodes)| nodes.iter().map(move |&node| Input { node, port }))
         .collect()
 }
 
