@@ -67,17 +67,18 @@ fn discover_writes_scores_and_circuit() {
         &words(&format!(
             "discover --model {model} --task tokens --data {data} --metric logit_diff --method \
              eap --ig-steps 5 --ablation mean --positions key --mlp-head-width 16 --batch-size 3 \
-             --top-n 20 --prune top_nodes --scores s.safetensors --circuit c.json"
+             --top-n 20 --prune top_nodes --scores s.safetensors --circuit c.json \
+             --set discovery.nodes=['head','mlp']"
         )),
     );
     let expected = json(&repository("tests/reference/llama-key-mean/expected.json"));
     let bytes = std::fs::read(folder.path().join("s.safetensors")).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    for key in ["upstream", "downstream"] {
+    for (key, expected_key) in [("writers", "upstream"), ("readers", "downstream")] {
         let names: Value =
             serde_json::from_str(header["__metadata__"][key].as_str().unwrap()).unwrap();
-        assert_eq!(names, expected[key]);
+        assert_eq!(names, expected[expected_key]);
     }
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
     assert_eq!(tensors["scores"].dims(), [24, 48]);
@@ -99,7 +100,8 @@ fn tune_leaves_a_run_folder() {
             "tune --model {model} --task tokens --data {data} --metric logit_diff --ablation mean \
              --positions key --steps 4 --batch-size 3 --no-shuffle --optimizer adamw --lr 0.01 \
              --momentum 0.9 --beta1 0.9 --beta2 0.99 --eps 1e-8 --weight-decay 0.01 \
-             --warmup-steps 1 --max-grad-norm 0.5 --top-n 15 --prune top_nodes --objective \
+             --warmup-steps 1 --max-grad-norm 0.5 --top-n 15 --prune top_nodes \
+             --set discovery.nodes=['head','mlp'] --objective \
              standard --key-weight-p 1.0 --selector nodes --seed 0 --out out --set \
              tuning.evaluate_every=2 --set tuning.checkpoint_every=2"
         )),
@@ -361,7 +363,7 @@ fn bad_input_is_answered_in_one_line() {
     let plain =
         write("plain.jsonl", "{\"tokens\": [1, 2, 3], \"key_positions\": [1], \"wrong\": [4]}\n");
     discover(&model, &plain, &["--ablation", "corrupt"], &["plain.jsonl:1", "no counterfactual"]);
-    discover(&model, &data, &["--top-n", "208"], &["top_n is 208", "207 edges"]);
+    discover(&model, &data, &["--top-n", "263"], &["top_n is 263", "262 edges"]);
     discover(&model, &data, &["--metric", "logit_dif"], &["logit_dif", "did you mean logit_diff"]);
     discover(&model, &data, &["--ablation", "meen"], &["meen", "mean"]);
     discover(&model, &data, &["--set", "discovery.batchsize=3"], &["batchsize", "batch_size"]);

@@ -22,6 +22,7 @@ mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;
 mod properties;
+mod provenance;
 mod reference;
 mod runs;
 mod smollm2;

@@ -1,62 +1,18 @@
-//! Scored edges and the circuit that is cut from them. How scores come about is
-//! [`crate::discovery`]'s; what of a circuit is trained is a [`crate::selector::ParamSelector`]'s.
+//! The circuit that is cut from the scores of a graph's edges, and the file it is kept in. What of a
+//! circuit is trained is a [`crate::selector::ParamSelector`]'s.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::files;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
+use crate::model::Model;
 use crate::parameters::Owner;
+use crate::provenance::{self, Provenance};
+use crate::scores::Scores;
 use crate::{Result, refuse};
-
-/// The signed worth of every edge: a matrix [writers, readers], 0 where there is no edge.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Scores {
-    pub graph: Graph,
-    /// Row-major, `values[writer * readers + reader]`.
-    pub values: Vec<f32>,
-}
-
-impl Scores {
-    pub fn of(&self, writer: Writer, reader: Reader) -> f32 {
-        self.values[writer.0 * self.graph.readers().len() + reader.0]
-    }
-
-    /// |score|, laid out as the scores are.
-    pub fn magnitudes(&self) -> Vec<f32> {
-        self.values.iter().map(|score| score.abs()).collect()
-    }
-
-    /// Writes one float32 tensor `scores` [upstream, downstream], with the node names as JSON lists
-    /// in the metadata under `upstream` and `downstream`.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
-        let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        // The header is written here because the crate's has its metadata in random order, and the
-        // same scores shall be the same file.
-        let header = json!({
-            "__metadata__": {
-                "upstream": list(self.graph.writers().iter().map(Node::to_string).collect()),
-                "downstream": list(self.graph.readers().iter().map(Input::to_string).collect()),
-            },
-            "scores": {
-                "dtype": "F32",
-                "shape": [self.graph.writers().len(), self.graph.readers().len()],
-                "data_offsets": [0, bytes.len()],
-            },
-        });
-        let mut header = header.to_string().into_bytes();
-        // The data begins at a multiple of 8 bytes.
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
-        file.extend(header);
-        file.extend(bytes);
-        files::write_atomically(path, &file)
-    }
-}
 
 /// How edges are ranked.
 #[derive(
@@ -151,8 +107,7 @@ pub struct Edge {
 }
 
 /// The best edges, best first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Circuit {
     pub edges: Vec<Edge>,
 }
@@ -196,26 +151,66 @@ impl Circuit {
         self.edges.iter().filter_map(index).collect()
     }
 
-    pub fn save(&self, path: &Path) -> Result<()> {
-        files::write_json(path, self)
+    /// Writes the edges as JSON, and what they are of.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
+        let (provenance, edges) = (Some(provenance.clone()), self.edges.clone());
+        CircuitFile { provenance, edges }.write(path)
     }
 
-    /// Reads a circuit and checks that each of its edges is one of `graph`.
-    pub fn load(path: &Path, graph: &Graph) -> Result<Self> {
-        let circuit: Circuit = files::read_json(path)?;
-        for edge in &circuit.edges {
-            let found = (graph.writer(&edge.writer.to_string()))
-                .and_then(|writer| Ok((writer, graph.reader(&edge.reader.to_string())?)))
-                .is_ok_and(|(writer, reader)| graph.has_edge(writer, reader));
-            if !found {
+    /// Reads a circuit of this model, each edge one of `graph`. A file that doesn't say what it is of is
+    /// read with a warning.
+    ///
+    /// # Errors
+    /// If the file is malformed, of another model, or holds an edge that is none of the graph's.
+    pub fn load(path: &Path, model: &dyn Model, graph: &Graph) -> Result<Self> {
+        let CircuitFile { provenance, mut edges } = CircuitFile::read(path)?;
+        provenance::check_model(provenance.as_ref(), path, model)?;
+        for edge in &mut edges {
+            let ends = graph.writer_of(edge.writer).zip(graph.reader_of(edge.reader));
+            let Some((_, reader)) = ends.filter(|&(writer, reader)| graph.has_edge(writer, reader))
+            else {
                 refuse!(
                     "{}: {} → {} is no edge of this model's graph",
                     path.display(),
                     edge.writer,
                     edge.reader
                 );
-            }
+            };
+            // It may have been called by its former name.
+            edge.reader = graph.readers()[reader.0];
         }
-        Ok(circuit)
+        Ok(Self { edges })
+    }
+}
+
+/// A circuit as it stands in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CircuitFile {
+    /// None in files of former versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
+    /// Best first.
+    pub edges: Vec<Edge>,
+}
+
+impl CircuitFile {
+    /// Reads a circuit without a model to hold it against.
+    ///
+    /// # Errors
+    /// If the file is malformed.
+    pub fn read(path: &Path) -> Result<Self> {
+        files::read_json(path)
+    }
+
+    /// Writes it as it stands.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        files::write_json(path, self)
     }
 }

@@ -101,10 +101,16 @@ impl Default for ModelChoice {
     }
 }
 
+/// The version of the settings' meaning. 2: ablation `mean` is over all tokens; what it was at all
+/// positions in 1 is `mean-positional`.
+const FORMAT: u32 = 2;
+
 /// An experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Experiment {
+    /// The version of these settings' meaning, which every run writes into its config.toml.
+    pub format: u32,
     pub name: String,
     pub description: String,
     /// Of everything random: generated data, shuffling, the random control.
@@ -137,6 +143,7 @@ pub struct Experiment {
 impl Default for Experiment {
     fn default() -> Self {
         Self {
+            format: FORMAT,
             name: "experiment".to_owned(),
             description: String::new(),
             seed: 0,
@@ -153,6 +160,26 @@ impl Default for Experiment {
             pruning: Pruning::default(),
             tuning: Tuning::default(),
         }
+    }
+}
+
+/// Refuses settings whose meaning was another. What is written by hand need not say its format; what a
+/// run of a former version wrote has every setting of discovery, and none.
+fn check_format(table: &toml::Table, origin: &str) -> Result<()> {
+    let format = table.get("format").map(|format| format.to_string());
+    let written = || {
+        let all = toml::Table::try_from(Discovery::default()).unwrap_or_default();
+        let discovery = table.get("discovery").and_then(toml::Value::as_table);
+        discovery.is_some_and(|discovery| all.keys().all(|key| discovery.contains_key(key)))
+    };
+    let format = format.or_else(|| written().then(|| "1".to_owned()));
+    match format {
+        Some(format) if format != FORMAT.to_string() => refuse!(
+            "{origin}: format {format}, but this version reads format {FORMAT}; in format 1 ablation \
+             `mean` at positions `all` was what `mean-positional` is now: change it where that is \
+             meant, and write format = {FORMAT}"
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -207,6 +234,7 @@ impl Experiment {
     /// # Errors
     /// If a key is unknown or a value doesn't fit.
     pub fn from_table(table: toml::Table, origin: &str) -> Result<Self> {
+        check_format(&table, origin)?;
         let one_line = |error: toml::de::Error| {
             let words: Vec<&str> = error.message().split_whitespace().collect();
             Error::input(format!("{origin}: {}", words.join(" ")))

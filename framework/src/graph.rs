@@ -146,13 +146,18 @@ impl Graph {
 
     /// The same sites with only the nodes of these kinds.
     pub fn subset(&self, kinds: &[Kind]) -> Graph {
+        let keep = |node: Node| kinds.contains(&node.kind());
+        self.filtered(keep, |input| keep(input.node))
+    }
+
+    /// The same sites with only these writers and readers.
+    pub fn filtered(&self, writes: impl Fn(Node) -> bool, reads: impl Fn(Input) -> bool) -> Graph {
         Graph::new((0..self.site_count()).map(|site| {
-            let keep = |node: Node| kinds.contains(&node.kind());
             let readers = self.readers[self.readers_of(site)].iter().copied();
             let writers = self.writers[self.writers_of(site)].iter().copied();
             (
-                readers.filter(|input| keep(input.node)).collect(),
-                writers.filter(|node| keep(*node)).collect(),
+                readers.filter(|&input| reads(input)).collect(),
+                writers.filter(|&node| writes(node)).collect(),
             )
         }))
     }

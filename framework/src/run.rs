@@ -22,6 +22,7 @@ use crate::lora::Adapters;
 use crate::metric::PatchingMetric;
 use crate::model::Model;
 use crate::progress::{Progress, Report};
+use crate::provenance::{Geometry, Provenance};
 use crate::registry;
 use crate::selector::ParamSelector;
 use crate::task::{Figures, Setting, Split};
@@ -119,7 +120,9 @@ impl Runner<'_> {
         let Plugins { task, selector, control, evaluate, .. } = self.plugins;
         let Experiment { tuning, pruning, discovery, .. } = self.experiment;
         tuning.check()?;
-        pruning.top_n(&self.model.graph().subset(&discovery.nodes))?;
+        let graph = self.model.graph().subset(&discovery.nodes);
+        pruning.top_n(&graph)?;
+        tuning.fixed_circuit(self.model, &graph)?;
         let examples = self.examples()?;
         for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
             if let Some(lora) = selector.lora() {
@@ -204,6 +207,25 @@ impl Runner<'_> {
         Ok(figures)
     }
 
+    /// What scores and circuits found on some of these examples are of.
+    pub fn provenance(&self, examples: &[Example]) -> Provenance {
+        let Experiment { model, task, metric, discovery, seed, .. } = self.experiment;
+        let default = || self.plugins.task.default_metric().to_owned();
+        Provenance {
+            model: Geometry::of(self.model),
+            model_path: model.path.display().to_string(),
+            task: task.name.clone(),
+            metric: metric.as_ref().map_or_else(default, |metric| metric.name.clone()),
+            method: discovery.method,
+            ablation: discovery.ablation,
+            positions: discovery.positions,
+            nodes: discovery.nodes.clone(),
+            seed: *seed,
+            examples: discovery.examples.unwrap_or(examples.len()).min(examples.len()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
     /// Scores all edges and cuts the circuit.
     ///
     /// # Errors
@@ -286,11 +308,12 @@ impl Runner<'_> {
             return Ok(());
         }
         let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
-        let circuit = match (&self.experiment.tuning.circuit, when) {
-            (Some(path), "before") => Circuit::load(path, &graph)?,
+        let provenance = self.provenance(examples);
+        let circuit = match (self.experiment.tuning.fixed_circuit(self.model, &graph)?, when) {
+            (Some(circuit), "before") => circuit,
             _ => self.discover(examples)?.1,
         };
-        circuit.save(&folder.path(&format!("circuit-{when}.json")))?;
+        circuit.save(&folder.path(&format!("circuit-{when}.json")), &provenance)?;
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
         let drawing = drawing::svg(&circuit, &graph, &title);
         files::write_atomically(&folder.path(&format!("circuit-{when}.svg")), drawing.as_bytes())

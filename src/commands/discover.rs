@@ -27,11 +27,12 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     with_runner(&experiment, |runner| {
         let examples = runner.examples()?;
         let (found, circuit) = runner.discover(&examples)?;
+        let provenance = runner.provenance(&examples);
         if let Some(path) = path(matches, "scores") {
-            found.scores.save(&path)?;
+            found.scores.save(&path, &provenance)?;
         }
         if let Some(path) = path(matches, "circuit") {
-            circuit.save(&path)?;
+            circuit.save(&path, &provenance)?;
         }
         if let Some(path) = path(matches, "drawing") {
             let title = format!("{}: {}", experiment.model.path.display(), experiment.task.name);

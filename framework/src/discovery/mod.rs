@@ -1,8 +1,9 @@
 //! Discovery: edge attribution patching (EAP) and its integrated-gradients form (EAP-IG).
 //!
 //! With a_u what writer u wrote, ã_u its ablated value and g_d the metric's gradient at reader d's
-//! input, an edge's worth is ⟨a_u − ã_u, g_d⟩. All edges take one forward and one backward pass.
-//! Scores are defined over all examples together; how they are split into batches changes nothing.
+//! input, an edge's worth is ⟨a_u − ã_u, g_d⟩: to first order what the metric, a mean over all examples,
+//! loses when the edge is ablated. All edges take one forward and one backward pass. Scores are defined
+//! over all examples together; how they are split into batches changes nothing.
 
 mod smoothing;
 mod sums;
@@ -17,13 +18,13 @@ pub use smoothing::{Smoother, Smoothing};
 use sums::{Difference, Sums};
 use view::{BatchView, Watched};
 
-use crate::circuit::Scores;
 use crate::example::{Batch, Example, by_length, pad};
 use crate::graph::{Graph, Kind};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
 use crate::pass::{Captured, Pass, Readout, scalar};
 use crate::progress::{Progress, Report};
+use crate::scores::Scores;
 use crate::{Error, Result, refuse};
 
 /// Where the gradient is taken.
@@ -43,11 +44,13 @@ pub enum Method {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Ablation {
-    /// Its mean over the examples.
+    /// Its mean over all tokens of all examples.
     #[default]
     Mean,
+    /// At each position its mean over the examples that reach it.
+    MeanPositional,
     /// Nothing.
     Zero,
     /// Its output on the counterfactual.
@@ -75,7 +78,8 @@ pub struct Discovery {
     pub method: Method,
     /// Inputs that `eap-ig` averages the gradient over.
     pub ig_steps: usize,
-    /// `mean`, `zero` or `corrupt`.
+    /// What a writer's output is compared with: `mean` (its mean over all tokens), `mean-positional`
+    /// (its mean at that position), `zero`, or `corrupt` (its output on the counterfactual).
     pub ablation: Ablation,
     /// `key` or `all`.
     pub positions: Positions,
@@ -98,7 +102,7 @@ impl Default for Discovery {
             ig_steps: 5,
             ablation: Ablation::default(),
             positions: Positions::default(),
-            nodes: vec![Kind::Head, Kind::Mlp],
+            nodes: vec![Kind::Head, Kind::Mlp, Kind::Embed, Kind::Logits],
             batch_size: 16,
             activation_checkpointing: false,
             examples: None,
@@ -150,7 +154,7 @@ impl Discovery {
             let reason = why.map_or(String::new(), |why| format!(" ({why})"));
             refuse!(
                 "{origin}: no counterfactual, which ablation `corrupt` and method `eap-ig` \
-                 need{reason}; use method `eap` with ablation `mean` or `zero`"
+                 need{reason}; use method `eap` with ablation `mean`, `mean-positional` or `zero`"
             );
         };
         let same_length = counterfactual.tokens.len() == example.tokens.len();
@@ -272,12 +276,12 @@ impl<'a> Attribution<'a> {
     /// # Errors
     /// If a tensor operation fails.
     pub fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let view = Arc::new(BatchView::new(batch, self.options)?);
+        let view = Arc::new(BatchView::new(batch, self.options));
         let corrupt = self.corrupt_run(batch, &view)?;
         let weights = batch.examples.iter().map(|example| self.metric.weight(example));
         self.added_weight += weights.sum::<f64>();
         let (clean, watch) =
-            view.watch(&self.graph, |view| &view.clean, self.sums.sums_of_writes());
+            view.watch(&self.graph, |view| &view.clean, self.sums.places_of_means());
         if self.options.method == Method::Eap {
             let pass = Pass::with_gradients(&self.model.device())?
                 .with_checkpoints(self.options.activation_checkpointing)

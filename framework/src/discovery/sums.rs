@@ -3,7 +3,7 @@
 //! example (its key positions averaged) or a token.
 //!
 //! A mean ablation needs no second pass: Σ⟨a − ā, g⟩ = Σ⟨a, g⟩ − ⟨ā, Σg⟩. Both sums run by
-//! *place*: a position in the sequence where all positions are read, one place for all otherwise.
+//! *place*: a position in the sequence where means are positional, one place for all tokens otherwise.
 
 use std::ops::Range;
 
@@ -11,9 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::view::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
-use super::{Ablation, Discovery, Positions};
+use super::{Ablation, Discovery};
 use crate::graph::Graph;
-use crate::ops::{add_by_place, is_fused};
+use crate::ops::is_fused;
 use crate::{Error, Result};
 
 /// Rows expanded at once.
@@ -34,14 +34,11 @@ pub(super) struct Sums {
     options: Discovery,
     /// Row-major [writers, readers].
     scores: Vec<f64>,
-    /// Real tokens added.
-    tokens: usize,
-    /// Score rows added.
-    rows: usize,
+    /// How many means are formed; 0 where the ablation is none.
     places: usize,
-    /// How often each place was summed, [places].
+    /// How many tokens each place's mean is over, [places].
     counts: Vec<f64>,
-    /// Σ of what each site wrote, [places, width].
+    /// Σ of what each site wrote over all tokens, [places, width].
     writes: Vec<Option<SiteWrites>>,
     /// Σ of each site's readers' gradients, [readers, places, d_model].
     gradients: Vec<Option<Tensor>>,
@@ -49,15 +46,14 @@ pub(super) struct Sums {
 
 impl Sums {
     pub(super) fn new(graph: &Graph, options: &Discovery, longest: usize) -> Self {
-        let places = match options.positions {
-            Positions::Key => 1,
-            Positions::All => longest,
+        let places = match options.ablation {
+            Ablation::Mean => 1,
+            Ablation::MeanPositional => longest,
+            Ablation::Zero | Ablation::Corrupt => 0,
         };
         Self {
             options: options.clone(),
             scores: vec![0.0; graph.writers().len() * graph.readers().len()],
-            tokens: 0,
-            rows: 0,
             places,
             counts: vec![0.0; places],
             writes: vec![None; graph.site_count()],
@@ -65,9 +61,9 @@ impl Sums {
         }
     }
 
-    /// Where the sums by place are wanted, how many places there are.
-    pub(super) fn sums_of_writes(&self) -> Option<usize> {
-        (self.options.ablation == Ablation::Mean).then_some(self.places)
+    /// Where the ablation is a mean, how many means there are.
+    pub(super) fn places_of_means(&self) -> Option<usize> {
+        (self.places > 0).then_some(self.places)
     }
 
     /// Adds what a batch's clean pass wrote to the means, and returns what the batch's gradients
@@ -79,15 +75,12 @@ impl Sums {
         corrupt: Option<&Watched>,
     ) -> Result<Difference> {
         let mut sites = vec![None; self.writes.len()];
-        self.tokens += view.tokens.len();
-        self.rows += view.places.len();
-        if self.options.ablation == Ablation::Mean {
-            // With key positions the mean is taken over all tokens, not over the key ones.
-            match self.options.positions {
-                Positions::Key => self.counts[0] += view.tokens.len() as f64,
-                Positions::All => {
-                    view.places.iter().for_each(|&place| self.counts[place as usize] += 1.0);
-                }
+        // With key positions too a mean is taken over all tokens, not over the key ones.
+        match self.places {
+            0 => {}
+            1 => self.counts[0] += view.tokens.len() as f64,
+            _ => {
+                view.token_positions.iter().for_each(|&at| self.counts[at as usize] += 1.0);
             }
         }
         let corrupt = corrupt.map(Watched::take).unwrap_or_default();
@@ -127,19 +120,18 @@ impl Sums {
         gradients.sort_by_key(SiteGradients::site);
         check_sites(graph, &gradients)?;
         let gathered = gradients.first().map_or(0, |gradients| gradients.stream().dims()[0]);
-        // Key positions are averaged example by example, so their rows stay in one chunk.
-        let averages = self.options.positions == Positions::Key;
+        // Rows that are averaged example by example stay in one chunk.
+        let averages = view.clean.averages();
         let chunk = if averages { gathered.max(1) } else { CHUNK };
         let (mut writes, mut group) = (Stack::of_writers(graph), Group::new(graph));
         for start in (0..gathered).step_by(chunk) {
             let rows = start..gathered.min(start + chunk);
-            let score_rows = if averages { 0..view.places.len() } else { rows.clone() };
-            let places = &view.places[score_rows.clone()];
-            self.expand(graph, difference, score_rows, &mut writes)?;
+            let score_rows = if averages { 0..view.score_rows() } else { rows.clone() };
+            self.expand(graph, difference, score_rows.clone(), &mut writes)?;
             for gradients in &gradients {
                 let (site, stream) = (gradients.site(), gradients.stream());
                 let (readers, d_model) = (graph.readers_of(site).len(), stream.dim(1)?);
-                let place = group.place(site, (readers, places.len(), d_model), stream)?;
+                let place = group.place(site, (readers, score_rows.len(), d_model), stream)?;
                 if averages {
                     let shape = (readers, rows.len(), d_model);
                     let all = Tensor::zeros(shape, stream.dtype(), stream.device())?;
@@ -148,8 +140,8 @@ impl Sums {
                 } else {
                     gradients.expand_into(rows.clone(), &place)?;
                 }
-                if self.options.ablation == Ablation::Mean {
-                    self.add_gradient_sum(site, places, &place, fraction)?;
+                if self.places > 0 {
+                    self.add_gradient_sum(site, view, score_rows.clone(), &place, fraction)?;
                 }
                 if group.stack.nodes >= GROUP {
                     self.multiply(graph, &writes, &mut group, fraction)?;
@@ -189,7 +181,8 @@ impl Sums {
     fn add_gradient_sum(
         &mut self,
         site: usize,
-        places: &[u32],
+        view: &BatchView,
+        score_rows: Range<usize>,
         gradients: &Tensor,
         fraction: f64,
     ) -> Result<()> {
@@ -199,7 +192,7 @@ impl Sums {
             Some(sum) => sum,
             None => Tensor::zeros(shape, gradients.dtype(), gradients.device())?,
         };
-        self.gradients[site] = Some(add_by_place(before, places, gradients, fraction)?);
+        self.gradients[site] = Some(view.places.add(before, score_rows, gradients, fraction)?);
         Ok(())
     }
 
@@ -232,16 +225,12 @@ impl Sums {
         Ok(())
     }
 
-    /// Takes the means' share off, and divides by the examples or tokens.
+    /// The scores, the means' share taken off.
     pub(super) fn finish(mut self, graph: &Graph) -> Result<Vec<f32>> {
-        if self.options.ablation == Ablation::Mean {
+        if self.places > 0 {
             self.subtract_means(graph)?;
         }
-        let divisor = match self.options.positions {
-            Positions::Key => self.rows,
-            Positions::All => self.tokens,
-        };
-        Ok(self.scores.iter().map(|score| (score / divisor as f64) as f32).collect())
+        Ok(self.scores.iter().map(|&score| score as f32).collect())
     }
 
     fn subtract_means(&mut self, graph: &Graph) -> Result<()> {

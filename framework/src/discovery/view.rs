@@ -6,79 +6,136 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-use super::{Discovery, Positions};
+use super::{Ablation, Discovery, Positions};
 use crate::example::Batch;
 use crate::graph::Graph;
-use crate::ops::{Kept, multiply_blocks_into, sum_rows, weight};
+use crate::ops::{Kept, add_by_place, multiply_blocks_into, sum_rows, weight};
 use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
 use crate::{Error, Result};
 
-/// The rows of a batch that count, and how they are folded.
+/// The rows of a batch that count. A score row is a token or, with key positions, an example, whose
+/// rows are averaged.
 pub(super) struct BatchView {
-    positions: Positions,
     /// Rows of real tokens, padding left out.
     pub(super) tokens: Vec<u32>,
-    /// Where the graph is read: the rows, u32 [n], and what folds them to score rows.
+    /// The position of each of these tokens in its example.
+    pub(super) token_positions: Vec<u32>,
+    /// Where the graph is read in the clean run.
     pub(super) clean: Fold,
-    /// The same on the counterfactuals.
+    /// Where it is read in the counterfactuals' run.
     pub(super) corrupt: Fold,
-    /// The place of each score row.
-    pub(super) places: Vec<u32>,
+    /// With which mean each score row's gradient is multiplied.
+    pub(super) places: Places,
 }
 
-/// Rows to gather and, for key positions, the averages [examples, rows] to take of them.
+/// Rows to gather and, where an example has several key positions, how they are averaged.
 pub(super) struct Fold {
     rows: Vec<u32>,
-    average: Option<Tensor>,
+    average: Option<Average>,
+}
+
+/// Gathered rows averaged example by example.
+struct Average {
+    examples: usize,
+    /// The example of each gathered row.
+    example_of: Vec<u32>,
+    /// What each counts in its example's mean.
+    weights: Vec<f64>,
+}
+
+/// A mean ablation's means, each of a place: a position, or all tokens together.
+pub(super) enum Places {
+    /// Each score row has one.
+    One(Vec<u32>),
+    /// Examples with several key positions have several, each with a share.
+    Several { score_rows: Vec<u32>, places: Vec<u32>, shares: Vec<f64> },
 }
 
 impl Fold {
     /// `keys[i]` are example i's key positions; a row is the position before.
-    fn of_keys(keys: &[Vec<usize>], seq: usize, device: &Device) -> Result<Self> {
-        let count: usize = keys.iter().map(Vec::len).sum();
-        let mut rows = Vec::with_capacity(count);
-        let mut average = vec![0f64; keys.len() * count];
+    fn of_keys(keys: &[Vec<usize>], seq: usize) -> Self {
+        let (mut rows, mut example_of, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         for (example, positions) in keys.iter().enumerate() {
             for position in positions {
-                average[example * count + rows.len()] = 1.0 / positions.len() as f64;
                 rows.push((example * seq + position - 1) as u32);
+                example_of.push(example as u32);
+                weights.push(1.0 / positions.len() as f64);
             }
         }
-        Ok(Self { rows, average: Some(Tensor::from_vec(average, (keys.len(), count), device)?) })
+        let average = Average { examples: keys.len(), example_of, weights };
+        let one_each = keys.iter().all(|positions| positions.len() == 1);
+        Self { rows, average: (!one_each).then_some(average) }
     }
 
-    fn gather(&self, values: &Tensor) -> Result<Tensor> {
-        Ok(Kept::All.choose(values, &self.rows)?)
+    /// Whether several rows make one score row.
+    pub(super) fn averages(&self) -> bool {
+        self.average.is_some()
     }
 
     /// values [batch·seq, width] → [score rows, width].
     fn fold(&self, values: &Tensor) -> Result<Tensor> {
-        self.average_rows(self.gather(values)?)
+        let gathered = Kept::All.choose(values, &self.rows)?;
+        Ok(self.average_rows(gathered.unsqueeze(0)?)?.squeeze(0)?)
     }
 
-    /// [..., n, width] → [..., score rows, width].
+    /// [nodes, gathered rows, width] → [nodes, score rows, width].
     pub(super) fn average_rows(&self, gathered: Tensor) -> Result<Tensor> {
-        match &self.average {
-            Some(average) => Ok(like(average, &gathered)?.broadcast_matmul(&gathered)?),
-            None => Ok(gathered),
+        let Some(Average { examples, example_of, weights }) = &self.average else {
+            return Ok(gathered);
+        };
+        let (nodes, _, width) = gathered.dims3()?;
+        let sums = Tensor::zeros((nodes, *examples, width), gathered.dtype(), gathered.device())?;
+        Ok(add_by_place(sums, example_of, &scale_rows(&gathered, weights)?, 1.0)?)
+    }
+}
+
+impl Places {
+    /// Adds to sums [nodes, places, width] `fraction` times the gradients [nodes, score rows, width] of
+    /// some score rows; where there are several places a row, of all of them.
+    pub(super) fn add(
+        &self,
+        sums: Tensor,
+        score_rows: Range<usize>,
+        gradients: &Tensor,
+        fraction: f64,
+    ) -> Result<Tensor> {
+        match self {
+            Places::One(places) => {
+                Ok(add_by_place(sums, &places[score_rows], gradients, fraction)?)
+            }
+            Places::Several { score_rows, places, shares } => {
+                let index = Tensor::new(&score_rows[..], gradients.device())?;
+                let gradients = scale_rows(&gradients.index_select(&index, 1)?, shares)?;
+                Ok(add_by_place(sums, places, &gradients, fraction)?)
+            }
         }
     }
 }
 
+/// [nodes, rows, width] with each row multiplied by its own factor.
+fn scale_rows(values: &Tensor, factors: &[f64]) -> Result<Tensor> {
+    let factors = Tensor::new(factors, &Device::Cpu)?.unsqueeze(1)?;
+    Ok(values.broadcast_mul(&like(&factors, values)?)?)
+}
+
 impl BatchView {
-    pub(super) fn new(batch: &Batch, options: &Discovery) -> Result<Self> {
-        let device = batch.tokens.device();
-        let (mut tokens, mut places) = (Vec::new(), Vec::new());
+    pub(super) fn new(batch: &Batch, options: &Discovery) -> Self {
+        let (mut tokens, mut token_positions) = (Vec::new(), Vec::new());
         for (index, example) in batch.examples.iter().enumerate() {
             for position in 0..example.tokens.len() {
                 tokens.push(batch.row(index, position));
-                places.push(position as u32);
+                token_positions.push(position as u32);
             }
         }
+        let positional = options.ablation == Ablation::MeanPositional;
         let (clean, corrupt, places) = match options.positions {
             Positions::All => {
                 let all = || Fold { rows: tokens.clone(), average: None };
-                (all(), all(), places)
+                let places = match positional {
+                    true => token_positions.clone(),
+                    false => vec![0; tokens.len()],
+                };
+                (all(), all(), Places::One(places))
             }
             Positions::Key => {
                 let keys: Vec<Vec<usize>> = (batch.examples.iter())
@@ -89,23 +146,34 @@ impl BatchView {
                     .map(|c| c.map_or(Vec::new(), |c| c.key_positions.clone()))
                     .collect();
                 let corrupt_seq = counterfactuals.flatten().map(|c| c.tokens.len()).max();
-                (
-                    Fold::of_keys(&keys, batch.seq, device)?,
-                    Fold::of_keys(&corrupt_keys, corrupt_seq.unwrap_or(0), device)?,
-                    vec![0; batch.examples.len()],
-                )
+                let places = match positional {
+                    true => places_of_keys(&keys),
+                    false => Places::One(vec![0; keys.len()]),
+                };
+                let corrupt = Fold::of_keys(&corrupt_keys, corrupt_seq.unwrap_or(0));
+                (Fold::of_keys(&keys, batch.seq), corrupt, places)
             }
         };
-        Ok(Self { positions: options.positions, tokens, clean, corrupt, places })
+        Self { tokens, token_positions, clean, corrupt, places }
     }
 
-    /// What takes in the writes of a pass as they are made, and where it puts them. With `sums` it
-    /// also adds up what was written at each of so many places, with key positions over all tokens.
+    /// How many score rows there are.
+    pub(super) fn score_rows(&self) -> usize {
+        self.clean.average.as_ref().map_or(self.clean.rows.len(), |average| average.examples)
+    }
+
+    /// Whether the graph is read at all positions.
+    fn reads_all(&self) -> bool {
+        !self.clean.averages() && self.clean.rows.len() == self.tokens.len()
+    }
+
+    /// What takes in the writes of a pass as they are made, and where it puts them. With `means` it
+    /// also adds up what was written at each of so many places, over all tokens.
     pub(super) fn watch(
         self: &Arc<Self>,
         graph: &Graph,
         fold: fn(&Self) -> &Fold,
-        sums: Option<usize>,
+        means: Option<usize>,
     ) -> (Watched, impl Fn(Written) -> Result<()> + use<>) {
         let (watched, view) = (Watched::default(), self.clone());
         let sites = 0..graph.site_count();
@@ -118,7 +186,7 @@ impl BatchView {
                 }
                 // At a few positions less is kept, and projected later, if it is z.
                 Written::Projected { writing, output, .. }
-                    if view.positions == Positions::All && alone[writing.site] =>
+                    if view.reads_all() && alone[writing.site] =>
                 {
                     (writing.site, Source::Output(writing), output.copy()?)
                 }
@@ -126,7 +194,7 @@ impl BatchView {
                     (writing.site, Source::Projection(writing), z)
                 }
             };
-            let sum = sums.map(|places| view.sum(&values, places)).transpose()?;
+            let sum = means.map(|places| view.sum(&values, places)).transpose()?;
             let values = fold(&view).fold(&values)?;
             let folded = Folded { site, writes: SiteWrites { source, values }, sum };
             put.0.lock().unwrap_or_else(PoisonError::into_inner).push(folded);
@@ -137,15 +205,12 @@ impl BatchView {
 
     /// The sum by place [places, width] of values [batch·seq, width].
     fn sum(&self, values: &Tensor, places: usize) -> Result<Tensor> {
-        match self.positions {
-            Positions::Key => Ok(sum_rows(values, &self.tokens)?),
-            Positions::All => {
-                let zeros =
-                    Tensor::zeros((places, values.dim(1)?), values.dtype(), values.device())?;
-                let index = Tensor::new(&self.places[..], values.device())?;
-                Ok(zeros.index_add(&index, &self.clean.gather(values)?, 0)?)
-            }
+        if places == 1 {
+            return Ok(sum_rows(values, &self.tokens)?);
         }
+        let zeros = Tensor::zeros((places, values.dim(1)?), values.dtype(), values.device())?;
+        let index = Tensor::new(&self.token_positions[..], values.device())?;
+        Ok(zeros.index_add(&index, &Kept::All.choose(values, &self.tokens)?, 0)?)
     }
 
     /// What a backward pass left of the readers at a site of the graph, if this is of any.
@@ -173,6 +238,22 @@ impl BatchView {
         let (x, gradient) = (Kept::All.choose(x, rows)?, kept.choose(gradient, rows)?);
         Ok(Some(SiteGradients { source, x, gradient }))
     }
+}
+
+/// The places where examples with these key positions are read.
+fn places_of_keys(keys: &[Vec<usize>]) -> Places {
+    if keys.iter().all(|positions| positions.len() == 1) {
+        return Places::One(keys.iter().map(|positions| positions[0] as u32 - 1).collect());
+    }
+    let (mut score_rows, mut places, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    for (example, positions) in keys.iter().enumerate() {
+        for &position in positions {
+            score_rows.push(example as u32);
+            places.push(position as u32 - 1);
+            shares.push(1.0 / positions.len() as f64);
+        }
+    }
+    Places::Several { score_rows, places, shares }
 }
 
 /// What a pass wrote, site by site.

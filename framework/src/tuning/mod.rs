@@ -56,7 +56,8 @@ pub struct Tuning {
     pub activation_checkpointing: bool,
     /// Whether to shuffle the examples every epoch, with the seed.
     pub shuffle: bool,
-    /// `standard`, `weighted` or `alone`.
+    /// What is trained on: `standard` (all predicted tokens), `weighted` (key tokens count 1/p times
+    /// as much), `alone` (key tokens only) or `set` (the probability of each key's right answers).
     pub objective: Objective,
     /// p: objective `weighted` multiplies the key tokens' terms by 1/p.
     pub key_weight_p: f64,
@@ -167,6 +168,21 @@ impl Tuning {
             refuse!("a circuit from a file is neither scheduled nor smoothed; leave one out");
         }
         Ok(())
+    }
+
+    /// The circuit of the file that is to be tuned, if one is named.
+    ///
+    /// # Errors
+    /// If the file is malformed, of another model or graph, or has no edges.
+    pub fn fixed_circuit(&self, model: &dyn Model, graph: &Graph) -> Result<Option<Circuit>> {
+        let Some(path) = &self.circuit else {
+            return Ok(None);
+        };
+        let circuit = Circuit::load(path, model, graph)?;
+        if circuit.edges.is_empty() {
+            refuse!("{}: the circuit has no edges, so nothing would be tuned", path.display());
+        }
+        Ok(Some(circuit))
     }
 
     /// The learning rate at a step, counted from 0.
@@ -289,10 +305,7 @@ impl Tuner<'_> {
             refuse!("there are no examples to tune on; give the task some");
         }
         let graph = self.model.graph().subset(&self.discovery.nodes);
-        let circuit = match &self.tuning.circuit {
-            Some(path) => Some(Circuit::load(path, &graph)?),
-            None => None,
-        };
+        let circuit = self.tuning.fixed_circuit(self.model, &graph)?;
         let adapters = self.adapters()?;
         let trained = adapters
             .as_ref()
@@ -445,6 +458,14 @@ impl Tuner<'_> {
             None => magnitudes,
         };
         let circuit = self.pruning.prune(&found.scores, &importance, top_n);
+        if circuit.edges.is_empty() {
+            refuse!(
+                "the circuit of step {step} has no edges: none is left by pruning.threshold = {} and \
+                 pruning.same_layer = {}; lower the threshold",
+                self.pruning.threshold,
+                self.pruning.same_layer
+            );
+        }
         let overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
         state.circuit = Some(circuit);
         let prune_seconds = start.elapsed().as_secs_f64();

@@ -1,4 +1,5 @@
-//! The training loss: next-token cross-entropy, with more or all of the weight on the key tokens.
+//! The training loss: next-token cross-entropy, with more or all of the weight on the key tokens, or
+//! the probability of the keys' right answers.
 
 use std::collections::BTreeSet;
 
@@ -6,30 +7,35 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Tuning;
+use crate::answers::{self, Side};
 use crate::example::{Batch, Example};
 use crate::ops::cross_entropy::Target;
 use crate::pass::Readout;
 use crate::{Result, refuse};
 
-/// Which tokens' −log p are averaged.
+/// What is averaged to make the training loss.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
-    /// All predicted tokens.
+    /// −log p of all predicted tokens.
     #[default]
     Standard,
-    /// All predicted tokens, the key tokens' terms times 1/p; the divisor is unchanged.
+    /// −log p of all predicted tokens, the key tokens' terms times 1/p; the divisor is unchanged.
     Weighted,
-    /// The key tokens alone.
+    /// −log p of the key tokens alone.
     Alone,
+    /// −log Σp of each key's right answers, the mean over keys.
+    Set,
 }
 
-/// The factors of the terms in one step's loss.
-pub(super) struct Terms {
-    key: f64,
-    other: f64,
+/// What each term of one step's loss is multiplied by.
+pub(super) enum Terms {
+    /// Terms of tokens: of key tokens, and of the others.
+    Tokens { key: f64, other: f64 },
+    /// Terms of keys.
+    Keys(f64),
 }
 
 impl Terms {
@@ -37,6 +43,7 @@ impl Terms {
     pub(super) fn of(tuning: &Tuning, examples: &[&Example]) -> Result<Self> {
         let predicted: usize = examples.iter().map(|example| example.predicted.len()).sum();
         let keys: usize = examples.iter().map(|example| key_positions(example).len()).sum();
+        let sets: usize = examples.iter().map(|example| example.keys.len()).sum();
         let mean = 1.0 / predicted as f64;
         let (key, other) = match tuning.objective {
             Objective::Standard => (mean, mean),
@@ -45,25 +52,48 @@ impl Terms {
                 refuse!("objective `alone` on examples without key tokens; use `standard`")
             }
             Objective::Alone => (1.0 / keys as f64, 0.0),
+            Objective::Set if sets == 0 => {
+                refuse!("objective `set` on examples without keys; use `standard`")
+            }
+            Objective::Set => return Ok(Self::Keys(1.0 / sets as f64)),
         };
-        Ok(Self { key, other })
+        Ok(Self::Tokens { key, other })
     }
 
     /// The batch's share of the loss, a differentiable scalar.
     pub(super) fn loss(&self, batch: &Batch, readout: &Readout) -> Result<Tensor> {
-        let keys: Vec<BTreeSet<usize>> =
-            batch.examples.iter().map(|example| key_positions(example)).collect();
-        let (mut rows, mut targets) = (Vec::new(), Vec::new());
-        for (index, position, row) in batch.predicted() {
-            let weight = if keys[index].contains(&position) { self.key } else { self.other };
-            if weight != 0.0 {
-                let token = batch.examples[index].tokens[position];
-                rows.push(row);
-                targets.push(Target { token, weight });
-            }
+        match *self {
+            Self::Tokens { key, other } => tokens_loss(batch, readout, key, other),
+            Self::Keys(factor) => keys_loss(batch, readout, factor),
         }
-        readout.cross_entropy(&rows, targets)
     }
+}
+
+/// −log p of the predicted tokens, key tokens' and others' each times their factor.
+fn tokens_loss(batch: &Batch, readout: &Readout, key: f64, other: f64) -> Result<Tensor> {
+    let keys: Vec<BTreeSet<usize>> =
+        batch.examples.iter().map(|example| key_positions(example)).collect();
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for (index, position, row) in batch.predicted() {
+        let weight = if keys[index].contains(&position) { key } else { other };
+        if weight != 0.0 {
+            let token = batch.examples[index].tokens[position];
+            rows.push(row);
+            targets.push(Target { token, weight });
+        }
+    }
+    readout.cross_entropy(&rows, targets)
+}
+
+/// −log Σp of the keys' right answers, times the factor.
+fn keys_loss(batch: &Batch, readout: &Readout, factor: f64) -> Result<Tensor> {
+    let keys: Vec<_> = batch.keys().collect();
+    if keys.is_empty() {
+        return readout.cross_entropy(&[], Vec::new());
+    }
+    let log_probs = answers::log_probs(&answers::all_logits(readout, &keys)?)?;
+    let right = answers::log_prob_of(&log_probs, &keys, Side::Right)?;
+    Ok(right.sum_all()?.affine(-factor, 0.0)?)
 }
 
 /// The predicted key tokens' positions, each once.
