@@ -3,6 +3,7 @@
 
 mod check;
 mod folder;
+mod log;
 mod summary;
 mod tune;
 
@@ -96,11 +97,13 @@ impl Runner<'_> {
         Ok((found, circuit))
     }
 
-    /// Everything, into `folder`, which must not exist.
+    /// Everything, into `folder`, which must not exist. The model is left tuned, not as the control
+    /// tuned it.
     ///
     /// # Errors
-    /// If the experiment doesn't fit the model or a file can't be written. If tuning fails, the model
-    /// as it was reached is saved first.
+    /// If the experiment doesn't fit the model or a file can't be written. If tuning fails, the model and
+    /// the adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
+    /// model.
     pub fn run(&self, folder: &Path) -> Result<Summary> {
         let start = Instant::now();
         let tuning = &self.experiment.tuning;
@@ -119,11 +122,13 @@ impl Runner<'_> {
         let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
         self.circuit(&folder, "before", &examples)?;
         let tuned = self.tune(&folder, &*self.plugins.selector, &examples, untuned)?;
-        let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
+        // Before anything else can fail.
         (self.save)(&folder.path("model"), self.model)?;
+        let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
         self.circuit(&folder, "after", &examples)?;
         let mut control = None;
         if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
+            let _tuned = self.model.parameters().put_back_on_drop()?;
             self.model.parameters().restore(weights)?;
             let folder = RunFolder::create(&folder.path("control"))?;
             let tuned = self.tune(&folder, &**selector, &examples, untuned)?;

@@ -211,10 +211,13 @@ pub struct Step {
 
 /// What happens on the way, for whoever writes it down.
 pub enum Event<'e> {
+    /// Adapters were made, before the first step. They are updated in place at every step, and not
+    /// merged into the model.
+    Adapters { adapters: &'e Arc<Adapters> },
     /// A circuit was discovered, before the step's update.
     Circuit { step: usize, circuit: &'e Circuit, graph: &'e Graph },
-    /// A step was made. Adapters that are trained are not merged into the model.
-    Step { step: &'e Step, total: usize, adapters: Option<&'e Adapters> },
+    /// A step was made.
+    Step { step: &'e Step, total: usize },
 }
 
 /// What is tuned, and with what.
@@ -294,6 +297,9 @@ impl Tuner<'_> {
             None => None,
         };
         let adapters = self.adapters()?;
+        if let Some(Training { adapters, .. }) = &adapters {
+            event(Event::Adapters { adapters })?;
+        }
         let trained = adapters
             .as_ref()
             .map_or(self.model.parameters().len(), |training| training.adapters.parameters().len());
@@ -313,8 +319,7 @@ impl Tuner<'_> {
             let made = self.step(step, &graph, &batch, examples.len(), &mut state, event)?;
             discovery_seconds += made.discovery_seconds;
             tuning_seconds += made.tuning_seconds;
-            let adapters = state.adapters.as_ref().map(|training| &*training.adapters);
-            event(Event::Step { step: &made, total, adapters })?;
+            event(Event::Step { step: &made, total })?;
         }
         Ok(Tuned {
             tuned_parameters: state.tuned.count(state.trained(self.model)),
