@@ -14,6 +14,7 @@ mod bfloat16;
 mod command_line;
 mod conformance;
 mod documentation;
+mod failures;
 mod files;
 mod generation;
 mod lora;

@@ -142,15 +142,6 @@ impl Circuit {
         }
     }
 
-    /// The edges as `[writer, reader]` indices of `graph`, best first.
-    pub fn indices(&self, graph: &Graph) -> Vec<[usize; 2]> {
-        let index = |edge: &Edge| {
-            let ends = graph.writer_of(edge.writer).zip(graph.reader_of(edge.reader));
-            ends.map(|(writer, reader)| [writer.0, reader.0])
-        };
-        self.edges.iter().filter_map(index).collect()
-    }
-
     /// Writes the edges as JSON, and what they are of.
     ///
     /// # Errors

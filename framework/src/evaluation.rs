@@ -48,7 +48,8 @@ impl Evaluation<'_> {
         self.write(name, files::jsonl(lines)?.as_bytes())
     }
 
-    /// Runs `f` on the model as it was before tuning.
+    /// Runs `f` on the model as it was before tuning. Afterwards the model is tuned again, even if `f`
+    /// panics.
     ///
     /// # Errors
     /// As `f`, and if the parameters can't be copied.
@@ -57,11 +58,9 @@ impl Evaluation<'_> {
             return f();
         };
         let parameters = self.model.parameters();
-        let tuned = parameters.snapshot()?;
+        let _tuned = parameters.put_back_on_drop()?;
         parameters.restore(untuned)?;
-        let result = f();
-        parameters.restore(&tuned)?;
-        result
+        f()
     }
 
     /// Runs all examples in batches of similar length. `f` is given the batch's indices in

@@ -141,16 +141,15 @@ impl Adapters {
         Ok(())
     }
 
-    /// Runs `f` on the model with the adapters merged, and puts its weights back after.
+    /// Runs `f` on the model with the adapters merged. Afterwards its weights are as they were, even if
+    /// `f` panics.
     ///
     /// # Errors
     /// As `f`, and if a tensor operation fails.
     pub fn while_merged<T>(&self, model: &dyn Model, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        let frozen = model.parameters().snapshot()?;
+        let _frozen = model.parameters().put_back_on_drop()?;
         self.merge(model)?;
-        let result = f();
-        model.parameters().restore(&frozen)?;
-        result
+        f()
     }
 
     /// Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads.

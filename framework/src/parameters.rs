@@ -136,9 +136,35 @@ impl Parameters {
         Ok(())
     }
 
+    /// Keeps a copy of all values, which are back in place when the guard is dropped: at the end of a
+    /// block that changes weights for a while, whether it ends in a value, an error or a panic.
+    ///
+    /// # Errors
+    /// If there is no room for the copy.
+    pub fn put_back_on_drop(&self) -> Result<PutBack<'_>> {
+        Ok(PutBack { parameters: self, values: self.snapshot()? })
+    }
+
     /// The number of entries of all parameters together.
     pub fn count(&self) -> usize {
         (self.parameters.iter()).map(|parameter| parameter.tensor.elem_count()).sum()
+    }
+}
+
+/// Puts parameters back to the values they had when it was made; see
+/// [`Parameters::put_back_on_drop`].
+#[must_use = "the values are put back when this is dropped"]
+pub struct PutBack<'a> {
+    parameters: &'a Parameters,
+    values: Vec<Tensor>,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        // Copying into tensors of the same shapes fails only where the device does.
+        if let Err(error) = self.parameters.restore(&self.values) {
+            log::error!("the weights can't be put back: {error}");
+        }
     }
 }
 

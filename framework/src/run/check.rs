@@ -1,0 +1,103 @@
+//! Whether an experiment fits: its settings, its examples, the metrics, the adapters. Everything here
+//! is asked before the run folder is made.
+
+use super::Runner;
+use crate::circuit::Circuit;
+use crate::example::Example;
+use crate::experiment::{Experiment, Plugins};
+use crate::lora::Adapters;
+use crate::metric::PatchingMetric;
+use crate::registry;
+use crate::task::Split;
+use crate::{Error, Result, refuse};
+
+impl Runner<'_> {
+    /// The task's training examples, checked against the model and the settings.
+    ///
+    /// # Errors
+    /// Naming the first example that doesn't fit.
+    pub fn examples(&self) -> Result<Vec<Example>> {
+        let Plugins { task, metric, selector, control, report, .. } = self.plugins;
+        let examples = task.examples(Split::Train, &self.setting())?;
+        self.check_metric(&examples)?;
+        let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
+        if selector.needs_circuit() || control_discovers {
+            let discovery = &self.experiment.discovery;
+            discovery.check(self.model, &examples, &**metric, task.why_no_counterfactual())?;
+        } else {
+            examples.iter().try_for_each(|example| {
+                example.check(self.model.vocabulary(), self.model.context())
+            })?;
+        }
+        if !report.is_empty() {
+            self.report_examples()?;
+        }
+        Ok(examples)
+    }
+
+    /// The training examples, if the whole run fits: settings and examples, a circuit as large as
+    /// asked for, adapters, the evaluations' data. What it costs is loading the data.
+    ///
+    /// # Errors
+    /// Saying what doesn't fit.
+    pub fn prepare(&self) -> Result<Vec<Example>> {
+        let Plugins { task, selector, control, evaluate, .. } = self.plugins;
+        let Experiment { tuning, pruning, discovery, .. } = self.experiment;
+        tuning.check()?;
+        let graph = self.model.graph().subset(&discovery.nodes);
+        pruning.top_n(&graph)?;
+        tuning.fixed_circuit(self.model, &graph)?;
+        let examples = self.examples()?;
+        for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
+            if let Some(lora) = selector.lora() {
+                let selection = selector.select(&Circuit::default(), self.model, 0)?;
+                Adapters::new(self.model, &selection, lora, 0)?;
+            }
+        }
+        for task in evaluate.iter().map(|(_, task)| task).chain([task]) {
+            task.examples(Split::Test, &self.setting())?;
+        }
+        Ok(examples)
+    }
+
+    /// Refuses a metric that can't be computed on the examples, with those that can.
+    fn check_metric(&self, examples: &[Example]) -> Result<()> {
+        let misfit = |metric: &dyn PatchingMetric| {
+            examples.iter().find_map(|example| Some((example, metric.check(example).err()?)))
+        };
+        let Some((example, error)) = misfit(&*self.plugins.metric) else {
+            return Ok(());
+        };
+        let mut fitting = Vec::new();
+        for plugin in registry::all::<dyn PatchingMetric>()? {
+            if misfit(&*plugin.build(&toml::Table::new())?).is_none() {
+                fitting.push(plugin.name);
+            }
+        }
+        let Experiment { task, metric, .. } = self.experiment;
+        let metric =
+            metric.as_ref().map_or(self.plugins.task.default_metric(), |metric| &metric.name);
+        refuse!(
+            "metric `{metric}` doesn't fit task `{}`: {}: {error}; those that fit: {}",
+            task.name,
+            example.origin,
+            fitting.join(", ")
+        )
+    }
+
+    /// The test examples, if every metric to report can be computed on them.
+    pub(super) fn report_examples(&self) -> Result<Vec<Example>> {
+        let examples = self.plugins.task.examples(Split::Test, &self.setting())?;
+        if examples.is_empty() {
+            refuse!("there are no test examples to report metrics on");
+        }
+        for (name, metric) in &self.plugins.report {
+            for example in &examples {
+                metric.check(example).map_err(|error| {
+                    Error::input(format!("report metric `{name}`: {}: {error}", example.origin))
+                })?;
+            }
+        }
+        Ok(examples)
+    }
+}

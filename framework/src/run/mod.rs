@@ -1,0 +1,201 @@
+//! One experiment from start to end, and the folder it leaves: configuration, logs, circuits,
+//! drawings, summary, tuned model. Files appear whole: each is written under another name first.
+
+mod check;
+mod folder;
+mod log;
+mod summary;
+mod tune;
+
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+pub use folder::next_folder;
+pub use summary::Summary;
+
+use crate::Result;
+use crate::circuit::Circuit;
+use crate::discovery::{Discovered, discover};
+use crate::drawing;
+use crate::evaluation::Evaluation;
+use crate::example::Example;
+use crate::experiment::{Experiment, Plugins};
+use crate::files;
+use crate::model::Model;
+use crate::progress::Report;
+use crate::provenance::{Geometry, Provenance};
+use crate::task::{Figures, Setting};
+use crate::tokenizer::Tokenizer;
+use crate::tuning::Tuned;
+use folder::RunFolder;
+
+/// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
+pub type Save<'a> = dyn Fn(&Path, &dyn Model) -> Result<()> + 'a;
+
+/// What a run works with.
+pub struct Runner<'a> {
+    pub experiment: &'a Experiment,
+    pub plugins: &'a Plugins,
+    pub model: &'a dyn Model,
+    pub tokenizer: Option<&'a Tokenizer>,
+    pub save: &'a Save<'a>,
+    pub report: &'a Report<'a>,
+}
+
+impl Runner<'_> {
+    fn setting(&self) -> Setting<'_> {
+        Setting {
+            tokenizer: self.tokenizer,
+            context: self.model.context(),
+            seed: self.experiment.seed,
+        }
+    }
+
+    /// The task's own evaluation, the metrics to report as `metric.NAME`, and the other tasks'
+    /// evaluations as `TASK.FIGURE`. Files that an evaluation leaves go to `folder`; `untuned` are the
+    /// parameters before tuning.
+    ///
+    /// # Errors
+    /// As the tasks'.
+    pub fn evaluate(&self, folder: Option<&Path>, untuned: Option<&[Tensor]>) -> Result<Figures> {
+        let own = Evaluation {
+            model: self.model,
+            setting: self.setting(),
+            batch_size: self.experiment.evaluation_batch_size,
+            report: self.report,
+            folder,
+            untuned,
+        };
+        let mut figures = self.plugins.task.evaluate(&own)?;
+        if !self.plugins.report.is_empty() {
+            let examples = self.report_examples()?;
+            for (name, metric) in &self.plugins.report {
+                figures.insert(format!("metric.{name}"), metric.measure(&own, &examples)?);
+            }
+        }
+        for (name, task) in &self.plugins.evaluate {
+            let folder = folder.map(|folder| folder.join(name));
+            let others = task.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
+            figures.extend(others.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+        }
+        Ok(figures)
+    }
+
+    /// What scores and circuits found on some of these examples are of.
+    pub fn provenance(&self, examples: &[Example]) -> Provenance {
+        let Experiment { model, task, metric, discovery, seed, .. } = self.experiment;
+        let default = || self.plugins.task.default_metric().to_owned();
+        Provenance {
+            model: Geometry::of(self.model),
+            model_path: model.path.display().to_string(),
+            task: task.name.clone(),
+            metric: metric.as_ref().map_or_else(default, |metric| metric.name.clone()),
+            method: discovery.method,
+            ablation: discovery.ablation,
+            positions: discovery.positions,
+            nodes: discovery.nodes.clone(),
+            seed: *seed,
+            examples: discovery.examples.unwrap_or(examples.len()).min(examples.len()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Scores all edges and cuts the circuit.
+    ///
+    /// # Errors
+    /// As [`discover`]'s, and for a top-n larger than the graph.
+    pub fn discover(&self, examples: &[Example]) -> Result<(Discovered, Circuit)> {
+        let Experiment { discovery, pruning, .. } = self.experiment;
+        let count = discovery.examples.unwrap_or(examples.len()).min(examples.len());
+        let examples: Vec<&Example> = examples[..count].iter().collect();
+        // Before the work, so that a wrong top-n is refused at once.
+        let top_n = pruning.top_n(&self.model.graph().subset(&discovery.nodes))?;
+        let found = discover(self.model, &examples, &*self.plugins.metric, discovery, self.report)?;
+        let circuit = pruning.prune(&found.scores, &found.scores.magnitudes(), top_n);
+        Ok((found, circuit))
+    }
+
+    /// Everything, into `folder`, which must not exist. The model is left tuned, not as the control
+    /// tuned it.
+    ///
+    /// # Errors
+    /// If the experiment doesn't fit the model or a file can't be written. If tuning fails, the model and
+    /// the adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
+    /// model.
+    pub fn run(&self, folder: &Path) -> Result<Summary> {
+        let start = Instant::now();
+        let tuning = &self.experiment.tuning;
+        let examples = self.prepare()?;
+        let config = self.experiment.resolved()?;
+        let folder = RunFolder::create(folder)?;
+        files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
+
+        // A second copy of the weights, only where something starts from it or is compared with it.
+        let compared = self.plugins.report.iter().any(|(_, metric)| metric.needs_untuned());
+        let untuned = match compared || self.plugins.control.is_some() {
+            true => Some(self.model.parameters().snapshot()?),
+            false => None,
+        };
+        let untuned = untuned.as_deref();
+        let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
+        self.circuit(&folder, "before", &examples)?;
+        let tuned = self.tune(&folder, &*self.plugins.selector, &examples, untuned)?;
+        // Before anything else can fail.
+        (self.save)(&folder.path("model"), self.model)?;
+        let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
+        self.circuit(&folder, "after", &examples)?;
+        let mut control = None;
+        if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
+            let _tuned = self.model.parameters().put_back_on_drop()?;
+            self.model.parameters().restore(weights)?;
+            let folder = RunFolder::create(&folder.path("control"))?;
+            let tuned = self.tune(&folder, &**selector, &examples, untuned)?;
+            let figures = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
+            control = Some((tuned, figures));
+        }
+        let parameters = self.model.parameters().count();
+        let ratio = |tuned: &Tuned| tuned.tuned_parameters as f64 / parameters as f64;
+        let seconds = |tuned: &Tuned| tuned.discovery_seconds + tuned.tuning_seconds;
+        let control_tuned = control.as_ref().map(|(tuned, _)| tuned);
+        let summary = Summary {
+            experiment: self.experiment.name.clone(),
+            task: self.experiment.task.name.clone(),
+            selector: self.experiment.selector.name.clone(),
+            control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
+            before,
+            after,
+            parameters,
+            tuned_parameters: tuned.tuned_parameters,
+            tuned_parameter_ratio: ratio(&tuned),
+            control_tuned_parameters: control_tuned.map(|tuned| tuned.tuned_parameters),
+            control_tuned_parameter_ratio: control_tuned.map(ratio),
+            steps: tuning.total_steps(examples.len()),
+            discovery_seconds: tuned.discovery_seconds,
+            tuning_seconds: tuned.tuning_seconds,
+            control_seconds: control_tuned.map(seconds),
+            seconds: start.elapsed().as_secs_f64(),
+            control: control.map(|(_, figures)| figures),
+        };
+        files::write_json(&folder.path("summary.json"), &summary)?;
+        Ok(summary)
+    }
+
+    /// Discovers the circuit as the model is now; writes and draws it.
+    fn circuit(&self, folder: &RunFolder, when: &str, examples: &[Example]) -> Result<()> {
+        if !self.plugins.selector.needs_circuit() {
+            return Ok(());
+        }
+        let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
+        let circuit = match (self.experiment.tuning.fixed_circuit(self.model, &graph)?, when) {
+            (Some(circuit), "before") => circuit,
+            _ => self.discover(examples)?.1,
+        };
+        let file = folder.path(&format!("circuit-{when}.json"));
+        circuit.save(&file, &self.provenance(examples))?;
+        let title = format!("{}: circuit {when} tuning", self.experiment.name);
+        let drawing = drawing::svg(&circuit, &graph, &title);
+        files::write_atomically(&folder.path(&format!("circuit-{when}.svg")), drawing.as_bytes())
+    }
+}

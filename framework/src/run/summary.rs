@@ -1,0 +1,41 @@
+//! A run's outcome: what `summary.json` holds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::task::Figures;
+
+/// A run's outcome: `summary.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    pub experiment: String,
+    /// The task's figures before tuning.
+    pub before: Figures,
+    /// The same after tuning.
+    pub after: Figures,
+    /// The same after tuning with the control's selector instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<Figures>,
+    /// The task's registered name.
+    pub task: String,
+    /// The selector's registered name.
+    pub selector: String,
+    /// The control's selector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_selector: Option<String>,
+    pub parameters: usize,
+    /// Parameters that any step tuned.
+    pub tuned_parameters: usize,
+    pub tuned_parameter_ratio: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_tuned_parameter_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_tuned_parameters: Option<usize>,
+    pub steps: usize,
+    pub discovery_seconds: f64,
+    pub tuning_seconds: f64,
+    /// The control's discovery and tuning together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_seconds: Option<f64>,
+    /// From start to end, evaluations and the control included.
+    pub seconds: f64,
+}

@@ -1,0 +1,64 @@
+//! The tuning of a run: what it trains is saved whatever becomes of it.
+
+use candle_core::Tensor;
+
+use super::Runner;
+use super::folder::RunFolder;
+use super::log::RunLog;
+use crate::Result;
+use crate::example::Example;
+use crate::experiment::Experiment;
+use crate::guard::caught;
+use crate::lora::Adapters;
+use crate::selector::ParamSelector;
+use crate::tuning::{Tuned, Tuner};
+
+impl Runner<'_> {
+    /// Tunes, writing down every step. Adapters are saved to `adapter` and merged into the model.
+    ///
+    /// # Errors
+    /// If tuning fails. What it reached, adapters and model, is saved to `folder` first.
+    pub(super) fn tune(
+        &self,
+        folder: &RunFolder,
+        selector: &dyn ParamSelector,
+        examples: &[Example],
+        untuned: Option<&[Tensor]>,
+    ) -> Result<Tuned> {
+        let Experiment { discovery, pruning, tuning, seed, .. } = self.experiment;
+        let tuner = Tuner {
+            model: self.model,
+            metric: &*self.plugins.metric,
+            selector,
+            discovery,
+            pruning,
+            tuning,
+            seed: *seed,
+        };
+        let mut log = RunLog::new(self, folder, untuned);
+        // An update is the last thing in a step, so model and adapters are as the last whole step left
+        // them, even after a panic.
+        let tuned = caught("tuning", || tuner.run(examples, &mut |event| log.event(event)));
+        let kept = self.keep_adapters(folder, log.adapters());
+        let logged = log.finish();
+        match tuned {
+            Ok(tuned) => kept.and(logged).map(|()| tuned),
+            Err(error) => {
+                let saved = kept.and_then(|()| (self.save)(&folder.path("model"), self.model));
+                if let Err(error) = saved.and(logged) {
+                    log::error!("what was reached can't be saved: {error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Saves adapters, and merges them into the model.
+    fn keep_adapters(&self, folder: &RunFolder, adapters: Option<&Adapters>) -> Result<()> {
+        let Some(adapters) = adapters else {
+            return Ok(());
+        };
+        adapters.save(&folder.path("adapter"))?;
+        adapters.merge(self.model)
+    }
+}

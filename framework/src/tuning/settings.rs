@@ -1,0 +1,172 @@
+//! How a circuit is tuned: every setting with its default, and which values are refused.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Algorithm, Objective, TopNSchedule};
+use crate::circuit::Circuit;
+use crate::discovery::Smoothing;
+use crate::graph::Graph;
+use crate::model::Model;
+use crate::{Result, refuse};
+
+/// How a circuit is tuned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tuning {
+    /// Update steps; without it, `epochs` counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Passes over the training examples, where `steps` is not given.
+    pub epochs: usize,
+    /// Examples a step.
+    pub batch_size: usize,
+    /// Examples a forward pass, where a step's are too many for one; their gradients add up to the
+    /// step's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// Form activations again on the way back instead of keeping them: less memory, more time, the
+    /// same bits.
+    pub activation_checkpointing: bool,
+    /// Whether to shuffle the examples every epoch, with the seed.
+    pub shuffle: bool,
+    /// What is trained on: `standard` (all predicted tokens), `weighted` (key tokens count 1/p times
+    /// as much), `alone` (key tokens only) or `set` (the probability of each key's right answers).
+    pub objective: Objective,
+    /// p: objective `weighted` multiplies the key tokens' terms by 1/p.
+    pub key_weight_p: f64,
+    /// β: adds β·|metric of the step| to the loss.
+    pub metric_penalty: f64,
+    /// `sgd`, `adam` or `adamw`, as PyTorch's.
+    pub optimizer: Algorithm,
+    /// The learning rate.
+    pub lr: f64,
+    /// Of `sgd`.
+    pub momentum: f64,
+    /// Of `adam` and `adamw`.
+    pub beta1: f64,
+    /// Of `adam` and `adamw`.
+    pub beta2: f64,
+    /// Of `adam` and `adamw`.
+    pub eps: f64,
+    /// Added to the gradient, or for `adamw` taken off the weight.
+    pub weight_decay: f64,
+    /// Steps over which the learning rate rises linearly.
+    pub warmup_steps: usize,
+    /// The learning rate is multiplied by this after each epoch.
+    pub lr_decay: f64,
+    /// Gradients are scaled down to this joint norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// Steps between discoveries; 0 keeps the first circuit.
+    pub rediscover_every: usize,
+    /// A circuit file to tune instead of discovering one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<PathBuf>,
+    /// Start with another number of edges and move to the pruning's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_n_schedule: Option<TopNSchedule>,
+    /// Rank edges by a running average of |score|.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoothing: Option<Smoothing>,
+    /// Steps between evaluations; 0 for none on the way.
+    pub evaluate_every: usize,
+    /// Steps between saved checkpoints; 0 for none on the way.
+    pub checkpoint_every: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: 1,
+            batch_size: 16,
+            micro_batch_size: None,
+            activation_checkpointing: false,
+            shuffle: true,
+            objective: Objective::default(),
+            key_weight_p: 1.0,
+            metric_penalty: 0.0,
+            optimizer: Algorithm::default(),
+            lr: 1e-3,
+            momentum: 0.9,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            warmup_steps: 0,
+            lr_decay: 1.0,
+            max_grad_norm: None,
+            rediscover_every: 1,
+            circuit: None,
+            top_n_schedule: None,
+            smoothing: None,
+            evaluate_every: 0,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+impl Tuning {
+    /// The number of update steps on this many examples.
+    pub fn total_steps(&self, examples: usize) -> usize {
+        match self.steps {
+            Some(steps) => steps,
+            None => (self.epochs * examples).div_ceil(self.batch_size.max(1)),
+        }
+    }
+
+    /// Refuses settings that can't be followed.
+    ///
+    /// # Errors
+    /// Naming the setting and what would be right.
+    pub fn check(&self) -> Result<()> {
+        if self.batch_size == 0 || self.micro_batch_size == Some(0) {
+            refuse!("batch_size and micro_batch_size must be at least 1");
+        }
+        if !(self.lr.is_finite() && self.lr >= 0.0) {
+            refuse!("lr is {}; it must be a number from 0 up", self.lr);
+        }
+        if self.key_weight_p.is_nan() || self.key_weight_p <= 0.0 {
+            refuse!("key_weight_p is {}; it must be above 0", self.key_weight_p);
+        }
+        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                refuse!("{name} is {beta}; it must be from 0 to below 1");
+            }
+        }
+        if self.max_grad_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
+            refuse!("max_grad_norm must be above 0; leave it out for no clipping");
+        }
+        if self.circuit.is_some() && (self.top_n_schedule.is_some() || self.smoothing.is_some()) {
+            refuse!("a circuit from a file is neither scheduled nor smoothed; leave one out");
+        }
+        Ok(())
+    }
+
+    /// The circuit of the file that is to be tuned, if one is named.
+    ///
+    /// # Errors
+    /// If the file is malformed, of another model or graph, or has no edges.
+    pub fn fixed_circuit(&self, model: &dyn Model, graph: &Graph) -> Result<Option<Circuit>> {
+        let Some(path) = &self.circuit else {
+            return Ok(None);
+        };
+        let circuit = Circuit::load(path, model, graph)?;
+        if circuit.edges.is_empty() {
+            refuse!("{}: the circuit has no edges, so nothing would be tuned", path.display());
+        }
+        Ok(Some(circuit))
+    }
+
+    /// The learning rate at a step, counted from 0.
+    pub fn learning_rate(&self, step: usize, examples: usize) -> f64 {
+        let warm = match self.warmup_steps {
+            0 => 1.0,
+            warmup => ((step + 1) as f64 / warmup as f64).min(1.0),
+        };
+        let epoch = step * self.batch_size / examples.max(1);
+        self.lr * warm * self.lr_decay.powi(epoch as i32)
+    }
+}

@@ -1,0 +1,199 @@
+//! What is kept when a run fails on its way: in an evaluation, in a metric, by an error or a panic.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use circuit_framework::experiment::Experiment;
+use circuit_framework::lora::Adapters;
+use circuit_framework::run::{Runner, Summary};
+use circuit_framework::{
+    Error, Evaluation, Example, Figures, Lora, Model, ReportMetric, Result, Selection, Setting,
+    Split, Task, guard, progress,
+};
+use circuit_models::Loaded;
+
+use crate::support::{at, load, weights};
+
+/// A task whose evaluation fails when it is asked for the given time.
+struct FailsAt {
+    task: Box<dyn Task>,
+    fails_at: usize,
+    calls: AtomicUsize,
+}
+
+impl Task for FailsAt {
+    fn default_metric(&self) -> &str {
+        self.task.default_metric()
+    }
+
+    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
+        self.task.examples(split, setting)
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        match self.calls.fetch_add(1, Ordering::Relaxed) + 1 {
+            call if call == self.fails_at => Err(Error::input("the evaluation fails")),
+            _ => self.task.evaluate(evaluation),
+        }
+    }
+}
+
+/// A metric that panics while the untuned weights are in place.
+struct PanicsOnUntuned;
+
+impl ReportMetric for PanicsOnUntuned {
+    fn measure(&self, evaluation: &Evaluation, _examples: &[Example]) -> Result<f64> {
+        match evaluation.untuned {
+            Some(_) => evaluation.untuned(|| panic!("on the untuned weights")),
+            None => Ok(0.0),
+        }
+    }
+
+    fn needs_untuned(&self) -> bool {
+        true
+    }
+}
+
+/// The embedded model.
+fn embedded() -> Loaded {
+    load(at(Path::new("embedded")))
+}
+
+/// A short run on it.
+fn experiment(settings: &str) -> Experiment {
+    let base = "
+        [task]
+        name = 'agreement'
+        direction = 'disagreement'
+        train_examples = 32
+        test_examples = 16
+        [pruning]
+        top_n = 20
+        [tuning]
+        batch_size = 8
+        lr = 1e-2
+    ";
+    let mut table: toml::Table = base.parse().unwrap();
+    for (section, value) in settings.parse::<toml::Table>().unwrap() {
+        match (table.get_mut(&section), value) {
+            (Some(toml::Value::Table(known)), toml::Value::Table(new)) => known.extend(new),
+            (_, value) => {
+                table.insert(section, value);
+            }
+        }
+    }
+    Experiment::from_table(table, "here").unwrap()
+}
+
+/// Runs an experiment on a model, its task failing at an evaluation (0: at none).
+fn run(model: &Loaded, settings: &str, folder: &Path, fails_at: usize) -> Result<Summary> {
+    run_with(model, settings, folder, fails_at, None)
+}
+
+fn run_with(
+    Loaded { model, tokenizer }: &Loaded,
+    settings: &str,
+    folder: &Path,
+    fails_at: usize,
+    metric: Option<Box<dyn ReportMetric>>,
+) -> Result<Summary> {
+    let experiment = experiment(settings);
+    let mut plugins = experiment.plugins().unwrap();
+    plugins.task = Box::new(FailsAt { task: plugins.task, fails_at, calls: AtomicUsize::new(0) });
+    plugins.report.extend(metric.map(|metric| ("own".to_owned(), metric)));
+    let runner = Runner {
+        experiment: &experiment,
+        plugins: &plugins,
+        model: &**model,
+        tokenizer: tokenizer.as_ref(),
+        save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
+        report: &progress::silent,
+    };
+    runner.run(folder)
+}
+
+/// The largest difference between the weights of two models.
+fn distance(a: &dyn Model, b: &dyn Model) -> f32 {
+    let (a, b) = (weights(a), weights(b));
+    assert!(a.keys().eq(b.keys()));
+    let pairs = a.values().flatten().zip(b.values().flatten());
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn the_tuned_model_is_saved_though_the_evaluation_after_tuning_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let model = embedded();
+    // The first evaluation is the one before tuning.
+    let error = run(&model, "tuning.steps = 2", &out, 2).unwrap_err();
+    assert!(error.to_string().contains("the evaluation fails"), "{error}");
+    let saved = load(at(&out.join("model"))).model;
+    assert_eq!(distance(&*saved, &*model.model), 0.0);
+    assert!(distance(&*saved, &*embedded().model) > 1e-4);
+}
+
+/// Two steps of three are made: both adapter and model are as those two left them.
+#[test]
+fn a_lora_run_that_fails_saves_the_adapter_as_reached() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = |name: &str| folder.path().join(name);
+    let settings = |steps: usize, every: usize| {
+        format!(
+            "selector = {{ name = 'lora', rank = 2 }}
+            tuning.steps = {steps}
+            tuning.evaluate_every = {every}"
+        )
+    };
+    run(&embedded(), &settings(3, 2), &here("failed"), 2).unwrap_err();
+    run(&embedded(), &settings(2, 0), &here("whole"), 0).unwrap();
+    let saved = |name: &str| load(at(&here(name).join("model"))).model;
+    assert_eq!(distance(&*saved("failed"), &*saved("whole")), 0.0);
+    assert!(distance(&*saved("failed"), &*embedded().model) > 1e-4);
+    let base = embedded().model;
+    Adapters::load(&here("failed/adapter"), &*base).unwrap().merge(&*base).unwrap();
+    assert!(distance(&*base, &*saved("failed")) < 1e-6);
+}
+
+#[test]
+fn a_panic_while_untuned_weights_are_in_place_saves_the_tuned_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = |name: &str| folder.path().join(name);
+    guard::note_panics();
+    let steps = |steps: usize, every: usize| {
+        format!("tuning.steps = {steps}\ntuning.evaluate_every = {every}")
+    };
+    let panics: Option<Box<dyn ReportMetric>> = Some(Box::new(PanicsOnUntuned));
+    let error = run_with(&embedded(), &steps(3, 2), &here("failed"), 0, panics).unwrap_err();
+    assert!(error.to_string().contains("on the untuned weights"), "{error}");
+    run(&embedded(), &steps(2, 0), &here("whole"), 0).unwrap();
+    let saved = |name: &str| load(at(&here(name).join("model"))).model;
+    assert_eq!(distance(&*saved("failed"), &*saved("whole")), 0.0);
+}
+
+#[test]
+fn a_panic_while_adapters_are_merged_puts_the_weights_back() {
+    guard::note_panics();
+    let model = embedded().model;
+    let everything = Selection::blocks(model.parameters(), |_, _| true);
+    let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0 };
+    let adapters = Arc::new(Adapters::new(&*model, &everything, lora, 0).unwrap());
+    for (_, parameter) in adapters.parameters().iter() {
+        let values = parameter.tensor.ones_like().unwrap().affine(0.25, 0.0).unwrap();
+        parameter.tensor.slice_set(&values, 0, 0).unwrap();
+    }
+    let merged = || adapters.while_merged(&*model, || -> Result<()> { panic!("while merged") });
+    guard::caught("here", merged).unwrap_err();
+    assert_eq!(distance(&*model, &*embedded().model), 0.0);
+}
+
+#[test]
+fn after_a_run_with_a_control_the_model_is_the_tuned_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let model = embedded();
+    run(&model, "control = { name = 'random' }\ntuning.steps = 2", &out, 0).unwrap();
+    let saved = load(at(&out.join("model"))).model;
+    assert_eq!(distance(&*saved, &*model.model), 0.0);
+}
