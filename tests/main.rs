@@ -16,6 +16,7 @@ mod conformance;
 mod documentation;
 mod files;
 mod generation;
+mod loading;
 mod lora;
 mod metrics;
 mod pass;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::circuit::Circuit;
+use crate::data::Data;
 use crate::discovery::{Discovered, discover};
 use crate::drawing;
 use crate::evaluation::Evaluation;
@@ -24,7 +25,7 @@ use crate::model::Model;
 use crate::progress::{Progress, Report};
 use crate::registry;
 use crate::selector::ParamSelector;
-use crate::task::{Figures, Setting, Split};
+use crate::task::{Dataset, Figures, Setting, Split};
 use crate::tokenizer::Tokenizer;
 use crate::tuning::{Event, Tuned, Tuner};
 use crate::{Error, Result, refuse};
@@ -40,6 +41,8 @@ pub struct Runner<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     pub save: &'a Save<'a>,
     pub report: &'a Report<'a>,
+    /// What the tasks have loaded so far.
+    pub data: Data,
 }
 
 /// A run's outcome: `summary.json`.
@@ -87,18 +90,22 @@ impl Runner<'_> {
         }
     }
 
+    fn split(&self, split: Split) -> Result<&dyn Dataset> {
+        self.data.split(split, self.plugins, &self.setting())
+    }
+
     /// The task's training examples, checked against the model and the settings.
     ///
     /// # Errors
     /// Naming the first example that doesn't fit.
-    pub fn examples(&self) -> Result<Vec<Example>> {
+    pub fn examples(&self) -> Result<&[Example]> {
         let Plugins { task, metric, selector, control, report, .. } = self.plugins;
-        let examples = task.examples(Split::Train, &self.setting())?;
-        self.check_metric(&examples)?;
+        let examples = self.split(Split::Train)?.examples();
+        self.check_metric(examples)?;
         let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
         if selector.needs_circuit() || control_discovers {
             let discovery = &self.experiment.discovery;
-            discovery.check(self.model, &examples, &**metric, task.why_no_counterfactual())?;
+            discovery.check(self.model, examples, &**metric, task.why_no_counterfactual())?;
         } else {
             examples.iter().try_for_each(|example| {
                 example.check(self.model.vocabulary(), self.model.context())
@@ -115,8 +122,8 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// Saying what doesn't fit.
-    pub fn prepare(&self) -> Result<Vec<Example>> {
-        let Plugins { task, selector, control, evaluate, .. } = self.plugins;
+    pub fn prepare(&self) -> Result<&[Example]> {
+        let Plugins { selector, control, .. } = self.plugins;
         let Experiment { tuning, pruning, discovery, .. } = self.experiment;
         tuning.check()?;
         pruning.top_n(&self.model.graph().subset(&discovery.nodes))?;
@@ -127,9 +134,8 @@ impl Runner<'_> {
                 Adapters::new(self.model, &selection, lora, 0)?;
             }
         }
-        for task in evaluate.iter().map(|(_, task)| task).chain([task]) {
-            task.examples(Split::Test, &self.setting())?;
-        }
+        self.split(Split::Test)?;
+        self.data.others(self.plugins, &self.setting())?;
         Ok(examples)
     }
 
@@ -159,13 +165,13 @@ impl Runner<'_> {
     }
 
     /// The test examples, if every metric to report can be computed on them.
-    fn report_examples(&self) -> Result<Vec<Example>> {
-        let examples = self.plugins.task.examples(Split::Test, &self.setting())?;
+    fn report_examples(&self) -> Result<&[Example]> {
+        let examples = self.split(Split::Test)?.examples();
         if examples.is_empty() {
             refuse!("there are no test examples to report metrics on");
         }
         for (name, metric) in &self.plugins.report {
-            for example in &examples {
+            for example in examples {
                 metric.check(example).map_err(|error| {
                     Error::input(format!("report metric `{name}`: {}: {error}", example.origin))
                 })?;
@@ -189,16 +195,17 @@ impl Runner<'_> {
             folder,
             untuned,
         };
-        let mut figures = self.plugins.task.evaluate(&own)?;
+        let mut figures = self.split(Split::Test)?.evaluate(&own)?;
         if !self.plugins.report.is_empty() {
             let examples = self.report_examples()?;
             for (name, metric) in &self.plugins.report {
-                figures.insert(format!("metric.{name}"), metric.measure(&own, &examples)?);
+                figures.insert(format!("metric.{name}"), metric.measure(&own, examples)?);
             }
         }
-        for (name, task) in &self.plugins.evaluate {
+        let others = self.data.others(self.plugins, &self.setting())?;
+        for ((name, _), dataset) in self.plugins.evaluate.iter().zip(others) {
             let folder = folder.map(|folder| folder.join(name));
-            let others = task.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
+            let others = dataset.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
             figures.extend(others.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
         }
         Ok(figures)
@@ -240,16 +247,16 @@ impl Runner<'_> {
         };
         let untuned = untuned.as_deref();
         let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
-        self.circuit(&folder, "before", &examples)?;
-        let tuned = self.tune(&folder, &*self.plugins.selector, &examples, untuned)?;
+        self.circuit(&folder, "before", examples)?;
+        let tuned = self.tune(&folder, &*self.plugins.selector, examples, untuned)?;
         let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
         (self.save)(&folder.path("model"), self.model)?;
-        self.circuit(&folder, "after", &examples)?;
+        self.circuit(&folder, "after", examples)?;
         let mut control = None;
         if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
             self.model.parameters().restore(weights)?;
             let folder = RunFolder::create(&folder.path("control"))?;
-            let tuned = self.tune(&folder, &**selector, &examples, untuned)?;
+            let tuned = self.tune(&folder, &**selector, examples, untuned)?;
             let figures = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
             control = Some((tuned, figures));
         }

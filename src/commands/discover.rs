@@ -26,7 +26,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
     with_runner(&experiment, |runner| {
         let examples = runner.examples()?;
-        let (found, circuit) = runner.discover(&examples)?;
+        let (found, circuit) = runner.discover(examples)?;
         if let Some(path) = path(matches, "scores") {
             found.scores.save(&path)?;
         }
