@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use circuit_framework::{
-    Batch, Circuit, Evaluation, Example, Figures, Model, ParamSelector, PatchingMetric, Readout,
-    Result, Selection, Setting, Split, Task, Tensor, conformance, registry,
+    Batch, Circuit, Dataset, Example, Model, ParamSelector, PatchingMetric, Readout, Result,
+    Selection, Setting, Split, Task, Tensor, conformance, registry,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -127,19 +127,15 @@ impl Task for Wrong {
         "loss"
     }
 
-    fn examples(&self, _: Split, _: &Setting) -> Result<Vec<Example>> {
+    fn load(&self, _: Split, _: &Setting) -> Result<Box<dyn Dataset>> {
         let calls = self.calls.fetch_add(1, Ordering::Relaxed) as u32;
-        Ok(vec![Example {
+        Ok(Box::new(vec![Example {
             tokens: vec![1, 2, calls],
             predicted: self.predicted.clone(),
             keys: vec![circuit_framework::Key { position: 2, correct: vec![2], wrong: Vec::new() }],
             counterfactual: None,
             origin: "made".to_owned(),
-        }])
-    }
-
-    fn evaluate(&self, _: &Evaluation) -> Result<Figures> {
-        Ok(Figures::new())
+        }]))
     }
 }
 

@@ -8,8 +8,8 @@ use circuit_framework::experiment::Experiment;
 use circuit_framework::lora::Adapters;
 use circuit_framework::run::{Runner, Summary};
 use circuit_framework::{
-    Error, Evaluation, Example, Figures, Lora, Model, ReportMetric, Result, Selection, Setting,
-    Split, Task, guard, progress,
+    Dataset, Error, Evaluation, Example, Figures, Lora, Model, ReportMetric, Result, Selection,
+    Setting, Split, Task, guard, progress,
 };
 use circuit_models::Loaded;
 
@@ -19,7 +19,6 @@ use crate::support::{at, load, weights};
 struct FailsAt {
     task: Box<dyn Task>,
     fails_at: usize,
-    calls: AtomicUsize,
 }
 
 impl Task for FailsAt {
@@ -27,14 +26,28 @@ impl Task for FailsAt {
         self.task.default_metric()
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        self.task.examples(split, setting)
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        let (data, calls) = (self.task.load(split, setting)?, AtomicUsize::new(0));
+        Ok(Box::new(FailingData { data, fails_at: self.fails_at, calls }))
+    }
+}
+
+/// Its data.
+struct FailingData {
+    data: Box<dyn Dataset>,
+    fails_at: usize,
+    calls: AtomicUsize,
+}
+
+impl Dataset for FailingData {
+    fn examples(&self) -> &[Example] {
+        self.data.examples()
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
         match self.calls.fetch_add(1, Ordering::Relaxed) + 1 {
             call if call == self.fails_at => Err(Error::input("the evaluation fails")),
-            _ => self.task.evaluate(evaluation),
+            _ => self.data.evaluate(evaluation),
         }
     }
 }
@@ -100,7 +113,7 @@ fn run_with(
 ) -> Result<Summary> {
     let experiment = experiment(settings);
     let mut plugins = experiment.plugins().unwrap();
-    plugins.task = Box::new(FailsAt { task: plugins.task, fails_at, calls: AtomicUsize::new(0) });
+    plugins.task = Box::new(FailsAt { task: plugins.task, fails_at });
     plugins.report.extend(metric.map(|metric| ("own".to_owned(), metric)));
     let runner = Runner {
         experiment: &experiment,
@@ -109,6 +122,7 @@ fn run_with(
         tokenizer: tokenizer.as_ref(),
         save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
         report: &progress::silent,
+        data: Default::default(),
     };
     runner.run(folder)
 }

@@ -146,7 +146,8 @@ fn agreement_aligns_the_published_sentences() {
             let options = format!("data = {path:?}\ndirection = {direction:?}");
             let task: Box<dyn circuit_framework::Task> =
                 crate::support::plugin("agreement", &options);
-            let examples = task.examples(circuit_framework::Split::Train, &setting).unwrap();
+            let dataset = task.load(circuit_framework::Split::Train, &setting).unwrap();
+            let examples = dataset.examples();
             assert_eq!(examples.len(), expected, "{file} {direction}");
             // Decoding an example's tokens gives the file's text back, byte for byte.
             let file = std::fs::read_to_string(&path).unwrap();

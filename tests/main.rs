@@ -17,6 +17,7 @@ mod documentation;
 mod failures;
 mod files;
 mod generation;
+mod loading;
 mod lora;
 mod metrics;
 mod pass;

@@ -69,7 +69,8 @@ impl Case {
             self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
         )]);
         let task = registry::find::<dyn Task>("tokens").unwrap().build(&options).unwrap();
-        task.examples(Split::Train, &Setting { tokenizer: None, context: 32, seed: 0 }).unwrap()
+        let setting = Setting { tokenizer: None, context: 32, seed: 0 };
+        task.load(Split::Train, &setting).unwrap().examples().to_vec()
     }
 
     pub fn metric(&self) -> Box<dyn PatchingMetric> {

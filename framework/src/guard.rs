@@ -1,6 +1,6 @@
 //! A plugin that panics ends as an error that names it, so that a run can save what it has reached.
 //! Every plugin the registry builds is wrapped in a guard. What can't return an error (a name, a flag,
-//! a graph) passes unguarded; whoever calls plugins catches that one step further out.
+//! a graph, examples) passes unguarded; whoever calls plugins catches that one step further out.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::parameters::{Parameters, Selection};
 use crate::pass::{Pass, Readout};
 use crate::registry::Kind;
 use crate::selector::ParamSelector;
-use crate::task::{Figures, Setting, Split, Task};
+use crate::task::{Dataset, Figures, Setting, Split, Task};
 use crate::{Error, Result};
 
 /// Where the last panic was, "file:line"; noted by [`note_panics`].
@@ -94,16 +94,23 @@ impl Task for Guarded<dyn Task> {
         self.inner.default_metric()
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        self.call(|task| task.examples(split, setting))
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        let inner = self.call(|task| task.load(split, setting))?;
+        Ok(Box::new(Guarded { what: self.what.clone(), inner }))
     }
 
     fn why_no_counterfactual(&self) -> Option<&str> {
         self.inner.why_no_counterfactual()
     }
+}
+
+impl Dataset for Guarded<dyn Dataset> {
+    fn examples(&self) -> &[Example] {
+        self.inner.examples()
+    }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        self.call(|task| task.evaluate(evaluation))
+        self.call(|dataset| dataset.evaluate(evaluation))
     }
 }
 

@@ -45,11 +45,11 @@ impl<'a> Setting<'a> {
     }
 }
 
-/// A task: examples with key positions and answers, and an evaluation as its literature does it.
+/// A task: where its data is, and the metric it is discovered with.
 ///
 /// ```
-/// use circuit_framework::{Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting};
-/// use circuit_framework::{Split, Task, inventory, origin};
+/// use circuit_framework::{Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task};
+/// use circuit_framework::{inventory, origin};
 ///
 /// /// Repeat the first token after the second.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -61,7 +61,7 @@ impl<'a> Setting<'a> {
 ///         "logit_diff"
 ///     }
 ///
-///     fn examples(&self, _split: Split, _setting: &Setting) -> Result<Vec<Example>> {
+///     fn load(&self, _split: Split, _setting: &Setting) -> Result<Box<dyn Dataset>> {
 ///         let example = |token: u32| Example {
 ///             tokens: vec![token, 9, token],
 ///             predicted: 1..3,
@@ -69,12 +69,8 @@ impl<'a> Setting<'a> {
 ///             counterfactual: None,
 ///             origin: format!("repeat {token}"),
 ///         };
-///         Ok((0..8).map(example).collect())
-///     }
-///
-///     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-///         let examples = self.examples(Split::Test, &evaluation.setting)?;
-///         evaluation.language_modelling(&examples)
+///         let examples: Vec<Example> = (0..8).map(example).collect();
+///         Ok(Box::new(examples))
 ///     }
 /// }
 ///
@@ -96,21 +92,38 @@ pub trait Task: Send + Sync {
     /// The name of the metric it is discovered with where none is given.
     fn default_metric(&self) -> &str;
 
-    /// The examples of a split, in a fixed order.
+    /// A split's data, the same for the same arguments. A run loads each split once.
     ///
     /// # Errors
     /// If a file is missing or a line in it can't be used, naming both.
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>>;
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>>;
 
     /// Why ablation `corrupt` and EAP-IG make no sense on this task's examples, if they don't. An
     /// example without a counterfactual is refused anyway; this says the reason.
     fn why_no_counterfactual(&self) -> Option<&str> {
         None
     }
+}
 
-    /// The task's own figures of the model, on the test split.
+/// A split of a task's data: examples with key positions and answers, and an evaluation on them as the
+/// task's literature does it. Examples alone, a `Vec<Example>`, are evaluated as language modelling.
+pub trait Dataset: Send + Sync {
+    /// The examples, in a fixed order.
+    fn examples(&self) -> &[Example];
+
+    /// The task's own figures of a model on this data.
     ///
     /// # Errors
-    /// As for [`Task::examples`], and if a tensor operation fails.
+    /// If an example doesn't fit the model, a tensor operation fails or a file can't be written.
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures>;
+}
+
+impl Dataset for Vec<Example> {
+    fn examples(&self) -> &[Example] {
+        self
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        evaluation.language_modelling(self)
+    }
 }

@@ -26,8 +26,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
     with_runner(&experiment, |runner| {
         let examples = runner.examples()?;
-        let (found, circuit) = runner.discover(&examples)?;
-        let provenance = runner.provenance(&examples);
+        let (found, circuit) = runner.discover(examples)?;
+        let provenance = runner.provenance(examples);
         if let Some(path) = path(matches, "scores") {
             found.scores.save(&path, &provenance)?;
         }

@@ -33,6 +33,7 @@ fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<
         tokenizer: tokenizer.as_ref(),
         save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
         report: &|progress| display.show(&progress),
+        data: Default::default(),
     })
 }
 

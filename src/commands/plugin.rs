@@ -201,7 +201,7 @@ fn sentences(loaded: &Loaded) -> Result<Vec<Example>> {
     let task = Experiment::default().plugins()?.task;
     let tokenizer = loaded.tokenizer.as_ref();
     let setting = Setting { tokenizer, context: loaded.model.context(), seed: 0 };
-    let mut examples = task.examples(Split::Train, &setting)?;
+    let mut examples = task.load(Split::Train, &setting)?.examples().to_vec();
     examples.truncate(20);
     examples.sort_by_key(|example| example.tokens.len());
     examples.dedup_by_key(|example| example.tokens.len());

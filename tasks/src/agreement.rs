@@ -12,14 +12,15 @@
 mod alignment;
 mod grammar;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::example::Counterfactual;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files,
-    inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
+    files, inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -139,23 +140,24 @@ struct Line {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     /// Lines whose verbs could not be found in both texts, or told apart by any token.
-    unaligned: Vec<usize>,
+    unaligned: BTreeSet<usize>,
     /// Lines whose stored GPT-2 ids do not fit the text, where the tokenizer is GPT-2's.
-    misfits: Vec<usize>,
+    misfits: BTreeSet<usize>,
 }
 
-/// The file's sentences, grammatical or flipped, as examples.
+/// At most `most` sentences of a file's lines, grammatical or flipped, as examples.
 fn read(
     path: &Path,
+    lines: &[(usize, Line)],
     direction: Direction,
     tokenizer: &Tokenizer,
     most: usize,
-) -> Result<(Vec<Example>, Tally)> {
-    let lines = files::read_jsonl::<Line>(path)?;
+    tally: &mut Tally,
+) -> Result<Vec<Example>> {
     let is_gpt2 = tokenizer.encode("hello world")? == [31373, 995];
-    let mut tally = Tally::default();
     let mut examples = Vec::new();
     for (number, line) in lines {
+        let number = *number;
         if examples.len() == most {
             break;
         }
@@ -167,12 +169,12 @@ fn read(
                 line.corr_verbs.len()
             );
         }
-        let Some((clean, flipped)) = alignment::align(&line, &origin) else {
-            tally.unaligned.push(number);
+        let Some((clean, flipped)) = alignment::align(line, &origin) else {
+            tally.unaligned.insert(number);
             continue;
         };
-        if is_gpt2 && !gpt2_ids_fit(&line, tokenizer)? {
-            tally.misfits.push(number);
+        if is_gpt2 && !gpt2_ids_fit(line, tokenizer)? {
+            tally.misfits.insert(number);
         }
         let sentence = match direction {
             Direction::Agreement => clean,
@@ -180,10 +182,15 @@ fn read(
         };
         match sentence.example(tokenizer)? {
             Some(example) => examples.push(example),
-            None => tally.unaligned.push(number),
+            None => {
+                tally.unaligned.insert(number);
+            }
         }
     }
-    Ok((examples, tally))
+    if examples.is_empty() {
+        refuse!("{}: none of its sentences could be aligned", path.display());
+    }
+    Ok(examples)
 }
 
 /// Whether the stored GPT-2 ids are those of the text at the stored positions.
@@ -195,27 +202,48 @@ fn gpt2_ids_fit(line: &Line, tokenizer: &Tokenizer) -> Result<bool> {
     Ok(positions.iter().map(|&position| tokens.get(position)).eq(ids.iter().map(Some)))
 }
 
-impl Agreement {
-    fn sentences(
-        &self,
-        split: Split,
+/// Sentences as examples.
+struct Sentences {
+    /// As they are trained on.
+    examples: Vec<Example>,
+    /// The grammatical ones, where those are flipped.
+    grammatical: Option<Vec<Example>>,
+}
+
+impl Sentences {
+    /// Of both forms those that are wanted for a direction.
+    fn new(
         direction: Direction,
-        setting: &Setting,
-    ) -> Result<Vec<Example>> {
+        mut of: impl FnMut(Direction) -> Result<Vec<Example>>,
+    ) -> Result<Self> {
+        let grammatical = match direction {
+            Direction::Agreement => None,
+            Direction::Disagreement => Some(of(Direction::Agreement)?),
+        };
+        Ok(Self { examples: of(direction)?, grammatical })
+    }
+}
+
+impl Agreement {
+    fn sentences(&self, split: Split, setting: &Setting) -> Result<Sentences> {
         let (test, limit) = match split {
             Split::Train => (None, self.train_examples),
             Split::Test => (self.test_data.as_ref(), self.test_examples),
         };
         let tokenizer = setting.tokenizer()?;
         let Some(path) = test.or(self.data.as_ref()) else {
-            return generated(split, direction, limit, tokenizer, setting.seed);
+            return Sentences::new(self.direction, |direction| {
+                generated(split, direction, limit, tokenizer, setting.seed)
+            });
         };
-        let (examples, tally) = read(path, direction, tokenizer, limit.unwrap_or(usize::MAX))?;
+        let lines = files::read_jsonl::<Line>(path)?;
+        let most = limit.unwrap_or(usize::MAX);
+        let mut tally = Tally::default();
+        let sentences = Sentences::new(self.direction, |direction| {
+            read(path, &lines, direction, tokenizer, most, &mut tally)
+        });
         report(path, &tally);
-        if examples.is_empty() {
-            refuse!("{}: none of its sentences could be aligned", path.display());
-        }
-        Ok(examples)
+        sentences
     }
 }
 
@@ -278,17 +306,22 @@ impl Task for Agreement {
         "logit_diff"
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        self.sentences(split, self.direction, setting)
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self.sentences(split, setting)?))
     }
 
     fn why_no_counterfactual(&self) -> Option<&str> {
         (self.data.as_ref()).map(|_| "a flipped verb stands behind the position that is read")
     }
+}
+
+impl Dataset for Sentences {
+    fn examples(&self) -> &[Example] {
+        &self.examples
+    }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let examples = self.sentences(Split::Test, Direction::Agreement, &evaluation.setting)?;
-        evaluation.language_modelling(&examples)
+        evaluation.language_modelling(self.grammatical.as_ref().unwrap_or(&self.examples))
     }
 }
 

@@ -9,12 +9,13 @@ mod occupations;
 mod pronouns;
 mod sentences;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, answers,
-    inventory, origin, pass, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
+    answers, inventory, origin, pass, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,12 +51,13 @@ const WINOBIAS: [(&str, &str); 4] = [
     ("type2.anti", "anti_stereotyped_type2.txt"),
 ];
 
-/// Sentences and their examples, in step; the part of WinoBias they are.
-#[derive(Debug)]
-struct Loaded {
-    part: Option<&'static str>,
+/// Sentences and their examples, in step.
+#[derive(Debug, Default)]
+struct Sentences {
     sentences: Vec<Sentence>,
     examples: Vec<Example>,
+    /// The parts of WinoBias that these are.
+    parts: Vec<(&'static str, Range<usize>)>,
 }
 
 impl Sentence {
@@ -87,7 +89,7 @@ impl Sentence {
 }
 
 impl Bias {
-    fn load(&self, split: Split, setting: &Setting) -> Result<Vec<Loaded>> {
+    fn sentences(&self, split: Split, setting: &Setting) -> Result<Sentences> {
         let (test, most, suffix) = match split {
             Split::Train => (None, self.train_examples, "dev"),
             Split::Test => (self.test_data.as_ref(), self.test_examples, "test"),
@@ -95,51 +97,54 @@ impl Bias {
         let Some(path) = test.or(self.data.as_ref()) else {
             refuse!("task `bias` needs data: BUG's CSV, a file of WinoBias, or its folder");
         };
+        let mut all = Sentences::default();
         if !path.is_dir() {
-            return Ok(vec![self.load_file(path, None, most, setting)?]);
+            self.read(path, most, setting, &mut all)?;
+            return Ok(all);
         }
-        let mut loaded = Vec::new();
         for (part, name) in WINOBIAS {
             let file = path.join(format!("{name}.{suffix}"));
             if file.exists() {
-                loaded.push(self.load_file(&file, Some(part), most, setting)?);
+                let start = all.examples.len();
+                self.read(&file, most, setting, &mut all)?;
+                all.parts.push((part, start..all.examples.len()));
             }
         }
-        if loaded.is_empty() {
+        if all.parts.is_empty() {
             refuse!(
                 "{}: no files of WinoBias; their names begin as {}",
                 path.display(),
                 WINOBIAS[0].1
             );
         }
-        Ok(loaded)
+        Ok(all)
     }
 
-    fn load_file(
+    /// Adds at most `most` sentences of a file to `all`.
+    fn read(
         &self,
         path: &Path,
-        part: Option<&'static str>,
         most: Option<usize>,
         setting: &Setting,
-    ) -> Result<Loaded> {
+        all: &mut Sentences,
+    ) -> Result<()> {
         let tokenizer = setting.tokenizer()?;
         let mut sieve = Sieve::new(path, self.bad_rows, self.max_tokens, setting);
-        let mut loaded = Loaded { part, sentences: Vec::new(), examples: Vec::new() };
+        let before = all.examples.len();
         let read = sieve.keep_all(sentences::read(path)?, |sentence, origin| {
             Ok((sentence.example(tokenizer, origin)?, sentence))
         })?;
         for (example, sentence) in read.into_iter().take(most.unwrap_or(usize::MAX)) {
             if let Some(example) = sieve.fit(example) {
-                loaded.sentences.push(sentence);
-                loaded.examples.push(example);
+                all.sentences.push(sentence);
+                all.examples.push(example);
             }
         }
-        sieve.report(loaded.examples.len())?;
-        Ok(loaded)
+        sieve.report(all.examples.len() - before)
     }
 }
 
-impl Loaded {
+impl Sentences {
     /// logit(pronoun) − logit(counter-pronoun) of each sentence.
     fn differences(&self, evaluation: &Evaluation) -> Result<Vec<f64>> {
         let mut differences = vec![0.0; self.examples.len()];
@@ -160,30 +165,33 @@ impl Task for Bias {
         "logit_diff"
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        Ok(self.load(split, setting)?.into_iter().flat_map(|loaded| loaded.examples).collect())
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self.sentences(split, setting)?))
+    }
+}
+
+impl Dataset for Sentences {
+    fn examples(&self) -> &[Example] {
+        &self.examples
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let loaded = self.load(Split::Test, &evaluation.setting)?;
-        let examples: Vec<Example> =
-            loaded.iter().flat_map(|loaded| loaded.examples.iter().cloned()).collect();
-        let mut result = evaluation.language_modelling(&examples)?;
-        let mut shares = Vec::new();
-        for loaded in &loaded {
-            let differences = loaded.differences(evaluation)?;
-            for (sentence, difference) in loaded.sentences.iter().zip(&differences) {
-                // p / (p + p') of two softmax probabilities: the logistic of the logits' difference.
-                let own = 1.0 / (1.0 + (-difference).exp());
-                let male = if sentence.gender == Gender::Male { own } else { 1.0 - own };
-                shares.push((&sentence.occupation[..], male));
-            }
-            if let Some(part) = loaded.part {
-                let right = differences.iter().filter(|&&difference| difference > 0.0).count();
-                let mean = differences.iter().sum::<f64>() / differences.len() as f64;
-                result.insert(format!("{part}.right_share"), share(right, differences.len()));
-                result.insert(format!("{part}.logit_diff"), mean);
-            }
+        let mut result = evaluation.language_modelling(&self.examples)?;
+        let differences = self.differences(evaluation)?;
+        let male_share = |(sentence, difference): (&Sentence, &f64)| {
+            // p / (p + p') of two softmax probabilities: the logistic of the logits' difference.
+            let own = 1.0 / (1.0 + (-difference).exp());
+            if sentence.gender == Gender::Male { own } else { 1.0 - own }
+        };
+        let shares: Vec<(&str, f64)> = (self.sentences.iter().zip(&differences))
+            .map(|pair| (&pair.0.occupation[..], male_share(pair)))
+            .collect();
+        for (part, range) in &self.parts {
+            let differences = &differences[range.clone()];
+            let right = differences.iter().filter(|&&difference| difference > 0.0).count();
+            let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+            result.insert(format!("{part}.right_share"), share(right, differences.len()));
+            result.insert(format!("{part}.logit_diff"), mean);
         }
         let occupations = occupations(&shares);
         evaluation.write_jsonl("occupations.jsonl", &occupations)?;
@@ -210,8 +218,9 @@ mod tests {
     use super::*;
     use crate::tests::{fixture, setting, shared};
 
-    fn load(path: PathBuf, bad_rows: BadRows) -> Result<Vec<Loaded>> {
-        Bias { data: Some(path), bad_rows, ..Bias::default() }.load(Split::Train, &setting(4096))
+    fn load(path: PathBuf, bad_rows: BadRows) -> Result<Sentences> {
+        let task = Bias { data: Some(path), bad_rows, ..Bias::default() };
+        task.sentences(Split::Train, &setting(4096))
     }
 
     #[test]
@@ -219,7 +228,6 @@ mod tests {
         let error = load(fixture("bug.csv"), BadRows::Stop).unwrap_err().to_string();
         assert!(error.contains("bug.csv:4") && error.contains("\"it\""), "{error}");
         let loaded = load(fixture("bug.csv"), BadRows::Skip).unwrap();
-        let [loaded] = &loaded[..] else { panic!("one file") };
         let shown: Vec<(&str, &str, &str)> = (loaded.sentences.iter())
             .map(|s| (&s.text[..], &s.counter[..], &s.occupation[..]))
             .collect();
@@ -244,14 +252,12 @@ mod tests {
     #[test]
     fn the_fixture_of_winobias_is_read_from_all_its_forms() {
         let loaded = load(fixture("winobias"), BadRows::Stop).unwrap();
-        let parts: Vec<(Option<&str>, usize)> =
-            loaded.iter().map(|loaded| (loaded.part, loaded.examples.len())).collect();
-        assert_eq!(parts, [(Some("type1.pro"), 2), (Some("type1.anti"), 2)]);
+        assert_eq!(loaded.parts, [("type1.pro", 0..2), ("type1.anti", 2..4)]);
         // The other file says "him" where the next word alone would be taken for a noun.
-        assert_eq!(loaded[0].sentences[1].counter, "him");
+        assert_eq!(loaded.sentences[1].counter, "him");
         let processed = load(fixture("winobias/processed.jsonl"), BadRows::Skip).unwrap();
-        assert_eq!(processed[0].sentences[0].text, loaded[0].sentences[0].text);
-        assert_eq!(processed[0].sentences.len(), 1);
+        assert_eq!(processed.sentences[0].text, loaded.sentences[0].text);
+        assert_eq!(processed.sentences.len(), 1);
     }
 
     #[test]
@@ -259,12 +265,12 @@ mod tests {
         let Some(folder) = shared("bias/winobias") else { return };
         let task = Bias { data: Some(folder.clone()), bad_rows: BadRows::Skip, ..Bias::default() };
         for split in [Split::Train, Split::Test] {
-            let loaded = task.load(split, &setting(4096)).unwrap();
-            let counts: Vec<usize> = loaded.iter().map(|loaded| loaded.examples.len()).collect();
+            let loaded = task.sentences(split, &setting(4096)).unwrap();
+            let counts: Vec<usize> = loaded.parts.iter().map(|(_, range)| range.len()).collect();
             assert_eq!(counts, [396, 396, 396, 396], "{split:?}");
         }
         let processed =
             load(folder.join("pro_stereotyped_type2_dev.jsonl"), BadRows::Skip).unwrap();
-        assert_eq!(processed[0].examples.len(), 396);
+        assert_eq!(processed.examples.len(), 396);
     }
 }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use circuit_framework::tokenizer::Tokenizer;
-use circuit_framework::{Evaluation, Example, Figures, Generation, Key, Result, Setting, refuse};
+use circuit_framework::{Evaluation, Example, Generation, Key, Result, Setting, refuse};
 
 use crate::rows::Sieve;
 
@@ -60,24 +60,27 @@ impl Item {
     }
 }
 
-/// Items and their examples, in step with each other.
+/// Items and their examples, in step with each other, and how answers to them are generated.
 #[derive(Debug)]
 pub(crate) struct Loaded<T> {
     pub(crate) items: Vec<T>,
     pub(crate) examples: Vec<Example>,
+    pub(crate) generation: Generation,
 }
 
-/// The examples of at most `most` of the `items`; those that can't be used or are too long are left
-/// out and counted.
-pub(crate) fn examples<T>(
+/// At most `most` of the `items` with their examples; those that can't be used or are too long are
+/// left out and counted.
+pub(crate) fn load<T>(
     items: Vec<T>,
     item: impl Fn(&T) -> &Item,
     most: Option<usize>,
+    generation: &Generation,
     setting: &Setting,
     sieve: &mut Sieve,
 ) -> Result<Loaded<T>> {
     let tokenizer = setting.tokenizer()?;
-    let mut loaded = Loaded { items: Vec::new(), examples: Vec::new() };
+    let generation = generation.clone();
+    let mut loaded = Loaded { items: Vec::new(), examples: Vec::new(), generation };
     for value in items {
         if most == Some(loaded.items.len()) {
             break;
@@ -94,20 +97,15 @@ pub(crate) fn examples<T>(
 }
 
 impl<T> Loaded<T> {
-    /// `loss` and `perplexity` of the answers that are trained on, and the model's own answers.
-    pub(crate) fn evaluate(
-        &self,
-        evaluation: &Evaluation,
-        generation: &Generation,
-    ) -> Result<(Figures, Vec<String>)> {
+    /// The model's own answers.
+    pub(crate) fn generate(&self, evaluation: &Evaluation) -> Result<Vec<String>> {
         let tokenizer = evaluation.setting.tokenizer()?;
-        let figures = evaluation.language_modelling(&self.examples)?;
         let prompts: Vec<Vec<u32>> = (self.examples.iter())
             .map(|example| example.tokens[..example.predicted.start].to_vec())
             .collect();
-        let generated = evaluation.generate(&prompts, generation, &tokenizer.stop_tokens())?;
-        let answers = generated.iter().map(|tokens| tokenizer.decode(tokens));
-        Ok((figures, answers.collect::<Result<_>>()?))
+        let stop = tokenizer.stop_tokens();
+        let generated = evaluation.generate(&prompts, &self.generation, &stop)?;
+        generated.iter().map(|tokens| tokenizer.decode(tokens)).collect()
     }
 }
 

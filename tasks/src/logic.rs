@@ -10,8 +10,8 @@ mod verdicts;
 use std::path::PathBuf;
 
 use circuit_framework::{
-    Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split, Task,
-    inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split,
+    Task, inventory, origin, refuse,
 };
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -67,7 +67,7 @@ impl Default for Logic {
 }
 
 impl Logic {
-    fn load(&self, split: Split, setting: &Setting) -> Result<Loaded<Problem>> {
+    fn loaded(&self, split: Split, setting: &Setting) -> Result<Loaded<Problem>> {
         let Some(folder) = &self.data else {
             refuse!("task `logic` needs data: Contexthub's folder, with data_level1 inside");
         };
@@ -83,7 +83,14 @@ impl Logic {
             Split::Train => (train, self.train_examples),
             Split::Test => (problems, self.test_examples),
         };
-        instruction::examples(problems, |problem| &problem.item, most, setting, &mut sieve)
+        instruction::load(
+            problems,
+            |problem| &problem.item,
+            most,
+            &self.generation,
+            setting,
+            &mut sieve,
+        )
     }
 }
 
@@ -103,14 +110,20 @@ impl Task for Logic {
         "logit_diff"
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        Ok(self.load(split, setting)?.examples)
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self.loaded(split, setting)?))
+    }
+}
+
+impl Dataset for Loaded<Problem> {
+    fn examples(&self) -> &[Example] {
+        &self.examples
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let loaded = self.load(Split::Test, &evaluation.setting)?;
-        let (mut figures, answers) = loaded.evaluate(evaluation, &self.generation)?;
-        let verdicts: Vec<Verdict> = (loaded.items.iter().zip(&answers))
+        let mut figures = evaluation.language_modelling(&self.examples)?;
+        let answers = self.generate(evaluation)?;
+        let verdicts: Vec<Verdict> = (self.items.iter().zip(&answers))
             .map(|(problem, answer)| Verdict { problem, predicted: verdicts::extract(answer) })
             .collect();
         let lines: Vec<Generated> = (verdicts.iter().zip(&answers))
@@ -159,13 +172,13 @@ mod tests {
     #[test]
     fn the_fixture_is_read_and_what_cannot_be_used_is_counted() {
         let task = Logic { data: Some(fixture("logic")), ..Logic::default() };
-        let error = task.load(Split::Train, &setting(4096)).unwrap_err().to_string();
+        let error = task.loaded(Split::Train, &setting(4096)).unwrap_err().to_string();
         assert!(error.contains("deductive_logic.json: problem 2") && error.contains("\"perhaps\""));
         let task = Logic { bad_rows: BadRows::Skip, test_share: 0.25, ..task };
         let (problems, sieve) = all(&task);
         assert_eq!((problems.len(), sieve.bad.len()), (4, 2));
-        let train = task.load(Split::Train, &setting(4096)).unwrap();
-        let test = task.load(Split::Test, &setting(4096)).unwrap();
+        let train = task.loaded(Split::Train, &setting(4096)).unwrap();
+        let test = task.loaded(Split::Test, &setting(4096)).unwrap();
         assert_eq!((train.items.len(), test.items.len()), (3, 1));
         assert!(train.items.iter().all(|p| p.item.origin != test.items[0].item.origin));
         let tokenizer = crate::tests::tokenizer();
@@ -221,7 +234,7 @@ mod tests {
         assert_eq!(counts, [[600, 360], [2340, 2400], [0, 0], [0, 0]]);
         let task = Logic { category: Some("abstract".to_owned()), levels: vec![1], ..task };
         assert_eq!(all(&task).0.len(), 80);
-        let loaded = |split| task.load(split, &setting(100_000)).unwrap().examples.len();
+        let loaded = |split| task.loaded(split, &setting(100_000)).unwrap().examples.len();
         assert_eq!((loaded(Split::Train), loaded(Split::Test)), (64, 16));
     }
 }

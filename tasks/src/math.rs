@@ -8,8 +8,8 @@
 use std::path::PathBuf;
 
 use circuit_framework::{
-    Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split, Task,
-    inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split,
+    Task, inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +149,7 @@ struct Generated<'a> {
 }
 
 impl Math {
-    fn load(&self, split: Split, setting: &Setting) -> Result<Loaded<Problem>> {
+    fn loaded(&self, split: Split, setting: &Setting) -> Result<Loaded<Problem>> {
         let (test, most) = match split {
             Split::Train => (None, self.train_examples),
             Split::Test => (self.test_data.as_ref(), self.test_examples),
@@ -161,7 +161,14 @@ impl Math {
         let rows = rows::jsonl::<Line>(path)?;
         let problems =
             sieve.keep_all(rows, |line, origin| line.problem(origin, self.annotations))?;
-        instruction::examples(problems, |problem| &problem.item, most, setting, &mut sieve)
+        instruction::load(
+            problems,
+            |problem| &problem.item,
+            most,
+            &self.generation,
+            setting,
+            &mut sieve,
+        )
     }
 }
 
@@ -173,14 +180,20 @@ impl Task for Math {
         }
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        Ok(self.load(split, setting)?.examples)
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self.loaded(split, setting)?))
+    }
+}
+
+impl Dataset for Loaded<Problem> {
+    fn examples(&self) -> &[Example] {
+        &self.examples
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let loaded = self.load(Split::Test, &evaluation.setting)?;
-        let (mut figures, answers) = loaded.evaluate(evaluation, &self.generation)?;
-        let verdicts: Vec<Generated> = (loaded.items.iter().zip(&answers))
+        let mut figures = evaluation.language_modelling(&self.examples)?;
+        let answers = self.generate(evaluation)?;
+        let verdicts: Vec<Generated> = (self.items.iter().zip(&answers))
             .map(|(problem, generated)| {
                 let extracted = extract(generated);
                 Generated {
@@ -252,10 +265,10 @@ mod tests {
     #[test]
     fn the_fixture_is_read_and_its_bad_rows_are_named_or_counted() {
         let task = Math { data: Some(fixture("math.jsonl")), ..Math::default() };
-        let error = task.load(Split::Train, &setting(4096)).unwrap_err().to_string();
+        let error = task.loaded(Split::Train, &setting(4096)).unwrap_err().to_string();
         assert!(error.contains("math.jsonl:3: the answer has no `####`"), "{error}");
         let task = Math { bad_rows: BadRows::Skip, ..task };
-        let loaded = task.load(Split::Train, &setting(4096)).unwrap();
+        let loaded = task.loaded(Split::Train, &setting(4096)).unwrap();
         assert_eq!(loaded.items.iter().map(|p| p.gold).collect::<Vec<_>>(), [7.0, 1200.0]);
         let tokenizer = crate::tests::tokenizer();
         for (problem, example) in loaded.items.iter().zip(&loaded.examples) {
@@ -267,10 +280,11 @@ mod tests {
             assert_eq!(number(&text(&keys)), Some(problem.gold));
         }
         assert!(
-            Math { annotations: true, ..task }.load(Split::Train, &setting(4096)).unwrap().items[0]
-                .item
-                .answer
-                .contains("<<3+4=7>>")
+            Math { annotations: true, ..task }.loaded(Split::Train, &setting(4096)).unwrap().items
+                [0]
+            .item
+            .answer
+            .contains("<<3+4=7>>")
         );
     }
 
@@ -278,9 +292,9 @@ mod tests {
     fn all_of_gsm8k_is_read() {
         let Some(data) = shared("math/gsm8k_test.jsonl") else { return };
         let task = Math { data: Some(data), ..Math::default() };
-        assert_eq!(task.load(Split::Train, &setting(100_000)).unwrap().examples.len(), 1319);
+        assert_eq!(task.loaded(Split::Train, &setting(100_000)).unwrap().examples.len(), 1319);
         let limited = Math { max_tokens: Some(500), ..task };
-        let loaded = limited.load(Split::Train, &setting(100_000)).unwrap();
+        let loaded = limited.loaded(Split::Train, &setting(100_000)).unwrap();
         assert!(loaded.examples.iter().all(|example| example.tokens.len() <= 500));
         assert!(!loaded.examples.is_empty() && loaded.examples.len() < 1319);
     }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use circuit_framework::ops::cross_entropy::Target;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, inventory,
-    origin, pass, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
+    inventory, origin, pass, refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,12 @@ struct Line {
 enum Answer {
     Index(usize),
     Text(String),
+}
+
+/// The questions, and of each the right choice's example.
+struct Questions {
+    questions: Vec<Question>,
+    right: Vec<Example>,
 }
 
 /// A question: one example a choice.
@@ -93,7 +99,7 @@ impl Line {
 }
 
 impl MultipleChoice {
-    fn load(&self, setting: &Setting) -> Result<Vec<Question>> {
+    fn questions(&self, setting: &Setting) -> Result<Vec<Question>> {
         let Some(path) = &self.data else {
             refuse!(
                 "task `multiple_choice` needs data: JSON Lines with question, choices and answer"
@@ -120,14 +126,21 @@ impl Task for MultipleChoice {
         "answer_log_prob"
     }
 
-    /// The right choices.
-    fn examples(&self, _split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        let right = |mut question: Question| question.choices.swap_remove(question.answer);
-        Ok(self.load(setting)?.into_iter().map(right).collect())
+    fn load(&self, _split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        let questions = self.questions(setting)?;
+        let right = |question: &Question| question.choices[question.answer].clone();
+        let right = questions.iter().map(right).collect();
+        Ok(Box::new(Questions { questions, right }))
+    }
+}
+
+impl Dataset for Questions {
+    fn examples(&self) -> &[Example] {
+        &self.right
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let questions = self.load(&evaluation.setting)?;
+        let questions = &self.questions;
         let examples: Vec<Example> =
             questions.iter().flat_map(|question| question.choices.iter().cloned()).collect();
         let mut scores = vec![0.0; examples.len()];
@@ -146,7 +159,7 @@ impl Task for MultipleChoice {
         })?;
         let mut scores = &scores[..];
         let (mut plain, mut normed) = (0, 0);
-        for question in &questions {
+        for question in questions {
             let (own, rest) = scores.split_at(question.choices.len());
             scores = rest;
             let per_byte: Vec<f64> =
@@ -185,18 +198,19 @@ mod tests {
     fn the_fixture_is_read_and_its_bad_rows_are_counted() {
         let path = fixture("multiple_choice.jsonl");
         let task = MultipleChoice { data: Some(path), ..MultipleChoice::default() };
-        let error = task.load(&setting(4096)).err().unwrap().to_string();
+        let error = task.questions(&setting(4096)).err().unwrap().to_string();
         assert!(error.contains("multiple_choice.jsonl:3: the answer is none of the 2"), "{error}");
         let task = MultipleChoice { bad_rows: BadRows::Skip, ..task };
         let answers: Vec<usize> =
-            task.load(&setting(4096)).unwrap().iter().map(|q| q.answer).collect();
+            task.questions(&setting(4096)).unwrap().iter().map(|q| q.answer).collect();
         assert_eq!(answers, [1, 2]);
         let tokenizer = crate::tests::tokenizer();
-        let examples = task.examples(Split::Train, &setting(4096)).unwrap();
+        let dataset = task.load(Split::Train, &setting(4096)).unwrap();
+        let examples = dataset.examples();
         let predicted = &examples[0].tokens[examples[0].predicted.clone()];
         assert_eq!(tokenizer.decode(predicted).unwrap(), " blue");
         // A limit of the context leaves a question out if its longest choice doesn't fit.
-        assert_eq!(task.load(&setting(40)).unwrap().len(), 1);
+        assert_eq!(task.questions(&setting(40)).unwrap().len(), 1);
     }
 
     #[test]

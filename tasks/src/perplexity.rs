@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use circuit_framework::{
-    Evaluation, Example, Figures, Options, Plugin, Result, Setting, Split, Task, files, inventory,
-    origin, refuse,
+    Dataset, Example, Options, Plugin, Result, Setting, Split, Task, files, inventory, origin,
+    refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ impl Task for Perplexity {
         "loss"
     }
 
-    fn examples(&self, _split: Split, setting: &Setting) -> Result<Vec<Example>> {
+    fn load(&self, _split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
         let Some(path) = &self.data else {
             refuse!("task `perplexity` needs data: a text file");
         };
@@ -61,11 +61,7 @@ impl Task for Perplexity {
         if examples.is_empty() {
             refuse!("{}: the text is empty, or its windows are none", path.display());
         }
-        Ok(examples)
-    }
-
-    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        evaluation.language_modelling(&self.examples(Split::Test, &evaluation.setting)?)
+        Ok(Box::new(examples))
     }
 }
 
@@ -92,11 +88,12 @@ mod tests {
         std::fs::write(file.path(), "To be, or not to be").unwrap();
         let data = Some(file.path().to_path_buf());
         let task = Perplexity { data, window: 6, windows: None };
-        let examples = task.examples(Split::Test, &setting(4096)).unwrap();
+        let examples = task.load(Split::Test, &setting(4096)).unwrap();
+        let examples = examples.examples();
         let text: Vec<u32> = examples.iter().flat_map(|example| example.tokens.clone()).collect();
         assert_eq!(crate::tests::tokenizer().decode(&text).unwrap(), "To be, or not to b");
         assert_eq!(examples.len(), 3);
-        let short = task.examples(Split::Test, &setting(4)).unwrap();
-        assert!(short.iter().all(|example| example.tokens.len() <= 4));
+        let short = task.load(Split::Test, &setting(4)).unwrap();
+        assert!(short.examples().iter().all(|example| example.tokens.len() <= 4));
     }
 }

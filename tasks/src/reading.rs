@@ -7,8 +7,8 @@ mod score;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::{
-    Error, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split, Task,
-    files, inventory, origin, refuse,
+    Dataset, Error, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting,
+    Split, Task, files, inventory, origin, refuse,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -183,7 +183,7 @@ struct Generated<'a> {
 }
 
 impl Reading {
-    fn load(&self, split: Split, setting: &Setting) -> Result<Loaded<Question>> {
+    fn loaded(&self, split: Split, setting: &Setting) -> Result<Loaded<Question>> {
         let (test, most) = match split {
             Split::Train => (None, self.train_examples),
             Split::Test => (self.test_data.as_ref(), self.test_examples),
@@ -193,7 +193,14 @@ impl Reading {
         };
         let mut sieve = Sieve::new(path, self.bad_rows, self.max_tokens, setting);
         let questions = sieve.keep_all(read(path)?, |question, _| Ok(question))?;
-        instruction::examples(questions, |question| &question.item, most, setting, &mut sieve)
+        instruction::load(
+            questions,
+            |question| &question.item,
+            most,
+            &self.generation,
+            setting,
+            &mut sieve,
+        )
     }
 }
 
@@ -202,21 +209,27 @@ impl Task for Reading {
         "answer_log_prob"
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
-        Ok(self.load(split, setting)?.examples)
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self.loaded(split, setting)?))
+    }
+}
+
+impl Dataset for Loaded<Question> {
+    fn examples(&self) -> &[Example] {
+        &self.examples
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let loaded = self.load(Split::Test, &evaluation.setting)?;
-        let (mut figures, answers) = loaded.evaluate(evaluation, &self.generation)?;
-        let scored: Vec<score::Scored> = (loaded.items.iter().zip(&answers))
+        let mut figures = evaluation.language_modelling(&self.examples)?;
+        let answers = self.generate(evaluation)?;
+        let scored: Vec<score::Scored> = (self.items.iter().zip(&answers))
             .map(|(question, answer)| {
                 // The script wants an empty text where the model finds no answer.
                 let answer = answer.trim();
                 score::score(if answer == NO_ANSWER { "" } else { answer }, &question.answers)
             })
             .collect();
-        let lines: Vec<Generated> = (loaded.items.iter().zip(&answers).zip(&scored))
+        let lines: Vec<Generated> = (self.items.iter().zip(&answers).zip(&scored))
             .map(|((question, generated), scored)| Generated {
                 origin: &question.item.origin,
                 question: &question.item.question,
@@ -251,7 +264,7 @@ mod tests {
 
     fn load(path: PathBuf, bad_rows: BadRows) -> Result<Loaded<Question>> {
         Reading { data: Some(path), bad_rows, ..Reading::default() }
-            .load(Split::Train, &setting(100_000))
+            .loaded(Split::Train, &setting(100_000))
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use circuit_framework::example::Counterfactual;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, files,
-    inventory, origin, refuse,
+    Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory, origin,
+    refuse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -110,18 +110,14 @@ impl Task for Tokens {
         "logit_diff"
     }
 
-    fn examples(&self, split: Split, _: &Setting) -> Result<Vec<Example>> {
+    fn load(&self, split: Split, _: &Setting) -> Result<Box<dyn Dataset>> {
         let test = self.test_data.as_ref().filter(|_| split == Split::Test);
         match test.or(self.data.as_ref()) {
-            Some(path) => read(path),
+            Some(path) => Ok(Box::new(read(path)?)),
             None => {
                 refuse!("task `tokens` needs data: a JSON Lines file of pre-tokenised examples")
             }
         }
-    }
-
-    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        evaluation.language_modelling(&self.examples(Split::Test, &evaluation.setting)?)
     }
 }
 

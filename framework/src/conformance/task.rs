@@ -15,11 +15,12 @@ pub fn task(task: &dyn Task, setting: &Setting, vocabulary: usize) -> Result<()>
     let default = registry::find::<dyn PatchingMetric>(task.default_metric())?;
     let metric = default.build(&toml::Table::new())?;
     for split in [Split::Train, Split::Test] {
-        let examples = task.examples(split, setting)?;
+        let dataset = task.load(split, setting)?;
+        let examples = dataset.examples();
         if examples.is_empty() {
             refuse!("{split:?}: there are no examples");
         }
-        for example in &examples {
+        for example in examples {
             let origin = &example.origin;
             if origin.is_empty() {
                 refuse!("{split:?}: an example has no origin; messages name examples by it");
@@ -39,7 +40,7 @@ pub fn task(task: &dyn Task, setting: &Setting, vocabulary: usize) -> Result<()>
                 ))
             })?;
         }
-        if task.examples(split, setting)? != examples {
+        if task.load(split, setting)?.examples() != examples {
             refuse!("{split:?}: loading again with the same seed gives other examples");
         }
     }

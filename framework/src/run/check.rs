@@ -16,14 +16,14 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// Naming the first example that doesn't fit.
-    pub fn examples(&self) -> Result<Vec<Example>> {
+    pub fn examples(&self) -> Result<&[Example]> {
         let Plugins { task, metric, selector, control, report, .. } = self.plugins;
-        let examples = task.examples(Split::Train, &self.setting())?;
-        self.check_metric(&examples)?;
+        let examples = self.split(Split::Train)?.examples();
+        self.check_metric(examples)?;
         let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
         if selector.needs_circuit() || control_discovers {
             let discovery = &self.experiment.discovery;
-            discovery.check(self.model, &examples, &**metric, task.why_no_counterfactual())?;
+            discovery.check(self.model, examples, &**metric, task.why_no_counterfactual())?;
         } else {
             examples.iter().try_for_each(|example| {
                 example.check(self.model.vocabulary(), self.model.context())
@@ -40,8 +40,8 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// Saying what doesn't fit.
-    pub fn prepare(&self) -> Result<Vec<Example>> {
-        let Plugins { task, selector, control, evaluate, .. } = self.plugins;
+    pub fn prepare(&self) -> Result<&[Example]> {
+        let Plugins { selector, control, .. } = self.plugins;
         let Experiment { tuning, pruning, discovery, .. } = self.experiment;
         tuning.check()?;
         let graph = self.model.graph().subset(&discovery.nodes);
@@ -54,9 +54,8 @@ impl Runner<'_> {
                 Adapters::new(self.model, &selection, lora, 0)?;
             }
         }
-        for task in evaluate.iter().map(|(_, task)| task).chain([task]) {
-            task.examples(Split::Test, &self.setting())?;
-        }
+        self.split(Split::Test)?;
+        self.data.others(self.plugins, &self.setting())?;
         Ok(examples)
     }
 
@@ -86,13 +85,13 @@ impl Runner<'_> {
     }
 
     /// The test examples, if every metric to report can be computed on them.
-    pub(super) fn report_examples(&self) -> Result<Vec<Example>> {
-        let examples = self.plugins.task.examples(Split::Test, &self.setting())?;
+    pub(super) fn report_examples(&self) -> Result<&[Example]> {
+        let examples = self.split(Split::Test)?.examples();
         if examples.is_empty() {
             refuse!("there are no test examples to report metrics on");
         }
         for (name, metric) in &self.plugins.report {
-            for example in &examples {
+            for example in examples {
                 metric.check(example).map_err(|error| {
                     Error::input(format!("report metric `{name}`: {}: {error}", example.origin))
                 })?;

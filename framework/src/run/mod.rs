@@ -17,6 +17,7 @@ pub use summary::Summary;
 
 use crate::Result;
 use crate::circuit::Circuit;
+use crate::data::Data;
 use crate::discovery::{Discovered, discover};
 use crate::drawing;
 use crate::evaluation::Evaluation;
@@ -26,7 +27,7 @@ use crate::files;
 use crate::model::Model;
 use crate::progress::Report;
 use crate::provenance::{Geometry, Provenance};
-use crate::task::{Figures, Setting};
+use crate::task::{Dataset, Figures, Setting, Split};
 use crate::tokenizer::Tokenizer;
 use crate::tuning::Tuned;
 use folder::RunFolder;
@@ -42,6 +43,8 @@ pub struct Runner<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     pub save: &'a Save<'a>,
     pub report: &'a Report<'a>,
+    /// What the tasks have loaded so far.
+    pub data: Data,
 }
 
 impl Runner<'_> {
@@ -51,6 +54,10 @@ impl Runner<'_> {
             context: self.model.context(),
             seed: self.experiment.seed,
         }
+    }
+
+    fn split(&self, split: Split) -> Result<&dyn Dataset> {
+        self.data.split(split, self.plugins, &self.setting())
     }
 
     /// The task's own evaluation, the metrics to report as `metric.NAME`, and the other tasks'
@@ -68,16 +75,17 @@ impl Runner<'_> {
             folder,
             untuned,
         };
-        let mut figures = self.plugins.task.evaluate(&own)?;
+        let mut figures = self.split(Split::Test)?.evaluate(&own)?;
         if !self.plugins.report.is_empty() {
             let examples = self.report_examples()?;
             for (name, metric) in &self.plugins.report {
-                figures.insert(format!("metric.{name}"), metric.measure(&own, &examples)?);
+                figures.insert(format!("metric.{name}"), metric.measure(&own, examples)?);
             }
         }
-        for (name, task) in &self.plugins.evaluate {
+        let others = self.data.others(self.plugins, &self.setting())?;
+        for ((name, _), dataset) in self.plugins.evaluate.iter().zip(others) {
             let folder = folder.map(|folder| folder.join(name));
-            let others = task.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
+            let others = dataset.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
             figures.extend(others.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
         }
         Ok(figures)
@@ -140,18 +148,18 @@ impl Runner<'_> {
         };
         let untuned = untuned.as_deref();
         let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
-        self.circuit(&folder, "before", &examples)?;
-        let tuned = self.tune(&folder, &*self.plugins.selector, &examples, untuned)?;
+        self.circuit(&folder, "before", examples)?;
+        let tuned = self.tune(&folder, &*self.plugins.selector, examples, untuned)?;
         // Before anything else can fail.
         (self.save)(&folder.path("model"), self.model)?;
         let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
-        self.circuit(&folder, "after", &examples)?;
+        self.circuit(&folder, "after", examples)?;
         let mut control = None;
         if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
             let _tuned = self.model.parameters().put_back_on_drop()?;
             self.model.parameters().restore(weights)?;
             let folder = RunFolder::create(&folder.path("control"))?;
-            let tuned = self.tune(&folder, &**selector, &examples, untuned)?;
+            let tuned = self.tune(&folder, &**selector, examples, untuned)?;
             let figures = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
             control = Some((tuned, figures));
         }

@@ -6,8 +6,7 @@
 use circuit_framework::example::Counterfactual;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
-    Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task, inventory,
-    origin, refuse,
+    Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, inventory, origin, refuse,
 };
 use rand::SeedableRng;
 use rand::seq::{IndexedRandom, index};
@@ -54,7 +53,7 @@ impl Task for IndirectObject {
         "logit_diff"
     }
 
-    fn examples(&self, split: Split, setting: &Setting) -> Result<Vec<Example>> {
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
         let tokenizer = setting.tokenizer()?;
         let names = self.usable_names(tokenizer)?;
         // A stream a split, so that the test sentences don't depend on how many are trained on.
@@ -68,11 +67,8 @@ impl Task for IndirectObject {
             };
             self.example(tokenizer, template, [io, subject, other], number)
         };
-        (0..self.count).map(draw).collect()
-    }
-
-    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        evaluation.language_modelling(&self.examples(Split::Test, &evaluation.setting)?)
+        let examples: Vec<Example> = (0..self.count).map(draw).collect::<Result<_>>()?;
+        Ok(Box::new(examples))
     }
 }
 
@@ -172,7 +168,7 @@ mod tests {
     fn too_few_names_of_one_token_are_refused() {
         let tokenizer = byte_tokenizer().unwrap();
         let setting = Setting { tokenizer: Some(&tokenizer), context: 64, seed: 0 };
-        let error = IndirectObject::default().examples(Split::Train, &setting).unwrap_err();
+        let error = IndirectObject::default().load(Split::Train, &setting).err().unwrap();
         assert!(error.to_string().starts_with("0 of the names"), "{error}");
     }
 }
