@@ -92,7 +92,7 @@ impl Runner<'_> {
     /// # Errors
     /// Naming the first example that doesn't fit.
     pub fn examples(&self) -> Result<Vec<Example>> {
-        let Plugins { task, metric, selector, control, report, .. } = self.plugins;
+        let Plugins { task, metric, selector, control, measure, .. } = self.plugins;
         let examples = task.examples(Split::Train, &self.setting())?;
         self.check_metric(&examples)?;
         let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
@@ -104,8 +104,8 @@ impl Runner<'_> {
                 example.check(self.model.vocabulary(), self.model.context())
             })?;
         }
-        if !report.is_empty() {
-            self.report_examples()?;
+        if !measure.is_empty() {
+            self.measured_examples()?;
         }
         Ok(examples)
     }
@@ -158,23 +158,23 @@ impl Runner<'_> {
         )
     }
 
-    /// The test examples, if every metric to report can be computed on them.
-    fn report_examples(&self) -> Result<Vec<Example>> {
+    /// The test examples, if every measuring metric can be computed on them.
+    fn measured_examples(&self) -> Result<Vec<Example>> {
         let examples = self.plugins.task.examples(Split::Test, &self.setting())?;
         if examples.is_empty() {
-            refuse!("there are no test examples to report metrics on");
+            refuse!("there are no test examples to measure metrics on");
         }
-        for (name, metric) in &self.plugins.report {
+        for (name, metric) in &self.plugins.measure {
             for example in &examples {
                 metric.check(example).map_err(|error| {
-                    Error::input(format!("report metric `{name}`: {}: {error}", example.origin))
+                    Error::input(format!("measuring metric `{name}`: {}: {error}", example.origin))
                 })?;
             }
         }
         Ok(examples)
     }
 
-    /// The task's own evaluation, the metrics to report as `metric.NAME`, and the other tasks'
+    /// The task's own evaluation, the measuring metrics as `metric.NAME`, and the other tasks'
     /// evaluations as `TASK.FIGURE`. Files that an evaluation leaves go to `folder`; `untuned` are the
     /// parameters before tuning.
     ///
@@ -190,9 +190,9 @@ impl Runner<'_> {
             untuned,
         };
         let mut figures = self.plugins.task.evaluate(&own)?;
-        if !self.plugins.report.is_empty() {
-            let examples = self.report_examples()?;
-            for (name, metric) in &self.plugins.report {
+        if !self.plugins.measure.is_empty() {
+            let examples = self.measured_examples()?;
+            for (name, metric) in &self.plugins.measure {
                 figures.insert(format!("metric.{name}"), metric.measure(&own, &examples)?);
             }
         }
@@ -233,7 +233,7 @@ impl Runner<'_> {
         files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
 
         // A second copy of the weights, only where something starts from it or is compared with it.
-        let compared = self.plugins.report.iter().any(|(_, metric)| metric.needs_untuned());
+        let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
         let untuned = match compared || self.plugins.control.is_some() {
             true => Some(self.model.parameters().snapshot()?),
             false => None,
