@@ -8,7 +8,7 @@ use circuit_framework::experiment::Experiment;
 use circuit_framework::lora::Adapters;
 use circuit_framework::run::{Runner, Summary};
 use circuit_framework::{
-    Dataset, Error, Evaluation, Example, Figures, Lora, Model, ReportMetric, Result, Selection,
+    Dataset, Error, Evaluation, Example, Figures, Lora, MeasuringMetric, Model, Result, Selection,
     Setting, Split, Task, guard, progress,
 };
 use circuit_models::Loaded;
@@ -55,7 +55,7 @@ impl Dataset for FailingData {
 /// A metric that panics while the untuned weights are in place.
 struct PanicsOnUntuned;
 
-impl ReportMetric for PanicsOnUntuned {
+impl MeasuringMetric for PanicsOnUntuned {
     fn measure(&self, evaluation: &Evaluation, _examples: &[Example]) -> Result<f64> {
         match evaluation.untuned {
             Some(_) => evaluation.untuned(|| panic!("on the untuned weights")),
@@ -109,12 +109,12 @@ fn run_with(
     settings: &str,
     folder: &Path,
     fails_at: usize,
-    metric: Option<Box<dyn ReportMetric>>,
+    metric: Option<Box<dyn MeasuringMetric>>,
 ) -> Result<Summary> {
     let experiment = experiment(settings);
     let mut plugins = experiment.plugins().unwrap();
     plugins.task = Box::new(FailsAt { task: plugins.task, fails_at });
-    plugins.report.extend(metric.map(|metric| ("own".to_owned(), metric)));
+    plugins.measure.extend(metric.map(|metric| ("own".to_owned(), metric)));
     let runner = Runner {
         experiment: &experiment,
         plugins: &plugins,
@@ -178,7 +178,7 @@ fn a_panic_while_untuned_weights_are_in_place_saves_the_tuned_ones() {
     let steps = |steps: usize, every: usize| {
         format!("tuning.steps = {steps}\ntuning.evaluate_every = {every}")
     };
-    let panics: Option<Box<dyn ReportMetric>> = Some(Box::new(PanicsOnUntuned));
+    let panics: Option<Box<dyn MeasuringMetric>> = Some(Box::new(PanicsOnUntuned));
     let error = run_with(&embedded(), &steps(3, 2), &here("failed"), 0, panics).unwrap_err();
     assert!(error.to_string().contains("on the untuned weights"), "{error}");
     run(&embedded(), &steps(2, 0), &here("whole"), 0).unwrap();

@@ -51,7 +51,7 @@ fn a_run_loads_each_split_once() {
     let plugins = Plugins {
         task: Box::new(Counting(own.clone())),
         metric: plugin("logit_diff", ""),
-        report: vec![("accuracy".to_owned(), plugin("accuracy", ""))],
+        measure: vec![("accuracy".to_owned(), plugin("accuracy", ""))],
         evaluate: vec![("other".to_owned(), Box::new(Counting(other.clone())))],
         selector: plugin("nodes", ""),
         control: Some(plugin("random", "")),

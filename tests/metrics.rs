@@ -2,7 +2,7 @@
 
 use circuit_framework::pass::scalar;
 use circuit_framework::{
-    Batch, Evaluation, Example, Model, Pass, PatchingMetric, ReportMetric, Setting, Tensor,
+    Batch, Evaluation, Example, MeasuringMetric, Model, Pass, PatchingMetric, Setting, Tensor,
     progress,
 };
 use proptest::prelude::*;
@@ -103,7 +103,7 @@ proptest! {
         let at_keys = || -> Vec<Vec<f64>> {
             keys().map(|(example, key)| log_probs(&*model, example, key.position - 1)).collect()
         };
-        let accuracy: Box<dyn ReportMetric> = plugin("accuracy", "");
+        let accuracy: Box<dyn MeasuringMetric> = plugin("accuracy", "");
         let hits = mean(keys().zip(at_keys()).map(|((_, key), p)| {
             let best = key.correct.iter().map(|&token| p[token as usize]).fold(f64::MIN, f64::max);
             f64::from(p.iter().all(|&other| other <= best))
@@ -118,7 +118,7 @@ proptest! {
         }));
         prop_assert_eq!(figures["right_share"], wins);
 
-        let kl: Box<dyn ReportMetric> = plugin("kl_divergence", "");
+        let kl: Box<dyn MeasuringMetric> = plugin("kl_divergence", "");
         prop_assert_eq!(kl.measure(&evaluation(&*model, None), &examples).unwrap(), 0.0);
         let untuned = model.parameters().snapshot().unwrap();
         let before = at_keys();

@@ -12,7 +12,7 @@ fn figure(summary: &Value, when: &str, name: &str) -> f64 {
     summary[when][name].as_f64().unwrap_or_else(|| panic!("no {when} {name} in {summary}"))
 }
 
-/// An experiment that also reports metrics and evaluates on two other tasks.
+/// An experiment that also measures metrics and evaluates on two other tasks.
 fn write_inputs(folder: &Path) {
     std::fs::write(folder.join("text.txt"), TEXT.repeat(8)).unwrap();
     let question = |verb: usize| {
@@ -23,7 +23,7 @@ fn write_inputs(folder: &Path) {
     std::fs::write(folder.join("choices.jsonl"), question(0) + &question(1)).unwrap();
     let experiment = r#"
         evaluate = [{ name = "perplexity", data = "text.txt" }, { name = "multiple_choice", data = "choices.jsonl" }]
-        report = [{ name = "accuracy" }, { name = "kl_divergence" }]
+        measure = [{ name = "accuracy" }, { name = "kl_divergence" }]
         [task]
         name = "agreement"
         direction = "disagreement"
@@ -122,8 +122,8 @@ fn metrics_that_do_not_fit_are_refused_before_anything_runs() {
         refuses(here, &words(&format!("run mine.toml --out out {rest}")), parts);
         assert!(!here.join("out").exists(), "something was written");
     };
-    run("--set metric.name=accuracy", &["`accuracy` only reports", "report = "]);
-    run("--set metric.name=kl_divergence", &["`kl_divergence` only reports"]);
+    run("--set metric.name=accuracy", &["`accuracy` only measures", "measure = "]);
+    run("--set metric.name=kl_divergence", &["`kl_divergence` only measures"]);
     let choices = "--set task.name=multiple_choice --set task.data='choices.jsonl'";
     run(
         &format!("{choices} --set metric.name=logit_diff"),
@@ -136,10 +136,10 @@ fn metrics_that_do_not_fit_are_refused_before_anything_runs() {
     );
     run(
         "--set task.name=perplexity --set task.data='text.txt' --set discovery.positions=all",
-        &["report metric `accuracy`", "window 1", "no key positions"],
+        &["measuring metric `accuracy`", "window 1", "no key positions"],
     );
     run(
-        "--set task.name=perplexity --set task.data='text.txt' --set report=[]",
+        "--set task.name=perplexity --set task.data='text.txt' --set measure=[]",
         &["no key positions", "positions = \"all\""],
     );
     run("--set selector.name=lora --set selector.rank=0", &["rank is 0", "at least 1"]);
@@ -161,7 +161,7 @@ fn a_matrix_runs_what_fits_and_goes_on_where_it_stopped() {
     write_inputs(here);
     let mut experiment = std::fs::read_to_string(here.join("mine.toml")).unwrap();
     experiment =
-        experiment.replace("report = ", "# report = ").replace("evaluate = ", "# evaluate = ");
+        experiment.replace("measure = ", "# measure = ").replace("evaluate = ", "# evaluate = ");
     experiment.push_str(
         r#"
         [matrix]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::circuit::Pruning;
 use crate::discovery::Discovery;
-use crate::metric::{PatchingMetric, ReportMetric};
+use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::{Place, Precision};
 use crate::registry::{self, Kind, Origin, Plugin};
 use crate::selector::ParamSelector;
@@ -36,12 +36,12 @@ impl Choice {
         registry::find::<T>(&self.name)?.build(&self.options)
     }
 
-    /// A patching metric; one that only reports is answered with where it belongs.
+    /// A patching metric; one that only measures is answered with where it belongs.
     fn build_metric(&self) -> Result<Box<dyn PatchingMetric>> {
-        let reports = registry::all::<dyn ReportMetric>()?;
-        if reports.iter().any(|plugin| plugin.name == self.name) {
+        let measuring = registry::all::<dyn MeasuringMetric>()?;
+        if measuring.iter().any(|plugin| plugin.name == self.name) {
             refuse!(
-                "metric `{0}` only reports, nothing can be discovered with it; write report = [{{ name = \"{0}\" }}]",
+                "metric `{0}` only measures, nothing can be discovered with it; write measure = [{{ name = \"{0}\" }}]",
                 self.name
             );
         }
@@ -125,9 +125,9 @@ pub struct Experiment {
     /// Without it, the task's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Choice>,
-    /// Metrics that only report, measured on the task's test examples.
+    /// Metrics that only measure: taken on the task's test examples, before and after tuning.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub report: Vec<Choice>,
+    pub measure: Vec<Choice>,
     /// Other tasks to evaluate on too: what tuning costs elsewhere.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluate: Vec<Choice>,
@@ -152,7 +152,7 @@ impl Default for Experiment {
             model: ModelChoice::default(),
             task: Choice::named("agreement"),
             metric: None,
-            report: Vec::new(),
+            measure: Vec::new(),
             evaluate: Vec::new(),
             selector: Choice::named("nodes"),
             control: None,
@@ -221,7 +221,7 @@ pub struct Plugins {
     pub task: Box<dyn Task>,
     pub metric: Box<dyn PatchingMetric>,
     /// By name.
-    pub report: Vec<(String, Box<dyn ReportMetric>)>,
+    pub measure: Vec<(String, Box<dyn MeasuringMetric>)>,
     /// By name; of two of one name the second is NAME-2.
     pub evaluate: Vec<(String, Box<dyn Task>)>,
     pub selector: Box<dyn ParamSelector>,
@@ -235,6 +235,11 @@ impl Experiment {
     /// If a key is unknown or a value doesn't fit.
     pub fn from_table(table: toml::Table, origin: &str) -> Result<Self> {
         check_format(&table, origin)?;
+        if table.contains_key("report") {
+            refuse!(
+                "{origin}: there is no key `report`; metrics that only measure are listed under `measure`"
+            );
+        }
         let one_line = |error: toml::de::Error| {
             let words: Vec<&str> = error.message().split_whitespace().collect();
             Error::input(format!("{origin}: {}", words.join(" ")))
@@ -252,10 +257,10 @@ impl Experiment {
             Some(metric) => metric.build_metric()?,
             None => Choice::named(task.default_metric()).build()?,
         };
-        let report = self
-            .report
+        let measure = self
+            .measure
             .iter()
-            .map(|choice| Ok((choice.name.clone(), choice.build::<dyn ReportMetric>()?)));
+            .map(|choice| Ok((choice.name.clone(), choice.build::<dyn MeasuringMetric>()?)));
         let evaluate = self.evaluate.iter().enumerate().map(|(index, choice)| {
             let before = &self.evaluate[..index];
             let name = match before.iter().filter(|before| before.name == choice.name).count() {
@@ -269,7 +274,7 @@ impl Experiment {
         }
         Ok(Plugins {
             metric,
-            report: report.collect::<Result<_>>()?,
+            measure: measure.collect::<Result<_>>()?,
             evaluate: evaluate.collect::<Result<_>>()?,
             selector: self.selector.build()?,
             control: self.control.as_ref().map(|control| control.build()).transpose()?,
@@ -286,10 +291,10 @@ impl Experiment {
         let default_metric = Choice::named(task.default_metric());
         let metric = self.metric.as_ref().unwrap_or(&default_metric);
         let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>());
-        let report = self.report.iter().map(|c| c.resolved::<dyn ReportMetric>());
+        let measure = self.measure.iter().map(|c| c.resolved::<dyn MeasuringMetric>());
         let evaluate = self.evaluate.iter().map(|choice| choice.resolved::<dyn Task>());
         let resolved = Self {
-            report: report.collect::<Result<_>>()?,
+            measure: measure.collect::<Result<_>>()?,
             evaluate: evaluate.collect::<Result<_>>()?,
             task: self.task.resolved::<dyn Task>()?,
             metric: Some(metric.resolved::<dyn PatchingMetric>()?),

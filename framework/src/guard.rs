@@ -14,7 +14,7 @@ use crate::evaluation::Evaluation;
 use crate::example::{Batch, Example};
 use crate::graph::Graph;
 use crate::lora::Lora;
-use crate::metric::{PatchingMetric, ReportMetric};
+use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::{Architecture, Checkpoint, Model, Projection};
 use crate::parameters::{Parameters, Selection};
 use crate::pass::{Pass, Readout};
@@ -86,7 +86,7 @@ macro_rules! kind {
 kind!(dyn Architecture, "model architecture");
 kind!(dyn Task, "task");
 kind!(dyn PatchingMetric, "metric");
-kind!(dyn ReportMetric, "report metric");
+kind!(dyn MeasuringMetric, "measuring metric");
 kind!(dyn ParamSelector, "selector");
 
 impl Task for Guarded<dyn Task> {
@@ -132,7 +132,7 @@ impl PatchingMetric for Guarded<dyn PatchingMetric> {
     }
 }
 
-impl ReportMetric for Guarded<dyn ReportMetric> {
+impl MeasuringMetric for Guarded<dyn MeasuringMetric> {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
         self.call(|metric| metric.measure(evaluation, examples))
     }

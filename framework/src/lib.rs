@@ -48,7 +48,7 @@ pub use example::{Batch, Example, Key};
 pub use generation::Generation;
 pub use graph::Graph;
 pub use lora::Lora;
-pub use metric::{PatchingMetric, ReportMetric};
+pub use metric::{MeasuringMetric, PatchingMetric};
 pub use model::{Architecture, Checkpoint, Model};
 pub use parameters::{Owner, Parameters, Selection};
 pub use pass::{Pass, Readout};

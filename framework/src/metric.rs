@@ -77,11 +77,11 @@ pub trait PatchingMetric: Send + Sync {
 }
 
 /// A number that says something of a model but that nothing can be discovered with: it has no useful
-/// gradient. An experiment lists such metrics under `report`; they are measured on the task's test
+/// gradient. An experiment lists such metrics under `measure`; they are measured on the task's test
 /// examples before and after tuning.
 ///
 /// ```
-/// use circuit_framework::{Evaluation, Example, Options, Plugin, ReportMetric, Result};
+/// use circuit_framework::{Evaluation, Example, Options, Plugin, MeasuringMetric, Result};
 /// use circuit_framework::{inventory, origin};
 ///
 /// /// How many tokens the examples have on average.
@@ -89,7 +89,7 @@ pub trait PatchingMetric: Send + Sync {
 /// #[serde(default, deny_unknown_fields)]
 /// struct Length {}
 ///
-/// impl ReportMetric for Length {
+/// impl MeasuringMetric for Length {
 ///     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
 ///         let mut tokens = 0;
 ///         evaluation.for_each_batch(examples, |_, batch, _| {
@@ -100,21 +100,21 @@ pub trait PatchingMetric: Send + Sync {
 ///     }
 /// }
 ///
-/// impl Options<dyn ReportMetric> for Length {
-///     fn build(self) -> Result<Box<dyn ReportMetric>> {
+/// impl Options<dyn MeasuringMetric> for Length {
+///     fn build(self) -> Result<Box<dyn MeasuringMetric>> {
 ///         Ok(Box::new(self))
 ///     }
 /// }
 ///
 /// inventory::submit! {
-///     Plugin::<dyn ReportMetric>::new::<Length>("length", "mean number of tokens", origin!())
+///     Plugin::<dyn MeasuringMetric>::new::<Length>("length", "mean number of tokens", origin!())
 /// }
 ///
-/// let plugin = circuit_framework::registry::find::<dyn ReportMetric>("length")?;
+/// let plugin = circuit_framework::registry::find::<dyn MeasuringMetric>("length")?;
 /// assert!(plugin.build(&Default::default()).is_ok());
 /// # Ok::<(), circuit_framework::Error>(())
 /// ```
-pub trait ReportMetric: Send + Sync {
+pub trait MeasuringMetric: Send + Sync {
     /// The number, over all `examples`, of which there is at least one.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::experiment::Registered;
-use crate::metric::{PatchingMetric, ReportMetric};
+use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::Architecture;
 use crate::selector::ParamSelector;
 use crate::task::Task;
@@ -172,7 +172,7 @@ pub fn registrations() -> Result<Vec<Registration>> {
         of::<dyn Architecture>()?,
         of::<dyn Task>()?,
         of::<dyn PatchingMetric>()?,
-        of::<dyn ReportMetric>()?,
+        of::<dyn MeasuringMetric>()?,
         of::<dyn ParamSelector>()?,
         experiments.collect(),
     ]
@@ -215,5 +215,5 @@ where
 inventory::collect!(Plugin<dyn Architecture>);
 inventory::collect!(Plugin<dyn Task>);
 inventory::collect!(Plugin<dyn PatchingMetric>);
-inventory::collect!(Plugin<dyn ReportMetric>);
+inventory::collect!(Plugin<dyn MeasuringMetric>);
 inventory::collect!(Plugin<dyn ParamSelector>);

@@ -1,8 +1,8 @@
 //! The share of keys for which the likeliest of all tokens is a right answer. A share of
-//! hits has no gradient, so this only reports.
+//! hits has no gradient, so this only measures.
 
 use circuit_framework::{
-    Evaluation, Example, Options, Plugin, ReportMetric, Result, answers, inventory, origin,
+    Evaluation, Example, MeasuringMetric, Options, Plugin, Result, answers, inventory, origin,
 };
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 struct Accuracy {}
 
-impl ReportMetric for Accuracy {
+impl MeasuringMetric for Accuracy {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
         let (mut hits, mut keys) = (0, 0);
         evaluation.for_each_batch(examples, |_, batch, readout| {
@@ -33,14 +33,14 @@ impl ReportMetric for Accuracy {
     }
 }
 
-impl Options<dyn ReportMetric> for Accuracy {
-    fn build(self) -> Result<Box<dyn ReportMetric>> {
+impl Options<dyn MeasuringMetric> for Accuracy {
+    fn build(self) -> Result<Box<dyn MeasuringMetric>> {
         Ok(Box::new(self))
     }
 }
 
 inventory::submit! {
-    Plugin::<dyn ReportMetric>::new::<Accuracy>(
+    Plugin::<dyn MeasuringMetric>::new::<Accuracy>(
         "accuracy", "the share of keys for which the likeliest token is a right answer", origin!(),
     )
 }

@@ -5,7 +5,7 @@
 use candle_core::DType;
 use circuit_framework::discovery::Positions;
 use circuit_framework::{
-    Batch, Evaluation, Example, Options, Pass, Plugin, ReportMetric, Result, Tensor, answers,
+    Batch, Evaluation, Example, MeasuringMetric, Options, Pass, Plugin, Result, Tensor, answers,
     inventory, origin,
 };
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ impl KlDivergence {
     }
 }
 
-impl ReportMetric for KlDivergence {
+impl MeasuringMetric for KlDivergence {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
         let (mut sum, mut count) = (0.0, 0);
         if evaluation.untuned.is_none() {
@@ -60,14 +60,14 @@ impl ReportMetric for KlDivergence {
     }
 }
 
-impl Options<dyn ReportMetric> for KlDivergence {
-    fn build(self) -> Result<Box<dyn ReportMetric>> {
+impl Options<dyn MeasuringMetric> for KlDivergence {
+    fn build(self) -> Result<Box<dyn MeasuringMetric>> {
         Ok(Box::new(self))
     }
 }
 
 inventory::submit! {
-    Plugin::<dyn ReportMetric>::new::<KlDivergence>(
+    Plugin::<dyn MeasuringMetric>::new::<KlDivergence>(
         "kl_divergence", "KL(untuned ‖ tuned) of the next token's distribution, in nats", origin!(),
     )
 }

@@ -1,5 +1,5 @@
 //! The metrics, one file each, its stem the registered name: patching metrics, which an edge's worth
-//! is measured by, and two that only report.
+//! is measured by, and two that only measure.
 
 mod accuracy;
 mod answer_log_prob;

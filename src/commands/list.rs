@@ -4,7 +4,7 @@ use anyhow::Result;
 use circuit_framework::experiment::Registered;
 use circuit_framework::registry::{self, Kind, Plugin};
 use circuit_framework::{
-    Architecture, ParamSelector, PatchingMetric, ReportMetric, Task, inventory,
+    Architecture, MeasuringMetric, ParamSelector, PatchingMetric, Task, inventory,
 };
 use clap::{Arg, ArgMatches, Command};
 
@@ -27,7 +27,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             "tasks" => print_plugins::<dyn Task>("Tasks", "task")?,
             "metrics" => {
                 print_plugins::<dyn PatchingMetric>("Metrics", "metric")?;
-                print_plugins::<dyn ReportMetric>("Metrics that only report", "report")?;
+                print_plugins::<dyn MeasuringMetric>("Metrics that only measure", "measure")?;
             }
             "selectors" => print_plugins::<dyn ParamSelector>("Selectors", "selector")?,
             _ => print_experiments()?,

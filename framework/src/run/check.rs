@@ -17,7 +17,7 @@ impl Runner<'_> {
     /// # Errors
     /// Naming the first example that doesn't fit.
     pub fn examples(&self) -> Result<&[Example]> {
-        let Plugins { task, metric, selector, control, report, .. } = self.plugins;
+        let Plugins { task, metric, selector, control, measure, .. } = self.plugins;
         let examples = self.split(Split::Train)?.examples();
         self.check_metric(examples)?;
         let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
@@ -29,8 +29,8 @@ impl Runner<'_> {
                 example.check(self.model.vocabulary(), self.model.context())
             })?;
         }
-        if !report.is_empty() {
-            self.report_examples()?;
+        if !measure.is_empty() {
+            self.measured_examples()?;
         }
         Ok(examples)
     }
@@ -84,16 +84,16 @@ impl Runner<'_> {
         )
     }
 
-    /// The test examples, if every metric to report can be computed on them.
-    pub(super) fn report_examples(&self) -> Result<&[Example]> {
+    /// The test examples, if every measuring metric can be computed on them.
+    pub(super) fn measured_examples(&self) -> Result<&[Example]> {
         let examples = self.split(Split::Test)?.examples();
         if examples.is_empty() {
-            refuse!("there are no test examples to report metrics on");
+            refuse!("there are no test examples to measure metrics on");
         }
-        for (name, metric) in &self.plugins.report {
+        for (name, metric) in &self.plugins.measure {
             for example in examples {
                 metric.check(example).map_err(|error| {
-                    Error::input(format!("report metric `{name}`: {}: {error}", example.origin))
+                    Error::input(format!("measuring metric `{name}`: {}: {error}", example.origin))
                 })?;
             }
         }

@@ -60,7 +60,7 @@ impl Runner<'_> {
         self.data.split(split, self.plugins, &self.setting())
     }
 
-    /// The task's own evaluation, the metrics to report as `metric.NAME`, and the other tasks'
+    /// The task's own evaluation, the measuring metrics as `metric.NAME`, and the other tasks'
     /// evaluations as `TASK.FIGURE`. Files that an evaluation leaves go to `folder`; `untuned` are the
     /// parameters before tuning.
     ///
@@ -76,9 +76,9 @@ impl Runner<'_> {
             untuned,
         };
         let mut figures = self.split(Split::Test)?.evaluate(&own)?;
-        if !self.plugins.report.is_empty() {
-            let examples = self.report_examples()?;
-            for (name, metric) in &self.plugins.report {
+        if !self.plugins.measure.is_empty() {
+            let examples = self.measured_examples()?;
+            for (name, metric) in &self.plugins.measure {
                 figures.insert(format!("metric.{name}"), metric.measure(&own, examples)?);
             }
         }
@@ -141,7 +141,7 @@ impl Runner<'_> {
         files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
 
         // A second copy of the weights, only where something starts from it or is compared with it.
-        let compared = self.plugins.report.iter().any(|(_, metric)| metric.needs_untuned());
+        let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
         let untuned = match compared || self.plugins.control.is_some() {
             true => Some(self.model.parameters().snapshot()?),
             false => None,
