@@ -18,6 +18,7 @@ mod documentation;
 mod failures;
 mod files;
 mod generation;
+mod interventions;
 mod loading;
 mod lora;
 mod metrics;

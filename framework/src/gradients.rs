@@ -10,7 +10,7 @@ use crate::lora::AdapterGradients;
 use crate::ops::norm::Norm;
 use crate::ops::{Kept, cross_entropy, select_columns, squared_norm, sum_all_rows};
 use crate::parameters::{Param, ParamId, Parameters, Selection};
-use crate::pass::Captured;
+use crate::pass::{Captured, Reading, SharedInput};
 
 /// Gradients of the selected rows, compact: for each parameter [selected rows, width].
 pub struct Gradients {
@@ -78,6 +78,26 @@ impl Gradients {
                     self.add_rows(bias.id, |_| Ok(sum_all_rows(gradient)?))?;
                 }
             }
+            Captured::ReadingApart { reading, inputs, projected, .. } => {
+                self.accumulate_apart(reading, inputs, projected)?;
+            }
+            Captured::WritingApart { writing, z, gradients, stream } => {
+                if self.selection.contains(writing.weight.id) {
+                    let (writers, rows, d_model) = gradients.dims3()?;
+                    let z = z.reshape((rows, writers, ()))?.permute((1, 2, 0))?.contiguous()?;
+                    let product = z.matmul(gradients)?.reshape(((), d_model))?;
+                    self.add_rows(writing.weight.id, |range| {
+                        Ok(product.narrow(0, range.start, range.len())?)
+                    })?;
+                }
+                if let Some(bias) = &writing.bias {
+                    let gradient = match writing.bias_is_written {
+                        true => gradients.get(0)?,
+                        false => stream.clone(),
+                    };
+                    self.add_rows(bias.id, |_| Ok(sum_all_rows(&gradient)?))?;
+                }
+            }
             Captured::FinalNorm { unembedding, x, kept, normed } => {
                 self.add_norm(&unembedding.norm, x, kept, normed)?;
             }
@@ -99,6 +119,44 @@ impl Gradients {
                 }
             }
             Captured::Adapter(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients at a site whose readers have inputs of their own.
+    fn accumulate_apart(
+        &mut self,
+        reading: &Reading,
+        inputs: &[SharedInput],
+        projected: &Tensor,
+    ) -> Result<()> {
+        let readers: usize = inputs.iter().map(|input| input.readers.len()).sum();
+        if self.selection.contains(reading.weight.id) {
+            let width = reading.weight.tensor.dim(0)? / readers;
+            let parts = Tensor::zeros(
+                reading.weight.tensor.shape(),
+                projected.dtype(),
+                projected.device(),
+            )?;
+            for input in inputs {
+                let normed = reading.norm.forward(&input.x)?;
+                for reader in &input.readers {
+                    let gradient = projected.narrow(1, reader * width, width)?.t()?.contiguous()?;
+                    parts.slice_set(&gradient.matmul(&normed)?, 0, reader * width)?;
+                }
+            }
+            self.add_rows(reading.weight.id, |range| {
+                Ok(parts.narrow(0, range.start, range.len())?)
+            })?;
+        }
+        if let Some(bias) = &reading.bias
+            && self.selection.contains(bias.id)
+        {
+            let sum = sum_all_rows(projected)?.t()?;
+            self.add_rows(bias.id, |range| Ok(sum.narrow(0, range.start, range.len())?))?;
+        }
+        for input in inputs {
+            self.add_norm(&reading.norm, &input.x, &Kept::All, &input.normed)?;
         }
         Ok(())
     }

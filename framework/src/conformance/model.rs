@@ -28,7 +28,7 @@ pub fn model(model: &dyn Model, seed: u64) -> Result<()> {
     let tokens = draw(model, (batch, seq), seed)?;
     let written = Arc::new(Mutex::new(Vec::new()));
     let shown = written.clone();
-    let pass = Pass::with_gradients(&model.device())?.watched(move |written| {
+    let pass = Pass::with_gradients(&model.device())?.on_write(move |written| {
         shown.lock().unwrap_or_else(PoisonError::into_inner).push(written);
         Ok(())
     });

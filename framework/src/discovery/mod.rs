@@ -22,7 +22,7 @@ use crate::example::{Batch, Example, by_length, pad};
 use crate::graph::{Graph, Kind};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
-use crate::pass::{Captured, Pass, Readout, scalar};
+use crate::pass::{Captured, Pass, Readout, Replacement, Written, scalar};
 use crate::progress::{Progress, Report};
 use crate::scores::Scores;
 use crate::{Error, Result, refuse};
@@ -285,14 +285,14 @@ impl<'a> Attribution<'a> {
         if self.options.method == Method::Eap {
             let pass = Pass::with_gradients(&self.model.device())?
                 .with_checkpoints(self.options.activation_checkpointing)
-                .watched(watch);
+                .on_write(watch);
             let readout = self.model.forward(&pass, &batch.tokens)?;
             let difference = self.sums.add_writes(&view, &clean, corrupt.as_ref())?;
             let share = self.share(&readout, batch, true)?;
             let captured = self.go_back(&pass, &share, batch, &view, &difference, 1.0)?;
             return Ok(Some(Run { pass, readout, share, captured }));
         }
-        let readout = self.model.forward(&Pass::forward_only().watched(watch), &batch.tokens)?;
+        let readout = self.model.forward(&Pass::forward_only().on_write(watch), &batch.tokens)?;
         self.metric_sum += scalar(&self.metric.sum(&readout, batch)?)?;
         let corrupt = corrupt.ok_or_else(|| Error::input("no counterfactual run"))?;
         let (from, to) = (corrupt.embedding()?, clean.embedding()?);
@@ -304,7 +304,10 @@ impl<'a> Attribution<'a> {
             let input = (from.affine(1.0 - share, 0.0)? + to.affine(share, 0.0)?)?;
             let pass = Pass::with_gradients(&self.model.device())?
                 .with_checkpoints(self.options.activation_checkpointing)
-                .with_input(input);
+                .replacing(move |written| {
+                    let is_embedding = matches!(written, Written::Embedding { .. });
+                    Ok(is_embedding.then(|| Replacement::Site(input.clone())))
+                });
             let readout = self.model.forward(&pass, &batch.tokens)?;
             let share = self.share(&readout, batch, false)?;
             self.go_back(&pass, &share, batch, &view, &difference, 1.0 / steps as f64)?;
@@ -366,7 +369,7 @@ impl<'a> Attribution<'a> {
             .collect();
         let (tokens, _) = pad(counterfactuals.into_iter(), &self.model.device())?;
         let (corrupt, watch) = view.watch(&self.graph, |view| &view.corrupt, None);
-        self.model.forward(&Pass::forward_only().watched(watch), &tokens)?;
+        self.model.forward(&Pass::forward_only().on_write(watch), &tokens)?;
         Ok(Some(corrupt))
     }
 

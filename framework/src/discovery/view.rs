@@ -11,7 +11,7 @@ use crate::example::Batch;
 use crate::graph::Graph;
 use crate::ops::{Kept, add_by_place, multiply_blocks_into, sum_rows, weight};
 use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
-use crate::{Error, Result};
+use crate::{Error, Result, refuse};
 
 /// The rows of a batch that count. A score row is a token or, with key positions, an example, whose
 /// rows are averaged.
@@ -230,6 +230,10 @@ impl BatchView {
             Captured::FinalNorm { unembedding, x, kept, normed } => {
                 (ReadBy::Unembedding(unembedding.clone()), x, kept, normed)
             }
+            Captured::ReadingApart { reading, .. } => refuse!(
+                "edges into site {} are ablated; edges are scored in a pass that ablates none",
+                reading.site
+            ),
             _ => return Ok(None),
         };
         if graph.readers_of(source.site()).is_empty() {

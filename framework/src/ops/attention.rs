@@ -181,6 +181,15 @@ impl Attention {
         (self.heads + 2 * self.kv_heads) * self.d_head
     }
 
+    /// What each query attends to, [batch, heads, queries, keys], of qkv [batch, seq, (heads +
+    /// 2·kv_heads)·d_head]. The attention itself never forms this; it is for looking at.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn probabilities(&self, qkv: &Tensor) -> Result<Tensor> {
+        composed::attention_probabilities(self, &qkv.detach())
+    }
+
     /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
     pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
         self.forward_since(qkv, &Since::default())

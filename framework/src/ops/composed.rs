@@ -121,24 +121,42 @@ fn attend(
 ) -> Result<Tensor> {
     let Attention { heads, kv_heads, d_head, .. } = *attention;
     let (batch, new, _) = queries.dims3()?;
-    let columns = keys.dim(1)?;
     let group = heads / kv_heads;
-    // [batch, kv_heads, group·new, d_head], one query head of the group behind the other
+    let p = probabilities(attention, queries, keys, past, padding)?;
+    let z = p.matmul(&by_head(values, kv_heads)?)?;
+    let z = z.reshape((batch, kv_heads, group, new, d_head))?;
+    z.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((batch, new, heads * d_head))
+}
+
+/// [batch, columns, kv_heads·d_head] → [batch, kv_heads, columns, d_head].
+fn by_head(x: &Tensor, kv_heads: usize) -> Result<Tensor> {
+    let (batch, columns, width) = x.dims3()?;
+    x.reshape((batch, columns, kv_heads, width / kv_heads))?.transpose(1, 2)?.contiguous()
+}
+
+/// What each query attends to: [batch, kv_heads, group·new, columns], one query head of a group behind
+/// the other.
+fn probabilities(
+    attention: &Attention,
+    queries: &Tensor,
+    keys: &Tensor,
+    past: usize,
+    padding: &[usize],
+) -> Result<Tensor> {
+    let Attention { heads, kv_heads, d_head, .. } = *attention;
+    let (batch, new, _) = queries.dims3()?;
+    let (columns, group) = (keys.dim(1)?, heads / kv_heads);
     let queries =
         queries.reshape((batch, new, kv_heads, group, d_head))?.permute((0, 2, 3, 1, 4))?;
     let queries = queries.contiguous()?.reshape((batch, kv_heads, group * new, d_head))?;
-    let of_heads =
-        |x: &Tensor| x.reshape((batch, columns, kv_heads, d_head))?.transpose(1, 2)?.contiguous();
-    let (keys, values) = (of_heads(keys)?, of_heads(values)?);
+    let keys = by_head(keys, kv_heads)?;
     let scores = queries.matmul(&keys.transpose(2, 3)?.contiguous()?)?;
     let scores = (scores / (d_head as f64).sqrt())?;
     let by_query = scores.reshape((batch, kv_heads, group, new, columns))?;
     let mask = mask(&scores, new, past, padding)?;
     let scores = by_query.broadcast_add(&mask)?.reshape(scores.shape())?;
     let p = scores.broadcast_sub(&scores.detach().max_keepdim(3)?)?.exp()?;
-    let p = p.broadcast_div(&p.sum_keepdim(3)?)?;
-    let z = p.matmul(&values)?.reshape((batch, kv_heads, group, new, d_head))?;
-    z.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((batch, new, heads * d_head))
+    p.broadcast_div(&p.sum_keepdim(3)?)
 }
 
 /// Heads [batch, seq, n·d_head], each turned by its sequence's positions [batch·seq].
@@ -178,6 +196,14 @@ pub(super) fn attention(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
     let positions: Vec<usize> = (0..batch * seq).map(|index| index % seq).collect();
     let [queries, keys, values] = parts(attention, qkv, &positions)?;
     attend(attention, [&queries, &keys, &values], 0, &[])
+}
+
+/// [`Attention::probabilities`].
+pub(super) fn attention_probabilities(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
+    let (batch, seq, _) = qkv.dims3()?;
+    let positions: Vec<usize> = (0..batch * seq).map(|index| index % seq).collect();
+    let [queries, keys, _] = parts(attention, qkv, &positions)?;
+    probabilities(attention, &queries, &keys, 0, &[])?.reshape((batch, attention.heads, seq, seq))
 }
 
 /// [`Attention::extend`].

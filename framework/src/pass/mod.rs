@@ -11,6 +11,8 @@
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
 //! wanted ([`crate::discovery`], [`crate::gradients`]).
 
+pub mod edges;
+pub mod hooks;
 mod readout;
 mod tape;
 
@@ -18,10 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Tensor, TensorId, Var};
 
+pub use edges::{Ablated, AblatedEdges, SharedInput};
+pub use hooks::Replacement;
 pub use readout::Readout;
 
 use crate::cache::Cache;
-use crate::lora::{AdapterGradients, Training};
+use crate::lora::{AdapterGradients, Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::{self, Attention};
 use crate::ops::cross_entropy::Target;
@@ -29,7 +33,9 @@ use crate::ops::norm::Norm;
 use crate::ops::{Kept, add_rows, differentiable, weight};
 use crate::parameters::Param;
 use crate::{Result, refuse};
-use tape::{Between, Entry, Operation, Read, Tape, Write};
+use edges::Edges;
+use hooks::Hooks;
+use tape::{Between, Entry, Operation, Read, Replaced, Tape, Write};
 
 /// Token embedding, and learned position embedding where the model has one.
 #[derive(Clone, Debug)]
@@ -73,6 +79,31 @@ pub struct Writing {
     pub bias_is_written: bool,
 }
 
+impl Writing {
+    /// `output` [rows, d_model], which all writers' z [rows, writers × width] amount to without a bias,
+    /// with one writer's share exchanged for `new`, which has the bias that the writer owns.
+    fn exchange(
+        &self,
+        (index, of): (usize, usize),
+        z: &Tensor,
+        output: &Tensor,
+        new: &Tensor,
+    ) -> Result<Tensor> {
+        let new = like(new, output)?;
+        if self.bias_is_written {
+            // It is the site's only writer.
+            return Ok(new);
+        }
+        if index >= of || !z.dim(1)?.is_multiple_of(of) {
+            refuse!("site {} has no writer {index} of {of}", self.site);
+        }
+        let width = z.dim(1)? / of;
+        let rows = self.weight.tensor.narrow(0, index * width, width)?;
+        let own = weight::times(&z.narrow(1, index * width, width)?.contiguous()?, &rows)?;
+        Ok((output + (new - own)?)?)
+    }
+}
+
 /// Final normalisation and projection to the vocabulary.
 #[derive(Clone, Debug)]
 pub struct Unembedding {
@@ -111,6 +142,13 @@ pub enum Captured {
     Logits { unembedding: Arc<Unembedding>, hidden: Tensor, gradient: Tensor },
     /// Logits of one token a row: the gradients [rows, d_model] of those tokens' rows of the weight.
     TokenLogits { unembedding: Arc<Unembedding>, tokens: Tensor, gradients: Tensor },
+    /// A read of a site whose readers have inputs of their own: the stream x [batch·seq, d_model], each
+    /// input with its readers, and the gradient at the projection's output.
+    ReadingApart { reading: Arc<Reading>, x: Tensor, inputs: Vec<SharedInput>, projected: Tensor },
+    /// A write of a site whose writers get different gradients, because edges out of them are ablated or
+    /// what one of them wrote was replaced: z [batch·seq, writers × width], the gradients at the writers'
+    /// outputs [writers, batch·seq, d_model] and at the stream [batch·seq, d_model].
+    WritingApart { writing: Arc<Writing>, z: Tensor, gradients: Tensor, stream: Tensor },
     /// A cross-entropy, scaled by `factor`.
     CrossEntropy {
         unembedding: Arc<Unembedding>,
@@ -131,25 +169,22 @@ struct Record {
     used_up: bool,
     /// The residual stream as the pass last returned it.
     stream: Option<TensorId>,
+    /// The edges that are ablated, once the embedding has said how many rows there are.
+    edges: Option<Edges>,
 }
-
-/// Is shown what every site writes, as it writes it.
-type Watch = Arc<dyn Fn(Written) -> Result<()> + Send + Sync>;
 
 /// One forward pass and, where gradients are wanted, the backward passes that follow it.
 #[derive(Clone)]
 pub struct Pass {
     /// What gradients flow back to; nothing is tracked without it.
     anchor: Option<Var>,
-    /// Stands in for the embedding's output: EAP-IG's interpolated inputs.
-    input: Option<Tensor>,
     /// The tokens before: generation goes on from them.
     cache: Option<Arc<Mutex<Cache>>>,
     /// Low-rank adapters in training.
     adapters: Option<Training>,
     /// Whether what lies between reading and writing is formed again on the way back.
     checkpoints: bool,
-    watch: Option<Watch>,
+    hooks: Hooks,
     /// How far back the backward pass that is running goes.
     since: attention::Since,
     record: Arc<Mutex<Record>>,
@@ -160,11 +195,10 @@ impl Pass {
     pub fn forward_only() -> Self {
         Self {
             anchor: None,
-            input: None,
             cache: None,
             adapters: None,
             checkpoints: false,
-            watch: None,
+            hooks: Hooks::default(),
             since: Arc::default(),
             record: Arc::default(),
         }
@@ -176,11 +210,6 @@ impl Pass {
     /// If candle can't allocate.
     pub fn with_gradients(device: &candle_core::Device) -> Result<Self> {
         Ok(Self { anchor: Some(Var::zeros((), DType::F32, device)?), ..Self::forward_only() })
-    }
-
-    /// The same, with `input` [batch·seq, d_model] in place of the embedding's output.
-    pub fn with_input(self, input: Tensor) -> Self {
-        Self { input: Some(input), ..self }
     }
 
     /// The same, with adapters beside the projections; [`Pass::backward`] leaves their gradients too.
@@ -195,11 +224,6 @@ impl Pass {
         Self { checkpoints, ..self }
     }
 
-    /// The same, showing `watch` what every site writes, in computation order.
-    pub fn watched(self, watch: impl Fn(Written) -> Result<()> + Send + Sync + 'static) -> Self {
-        Self { watch: Some(Arc::new(watch)), ..self }
-    }
-
     /// A pass without gradients over the tokens that follow those in the cache, which they join.
     pub fn continuing(cache: Arc<Mutex<Cache>>) -> Self {
         Self { cache: Some(cache), ..Self::forward_only() }
@@ -207,13 +231,6 @@ impl Pass {
 
     fn record(&self) -> MutexGuard<'_, Record> {
         lock(&self.record)
-    }
-
-    fn show(&self, written: impl FnOnce() -> Written) -> Result<()> {
-        match &self.watch {
-            Some(watch) => watch(written()),
-            None => Ok(()),
-        }
     }
 
     /// Runs backward from a scalar and hands `sink` what each operation leaves, from last to first.
@@ -293,26 +310,55 @@ impl Pass {
     pub fn embed(&self, embedding: &Arc<Embedding>, tokens: &Tensor) -> Result<Tensor> {
         let (batch, seq) = tokens.dims2()?;
         let flat = tokens.flatten_all()?;
-        let output = match &self.input {
-            Some(input) => input.clone(),
-            None => {
-                let embedded = weight::rows_of(&embedding.tokens.tensor, &flat)?;
-                match &embedding.positions {
-                    None => embedded,
-                    Some(positions) => (embedded + self.positions(positions, batch, seq)?)?,
-                }
+        let embedded = weight::rows_of(&embedding.tokens.tensor, &flat)?;
+        let output = match &embedding.positions {
+            None => embedded,
+            Some(positions) => (embedded + self.positions(positions, batch, seq)?)?,
+        };
+        let written = || Written::Embedding { site: 0, output: output.clone() };
+        let replaced = self.hooks.show_written(written)?;
+        let is_replaced = replaced.is_some();
+        let output = match replaced {
+            Some(Replacement::Site(new) | Replacement::Writer { output: new, .. }) => {
+                like(&new, &output)?
+            }
+            None => output,
+        };
+        let edges = match &self.hooks.edges {
+            None => None,
+            Some(_) if self.adapters.is_some() => refuse!(
+                "edges are ablated in a model whose adapters are merged, not while they are trained"
+            ),
+            Some(edges) => {
+                let positions = self.row_positions(batch, seq);
+                let edges = Edges::new(edges.clone(), positions, &output)?;
+                edges.embedded(0, &output)?;
+                Some(edges)
             }
         };
-        let d_model = output.dim(1)?;
-        let stream = output.reshape((batch, seq, d_model))?;
-        self.show(|| Written::Embedding { site: 0, output })?;
+        let stream = output.reshape((batch, seq, ()))?;
         let mut record = self.record();
         record.stream = Some(stream.id());
+        record.edges = edges;
         if self.anchor.is_some() {
             let (embedding, tokens) = (embedding.clone(), tokens.clone());
-            record.tape.push(Entry::Embed { embedding, tokens });
+            record.tape.push(Entry::Embed { embedding, tokens, is_replaced });
         }
         Ok(stream)
+    }
+
+    /// The position of each row of the pass's tokens.
+    fn row_positions(&self, batch: usize, seq: usize) -> Vec<u32> {
+        match &self.cache {
+            Some(cache) => lock(cache).positions(seq),
+            None => (0..batch).flat_map(|_| 0..seq as u32).collect(),
+        }
+    }
+
+    /// The inputs of a site's readers, where edges into it are ablated.
+    fn inputs(&self, site: usize) -> Result<Option<edges::Inputs>> {
+        let edges = self.record().edges.clone();
+        edges.map_or(Ok(None), |edges| edges.inputs(site))
     }
 
     /// The position embeddings [batch·seq, d_model] of the pass's tokens.
@@ -333,6 +379,7 @@ impl Pass {
         if let Some(cache) = &self.cache {
             return lock(cache).attend(layer, attention, qkv);
         }
+        self.hooks.show_attention(layer, || Ok(attention.probabilities(qkv)?))?;
         let z = attention.forward_since(qkv, &self.since)?;
         self.note_between(Operation::Attention(attention.clone()), qkv, &z);
         Ok(z)
@@ -357,7 +404,28 @@ impl Pass {
         self.check_stream(x)?;
         let (batch, seq, _) = x.dims3()?;
         let flat = rows(x)?;
-        let normed = reading.norm.forward(&flat)?;
+        self.hooks.show_read(reading.site, &flat)?;
+        let inputs = self.inputs(reading.site)?;
+        let (output, applied) = match &inputs {
+            Some(inputs) => (inputs.project(reading, &flat)?, Vec::new()),
+            None => self.read_stream(reading, &flat)?,
+        };
+        let output = output.reshape((batch, seq, reading.weight.tensor.dim(0)?))?;
+        let Some(anchor) = &self.anchor else {
+            return Ok(output);
+        };
+        let arrived = tape::Arrived::default();
+        let output = self.leaf(anchor, output, &arrived)?;
+        let (reading, id) = (reading.clone(), output.id());
+        let shape = (batch, seq);
+        let read = Read { reading, x: flat, inputs, shape, output: id, arrived, applied };
+        self.record().tape.push(Entry::Read(read));
+        Ok(output)
+    }
+
+    /// The projections [rows, readers × width] of the stream [rows, d_model], and what adapters did.
+    fn read_stream(&self, reading: &Reading, flat: &Tensor) -> Result<(Tensor, Vec<Applied>)> {
+        let normed = reading.norm.forward(flat)?;
         let output = reading.project(&normed)?;
         let applied = match &self.adapters {
             Some(_) if self.checkpoints => refuse!(
@@ -367,16 +435,7 @@ impl Pass {
             Some(adapters) => adapters.read(reading.weight.id, &normed, &output)?,
             None => Vec::new(),
         };
-        let output = output.reshape((batch, seq, reading.weight.tensor.dim(0)?))?;
-        let Some(anchor) = &self.anchor else {
-            return Ok(output);
-        };
-        let arrived = tape::Arrived::default();
-        let output = self.leaf(anchor, output, &arrived)?;
-        let (reading, id) = (reading.clone(), output.id());
-        let read = Read { reading, x: flat, shape: (batch, seq), output: id, arrived, applied };
-        self.record().tape.push(Entry::Read(read));
-        Ok(output)
+        Ok((output, applied))
     }
 
     /// Writes z [batch, seq, writers × width] to the stream x: x + z·W (+ bias).
@@ -385,23 +444,43 @@ impl Pass {
         let (batch, seq, d_model) = x.dims3()?;
         let flat = rows(&z.detach())?;
         let output = weight::times(&flat, &writing.weight.tensor)?;
-        self.show(|| Written::Projected {
+        let replacement = self.hooks.show_written(|| Written::Projected {
             writing: writing.clone(),
             z: flat.clone(),
             output: output.clone(),
         })?;
+        let edges = self.record().edges.clone();
+        if let Some(edges) = &edges {
+            edges.written(writing, &flat, replacement.as_ref())?;
+        }
         let applied = match &self.adapters {
             Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
             None => Vec::new(),
         };
-        let bias = writing.bias.as_ref().map(|bias| &bias.tensor);
+        let mut bias = writing.bias.as_ref().map(|bias| &bias.tensor);
+        let (output, replaced) = match replacement {
+            None => (output, None),
+            Some(_) if self.adapters.is_some() => refuse!(
+                "what a site writes is replaced in a model whose adapters are merged, not while they \
+                 are trained"
+            ),
+            Some(Replacement::Site(new)) => {
+                bias = bias.filter(|_| !writing.bias_is_written);
+                (like(&new, &output)?, Some(Replaced::Site))
+            }
+            Some(Replacement::Writer { index, of, output: new }) => {
+                bias = bias.filter(|_| !writing.bias_is_written);
+                let exchanged = writing.exchange((index, of), &flat, &output, &new)?;
+                (exchanged, Some(Replaced::Writer { index, of }))
+            }
+        };
         let output = add_rows(output, Some(&rows(x)?), bias)?;
         let stream = output.reshape((batch, seq, d_model))?;
         let mut record = self.record();
         record.stream = Some(stream.id());
         if self.anchor.is_some() {
             let (writing, z) = (writing.clone(), record.tape.origin(z, flat, self.checkpoints));
-            record.tape.push(Entry::Write(Write { writing, z, applied }));
+            record.tape.push(Entry::Write(Write { writing, z, applied, replaced, edges }));
         }
         Ok(stream)
     }
@@ -413,6 +492,13 @@ impl Pass {
             lock(cache).advance(x.dim(1)?);
         }
         let flat = rows(x)?;
+        self.hooks.show_read(unembedding.site, &flat)?;
+        let inputs = self.inputs(unembedding.site)?;
+        // Its only reader's own input.
+        let flat = match &inputs {
+            Some(inputs) => inputs.own(&flat)?.squeeze(0)?,
+            None => flat,
+        };
         let normed = unembedding.norm.forward(&flat)?;
         let hidden = match &self.anchor {
             None => normed,
@@ -420,12 +506,24 @@ impl Pass {
                 let arrived = tape::Arrived::default();
                 let hidden = self.leaf(anchor, normed, &arrived)?;
                 let unembedding = unembedding.clone();
-                self.record().tape.push(Entry::End { unembedding, x: flat, arrived });
+                self.record().tape.push(Entry::End { unembedding, x: flat, inputs, arrived });
                 hidden
             }
         };
         Ok(Readout { hidden, unembedding: unembedding.clone(), record: self.record.clone() })
     }
+}
+
+/// `tensor` in the type and on the device of `other`, whose shape it must have.
+fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
+    if tensor.dims() != other.dims() {
+        refuse!(
+            "what replaces a write is {:?}; it must be {:?}, as what it replaces",
+            tensor.dims(),
+            other.dims()
+        );
+    }
+    Ok(tensor.detach().to_dtype(other.dtype())?.to_device(other.device())?)
 }
 
 /// A scalar's value, whatever it was computed in.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Tensor, TensorId};
 
+use super::edges::{Edges, Inputs};
 use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
@@ -21,13 +22,16 @@ pub(super) enum Entry {
     Embed {
         embedding: Arc<Embedding>,
         tokens: Tensor,
+        /// Whether something else stood for its output, so that no gradient reaches it.
+        is_replaced: bool,
     },
     Read(Read),
     Write(Write),
-    /// `arrived` is the gradient at the final normalisation's output.
+    /// x is what the final normalisation reads, `arrived` the gradient at its output.
     End {
         unembedding: Arc<Unembedding>,
         x: Tensor,
+        inputs: Option<Inputs>,
         arrived: Arrived,
     },
 }
@@ -36,6 +40,8 @@ pub(super) struct Read {
     pub(super) reading: Arc<Reading>,
     /// The stream [batch·seq, d_model].
     pub(super) x: Tensor,
+    /// What its readers read instead, where edges into it are ablated.
+    pub(super) inputs: Option<Inputs>,
     /// batch and seq.
     pub(super) shape: (usize, usize),
     /// What was returned.
@@ -65,6 +71,24 @@ pub(super) struct Write {
     pub(super) writing: Arc<Writing>,
     pub(super) z: Z,
     pub(super) applied: Vec<Applied>,
+    pub(super) replaced: Option<Replaced>,
+    /// The pass's ablated edges.
+    pub(super) edges: Option<Edges>,
+}
+
+/// What of a site's output was replaced: no gradient goes back through it.
+#[derive(Clone, Copy)]
+pub(super) enum Replaced {
+    Site,
+    Writer { index: usize, of: usize },
+}
+
+/// The gradients that run along on the way back.
+struct Back {
+    /// At the stream [batch·seq, d_model].
+    stream: Tensor,
+    /// At the differences [writers, batch·seq, d_model] that ablated edges add to the stream.
+    differences: Option<Tensor>,
 }
 
 /// The input of a projection that writes, and how it came about.
@@ -136,7 +160,7 @@ impl Tape {
         retain: bool,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
-        let Some(Entry::End { unembedding, x, arrived }) = self.entries.last() else {
+        let Some(Entry::End { unembedding, x, inputs, arrived }) = self.entries.last() else {
             return Ok(());
         };
         let Some(at_hidden) = sum(arrived, Vec::new())? else {
@@ -145,7 +169,10 @@ impl Tape {
         let kept = Kept::of(&at_hidden)?;
         let normed = kept.gather(&at_hidden)?;
         let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed)?;
-        let mut stream = kept.scatter(pulled)?;
+        let mut back = Back { stream: kept.scatter(pulled)?, differences: None };
+        if let Some(inputs) = inputs {
+            back.add_inputs(inputs, &[&back.stream.clone()])?;
+        }
         let (unembedding, x) = (unembedding.clone(), x.clone());
         sink(Captured::FinalNorm { unembedding, x, kept, normed })?;
         // Of the reads that an operation between has brought a gradient to.
@@ -153,20 +180,21 @@ impl Tape {
         for index in (0..self.entries.len()).rev() {
             match &self.entries[index] {
                 Entry::Write(write) => {
-                    at_reads.extend(self.go_back_from(write, &stream, from, adapters, sink)?);
+                    at_reads.extend(self.go_back_from(write, &back, from, adapters, sink)?);
                 }
                 Entry::Read(read) => {
                     let own = at_reads.extract_if(.., |(output, _)| *output == read.output);
                     let own: Vec<Partial> = own.map(|(_, partial)| partial).collect();
                     // Nothing may have been made of what was read.
                     if let Some(projected) = read.gradient(own)? {
-                        stream = read.go_back(&stream, projected, adapters, sink)?;
+                        read.go_back(&mut back, projected, adapters, sink)?;
                     }
                 }
-                Entry::Embed { embedding, tokens } => sink(Captured::Embedding {
+                Entry::Embed { is_replaced: true, .. } => {}
+                Entry::Embed { embedding, tokens, .. } => sink(Captured::Embedding {
                     embedding: embedding.clone(),
                     tokens: tokens.clone(),
-                    gradient: stream.clone(),
+                    gradient: back.at_embedding()?,
                 })?,
                 Entry::End { .. } => {}
             }
@@ -181,14 +209,14 @@ impl Tape {
     fn go_back_from(
         &self,
         write: &Write,
-        stream: &Tensor,
+        back: &Back,
         from: &[usize],
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Option<(TensorId, Partial)>> {
         let (operation, input, values, z) = match &write.z {
             Z::ByCandle { given, flat } => {
-                let at_z = write.go_back(flat.clone(), stream, adapters, sink)?;
+                let at_z = write.go_back(flat.clone(), back, adapters, sink)?;
                 pull_back_by_candle(given, at_z)?;
                 return Ok(None);
             }
@@ -204,7 +232,7 @@ impl Tape {
                 (operation, read, values, z)
             }
         };
-        let at_z = write.go_back(z, stream, adapters, sink)?;
+        let at_z = write.go_back(z, back, adapters, sink)?;
         Ok(Some((*input, operation.pull_back(&values, &at_z, from)?)))
     }
 }
@@ -221,10 +249,14 @@ impl Write {
     fn go_back(
         &self,
         z: Tensor,
-        stream: &Tensor,
+        back: &Back,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
+        if let Some(gradients) = self.by_writer(&z, back)? {
+            return self.go_back_apart(z, gradients, back, sink);
+        }
+        let stream = &back.stream;
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
         let gradient = kept.gather(stream)?;
         let at_z = weight::times_transposed(&gradient, &self.writing.weight.tensor)?;
@@ -238,10 +270,86 @@ impl Write {
     }
 }
 
+impl Write {
+    /// The gradients at the writers' outputs [writers, batch·seq, d_model], where they are not all the
+    /// stream's.
+    fn by_writer(&self, z: &Tensor, back: &Back) -> Result<Option<Tensor>> {
+        let site = self.writing.site;
+        let edges = self.edges.as_ref().filter(|edges| edges.changes_gradient(site));
+        let writers = match (edges, self.replaced) {
+            (Some(edges), _) => edges.writers(site),
+            (None, Some(Replaced::Writer { of, .. })) => of,
+            (None, Some(Replaced::Site)) => 1,
+            (None, None) => return Ok(None),
+        };
+        let (rows, d_model) = back.stream.dims2()?;
+        let stream = back.stream.unsqueeze(0)?.broadcast_as((writers, rows, d_model))?;
+        let gradients = match (edges, &back.differences) {
+            // A difference is what is ablated less what was written.
+            (Some(edges), Some(differences)) => (stream - edges.part(differences, site)?)?,
+            _ => stream.contiguous()?,
+        };
+        match self.replaced {
+            Some(Replaced::Site) => {
+                return Ok(Some(Tensor::zeros((1, rows, d_model), z.dtype(), z.device())?));
+            }
+            Some(Replaced::Writer { index, .. }) => {
+                let nothing = Tensor::zeros((1, rows, d_model), z.dtype(), z.device())?;
+                gradients.slice_set(&nothing, 0, index)?;
+            }
+            None => {}
+        }
+        Ok(Some(gradients))
+    }
+
+    /// From the gradients at the writers' outputs to that of z.
+    fn go_back_apart(
+        &self,
+        z: Tensor,
+        gradients: Tensor,
+        back: &Back,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Partial> {
+        let (writers, rows, d_model) = gradients.dims3()?;
+        let weight = weight::widened(&self.writing.weight.tensor)?;
+        let width = weight.dim(0)? / writers;
+        let blocks = weight.reshape((writers, width, d_model))?.transpose(1, 2)?.contiguous()?;
+        let at_z = gradients.matmul(&blocks)?.transpose(0, 1)?.contiguous()?;
+        let values = at_z.reshape((rows, writers * width))?;
+        let (writing, stream) = (self.writing.clone(), back.stream.clone());
+        sink(Captured::WritingApart { writing, z, gradients, stream })?;
+        Ok(Partial { kept: Kept::All, values })
+    }
+}
+
+impl Back {
+    /// Adds the gradients at readers' inputs to those at the differences.
+    fn add_inputs(&mut self, inputs: &Inputs, gradients: &[&Tensor]) -> Result<()> {
+        let differences = match self.differences.take() {
+            Some(differences) => differences,
+            None => inputs.zeros()?,
+        };
+        inputs.add_to(&differences, gradients)?;
+        self.differences = Some(differences);
+        Ok(())
+    }
+
+    /// The gradient at the embedding's output [batch·seq, d_model], the first writer's.
+    fn at_embedding(&self) -> Result<Tensor> {
+        match &self.differences {
+            Some(differences) => Ok((&self.stream - differences.get(0)?)?),
+            None => Ok(self.stream.clone()),
+        }
+    }
+}
+
 impl Read {
     /// What was returned, formed again to the same bits.
     fn again(&self) -> Result<Tensor> {
-        let output = self.reading.project(&self.reading.norm.forward(&self.x)?)?;
+        let output = match &self.inputs {
+            Some(inputs) => inputs.project(&self.reading, &self.x)?,
+            None => self.reading.project(&self.reading.norm.forward(&self.x)?)?,
+        };
         let (batch, seq) = self.shape;
         Ok(output.reshape((batch, seq, ()))?)
     }
@@ -256,14 +364,17 @@ impl Read {
         sum(&self.arrived, own)?.map(|sum| Partial::of(&sum)).transpose()
     }
 
-    /// Adds this read's share to the gradient of the stream.
+    /// Adds this read's share to the gradient of the stream, and of what stands beside it.
     fn go_back(
         &self,
-        stream: &Tensor,
+        back: &mut Back,
         projected: Partial,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
-    ) -> Result<Tensor> {
+    ) -> Result<()> {
+        if let Some(inputs) = &self.inputs {
+            return self.go_back_apart(inputs, back, projected, sink);
+        }
         let Partial { kept, values: projected } = match self.applied.is_empty() {
             true => projected,
             false => Partial { values: projected.kept.scatter(projected.values)?, kept: Kept::All },
@@ -274,10 +385,28 @@ impl Read {
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
         let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed)?;
-        let stream = kept.add(stream, pulled)?;
+        back.stream = kept.add(&back.stream, pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
-        sink(Captured::Reading { reading, x, kept, normed, projected })?;
-        Ok(stream)
+        sink(Captured::Reading { reading, x, kept, normed, projected })
+    }
+
+    /// The way back where readers have inputs of their own.
+    fn go_back_apart(
+        &self,
+        inputs: &Inputs,
+        back: &mut Back,
+        Partial { kept, values }: Partial,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<()> {
+        let projected = kept.scatter(values)?;
+        let shared = inputs.pull_back(&self.reading, &self.x, &projected)?;
+        let gradients: Vec<&Tensor> = shared.iter().map(|input| &input.gradient).collect();
+        for gradient in &gradients {
+            back.stream = (&back.stream + *gradient)?;
+        }
+        back.add_inputs(inputs, &gradients)?;
+        let (reading, x) = (self.reading.clone(), self.x.clone());
+        sink(Captured::ReadingApart { reading, x, inputs: shared, projected })
     }
 }
 
