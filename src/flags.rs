@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use circuit_framework::experiment::Experiment;
+use circuit_framework::settings::{self, Description};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
@@ -13,129 +14,153 @@ pub(crate) struct Flag {
     name: &'static str,
     /// The setting it changes, dotted.
     key: &'static str,
+    /// What help calls the value.
     value: &'static str,
+    reading: Reading,
+    /// What help says; the setting's own description where this is empty.
     help: &'static str,
 }
 
-const fn flag(
-    name: &'static str,
-    key: &'static str,
-    value: &'static str,
-    help: &'static str,
-) -> Flag {
-    Flag { name, key, value, help }
+/// How a flag's value is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reading {
+    /// As TOML reads it, or else as text.
+    Toml,
+    /// A path or a name, whatever TOML would make of it.
+    Text,
+    /// Names with commas between.
+    List,
+}
+
+const fn flag(name: &'static str, key: &'static str, value: &'static str) -> Flag {
+    Flag { name, key, value, reading: Reading::Toml, help: "" }
+}
+
+const fn text(name: &'static str, key: &'static str, value: &'static str) -> Flag {
+    Flag { name, key, value, reading: Reading::Text, help: "" }
 }
 
 /// Which model.
 pub(crate) const MODEL: &[Flag] = &[
-    flag(
-        "model",
-        "model.path",
-        "DIR|FILE.gguf|embedded",
-        "The model: a Hugging Face folder, a GGUF file, or the built-in one",
-    ),
-    flag(
-        "random-init",
-        "model.random_init",
-        "SEED",
-        "Draw the weights; the model's folder needs no more than config.json",
-    ),
-    flag("mlp-head-width", "model.mlp_head_width", "W", "Split each MLP into heads of W neurons"),
-    flag("seed", "seed", "N", "The seed of everything random"),
+    text("model", "model.path", "DIR|FILE.gguf|embedded"),
+    flag("random-init", "model.random_init", "SEED"),
+    Flag {
+        help: "Split each MLP into heads of this many neurons; without it an MLP is one node.",
+        ..flag("mlp-head-width", "model.mlp_head_width", "W")
+    },
+    flag("seed", "seed", "N"),
 ];
 
 /// What to compute in, and on.
-pub(crate) const COMPUTING: &[Flag] = &[
-    flag(
-        "dtype",
-        "model.dtype",
-        "float32|float64|bfloat16|auto",
-        "What to compute in; bfloat16 is float32 with weights kept in bfloat16",
-    ),
-    flag("device", "model.device", "cpu|cuda[:N]|auto", "What to compute on"),
-];
+pub(crate) const COMPUTING: &[Flag] =
+    &[flag("dtype", "model.dtype", "TYPE"), text("device", "model.device", "cpu|cuda[:N]|auto")];
 
 /// Which task.
 pub(crate) const TASK: &[Flag] = &[
-    flag("task", "task.name", "TASK", "The task; see `list`"),
-    flag("data", "task.data", "FILE", "The task's data"),
+    text("task", "task.name", "TASK"),
+    Flag { help: "The task's data.", ..text("data", "task.data", "FILE") },
 ];
 
 /// How edges are scored and a circuit is cut from them.
 pub(crate) const DISCOVERY: &[Flag] = &[
-    flag("metric", "metric.name", "METRIC", "What an edge's worth is measured by; see `list`"),
-    flag("method", "discovery.method", "eap|eap-ig", "Where the gradient is taken"),
-    flag("ig-steps", "discovery.ig_steps", "N", "Inputs that eap-ig averages over"),
-    flag(
-        "ablation",
-        "discovery.ablation",
-        "mean|zero|corrupt",
-        "What a writer's output is compared with",
-    ),
-    flag("positions", "discovery.positions", "key|all", "At which positions the graph is read"),
-    flag("top-n", "pruning.top_n", "N", "Edges to keep"),
-    flag("prune", "pruning.rule", "top_edges|top_nodes", "How edges are ranked"),
+    text("metric", "metric.name", "METRIC"),
+    flag("method", "discovery.method", "METHOD"),
+    flag("ig-steps", "discovery.ig_steps", "N"),
+    flag("ablation", "discovery.ablation", "ABLATION"),
+    flag("positions", "discovery.positions", "POSITIONS"),
+    Flag { reading: Reading::List, ..flag("nodes", "discovery.nodes", "KIND,…") },
+    flag("top-n", "pruning.top_n", "N"),
+    flag("prune", "pruning.rule", "RULE"),
 ];
 
 /// Sequences a forward pass, where nothing is tuned.
-pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag(
-    "batch-size",
-    "discovery.batch_size",
-    "N",
-    "Sequences a forward pass; changes no score",
-)];
+pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag("batch-size", "discovery.batch_size", "N")];
 
 /// How a circuit is tuned.
 pub(crate) const TUNING: &[Flag] = &[
-    flag("selector", "selector.name", "SELECTOR", "What of the circuit is tuned; see `list`"),
-    flag("steps", "tuning.steps", "N", "Update steps"),
-    flag("epochs", "tuning.epochs", "N", "Passes over the data, where no steps are given"),
-    flag("batch-size", "tuning.batch_size", "N", "Examples a step"),
-    flag("micro-batch-size", "tuning.micro_batch_size", "N", "Examples a forward pass"),
-    flag("optimizer", "tuning.optimizer", "sgd|adam|adamw", "The update rule"),
-    flag("lr", "tuning.lr", "X", "The learning rate"),
-    flag("momentum", "tuning.momentum", "X", "Of sgd"),
-    flag("beta1", "tuning.beta1", "X", "Of adam and adamw"),
-    flag("beta2", "tuning.beta2", "X", "Of adam and adamw"),
-    flag("eps", "tuning.eps", "X", "Of adam and adamw"),
-    flag("weight-decay", "tuning.weight_decay", "X", "Weight decay"),
-    flag("warmup-steps", "tuning.warmup_steps", "N", "Steps of linear warm-up"),
-    flag("max-grad-norm", "tuning.max_grad_norm", "X", "Clip the gradients' joint norm to this"),
-    flag(
-        "objective",
-        "tuning.objective",
-        "standard|weighted|alone",
-        "Which tokens the loss counts, and how much",
-    ),
-    flag(
-        "key-weight-p",
-        "tuning.key_weight_p",
-        "P",
-        "Objective weighted: the key tokens' terms times 1/P",
-    ),
-    flag(
-        "circuit",
-        "tuning.circuit",
-        "FILE",
-        "Tune the circuit in this file instead of discovering one",
-    ),
+    text("selector", "selector.name", "SELECTOR"),
+    flag("steps", "tuning.steps", "N"),
+    flag("epochs", "tuning.epochs", "N"),
+    flag("batch-size", "tuning.batch_size", "N"),
+    flag("micro-batch-size", "tuning.micro_batch_size", "N"),
+    flag("optimizer", "tuning.optimizer", "OPTIMIZER"),
+    flag("lr", "tuning.lr", "X"),
+    flag("momentum", "tuning.momentum", "X"),
+    flag("beta1", "tuning.beta1", "X"),
+    flag("beta2", "tuning.beta2", "X"),
+    flag("eps", "tuning.eps", "X"),
+    flag("weight-decay", "tuning.weight_decay", "X"),
+    flag("warmup-steps", "tuning.warmup_steps", "N"),
+    flag("max-grad-norm", "tuning.max_grad_norm", "X"),
+    flag("objective", "tuning.objective", "OBJECTIVE"),
+    flag("key-weight-p", "tuning.key_weight_p", "P"),
+    text("circuit", "tuning.circuit", "FILE"),
 ];
 
-/// Adds flags to a command, and `--set`.
+/// Adds flags to a command, and `--set`. Help shows each setting's description and default.
 pub(crate) fn add(command: Command, tables: &[&[Flag]]) -> Command {
+    add_over(command, tables, &Table::new())
+}
+
+/// Adds flags to a command whose defaults are those of `defaults`, where it has one.
+pub(crate) fn add_over(command: Command, tables: &[&[Flag]], defaults: &Table) -> Command {
+    let settings = settings::of_experiments();
     let value_flag = |flag: &Flag| {
+        let setting = settings.iter().find(|setting| setting.name == flag.key);
         Arg::new(flag.name)
             .long(flag.name)
             .value_name(flag.value)
-            .help(flag.help)
+            .help(help(flag, setting, get(defaults, flag.key)))
             .allow_negative_numbers(true)
     };
     let set = Arg::new("set")
         .long("set")
         .value_name("KEY=VALUE")
         .action(ArgAction::Append)
-        .help("Change any setting, as named in a run's config.toml: --set tuning.lr=1e-4");
+        .help("Change any setting; `list settings` shows them all: --set tuning.lr=1e-4");
     command.args(tables.iter().copied().flatten().map(value_flag)).arg(set)
+}
+
+/// What a flag does, which values it takes, and the value where it isn't given: `default`, or else the
+/// setting's.
+fn help(flag: &Flag, setting: Option<&Description>, default: Option<&Value>) -> String {
+    let description = setting.map_or("", |setting| &setting.description);
+    let description = if flag.help.is_empty() { description } else { flag.help };
+    let values: Vec<&str> = (setting.into_iter().flat_map(|setting| &setting.values))
+        .map(|value| &value.name[..])
+        .collect();
+    let values = match values.is_empty() {
+        true => String::new(),
+        false => format!(": {}", values.join(", ")),
+    };
+    let default = match default {
+        Some(default) => default.to_string(),
+        None => setting.map_or_else(|| "none".to_owned(), |setting| shown(&setting.default)),
+    };
+    // As a flag takes it: without quotes and brackets.
+    let default = default.replace(['"', '[', ']'], "");
+    format!("{}{values} [default: {default}]", description.trim_end_matches('.'))
+}
+
+/// A default as TOML writes it; `none` where it is left open.
+pub(crate) fn shown(default: &serde_json::Value) -> String {
+    match default {
+        serde_json::Value::Null => "none".to_owned(),
+        value => value.to_string(),
+    }
+}
+
+/// The value at a dotted key.
+fn get<'t>(table: &'t Table, key: &str) -> Option<&'t Value> {
+    let (first, rest) = match key.split_once('.') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (key, None),
+    };
+    match (table.get(first)?, rest) {
+        (Value::Table(inner), Some(rest)) => get(inner, rest),
+        (value, None) => Some(value),
+        _ => None,
+    }
 }
 
 /// Writes what the flags and `--set` say into an experiment's table. Flags go first.
@@ -146,7 +171,14 @@ pub(crate) fn apply(
 ) -> Result<()> {
     for flag in tables.iter().copied().flatten() {
         if let Some(value) = matches.get_one::<String>(flag.name) {
-            set(experiment, flag.key, parse(value)).with_context(|| format!("--{}", flag.name))?;
+            let value = match flag.reading {
+                Reading::Toml => parse(value),
+                Reading::Text => Value::String(value.clone()),
+                Reading::List => {
+                    Value::Array(value.split(',').map(|name| name.trim().into()).collect())
+                }
+            };
+            set(experiment, flag.key, value).with_context(|| format!("--{}", flag.name))?;
         }
     }
     for path in matches.get_many::<String>("plugins").into_iter().flatten() {
@@ -174,12 +206,16 @@ fn parse(text: &str) -> Value {
     }
 }
 
+/// The tables of which each is a plugin: its name, and its options beside it.
+const PLUGINS: [&str; 4] = ["task", "metric", "selector", "control"];
+
 /// Puts a value at a dotted key. A plugin named anew starts with its own defaults.
 fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
-    let (path, last) = match key.rsplit_once('.') {
+    let (path, last): (Vec<&str>, &str) = match key.rsplit_once('.') {
         Some((path, last)) => (path.split('.').collect(), last),
         None => (Vec::new(), key),
     };
+    let names_plugin = last == "name" && matches!(path[..], [table] if PLUGINS.contains(&table));
     let mut at = table;
     for part in path {
         let next = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
@@ -188,7 +224,7 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
             _ => bail!("`{part}` has no settings of its own"),
         };
     }
-    if last == "name" && at.get(last).is_some_and(|name| *name != value) {
+    if names_plugin && at.get(last).is_some_and(|name| *name != value) {
         at.clear();
     }
     at.insert(last.to_owned(), value);
@@ -219,4 +255,43 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
         *path = path.canonicalize()?;
     }
     Ok(experiment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [&[Flag]; 6] = [MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH, TUNING];
+
+    /// So that `--data 123` is a file's name, and no flag is left behind when its setting is renamed.
+    #[test]
+    fn every_flag_names_a_setting_and_reads_it_by_its_type() {
+        let settings = settings::of_experiments();
+        for flag in ALL.into_iter().flatten() {
+            let Some(setting) = settings.iter().find(|setting| setting.name == flag.key) else {
+                assert!(!flag.help.is_empty(), "{} is no setting", flag.key);
+                continue;
+            };
+            let expected = match &setting.kind[..] {
+                "array" => Reading::List,
+                "string" if setting.values.is_empty() => Reading::Text,
+                _ => Reading::Toml,
+            };
+            assert_eq!(flag.reading, expected, "--{}", flag.name);
+        }
+    }
+
+    #[test]
+    fn only_a_plugin_named_anew_loses_its_options() {
+        let experiment = "seed = 2\n[task]\nname = 'math'\ndata = 'x'\n[other]\nname = 'a'\nn = 1";
+        let mut table: Table = toml::from_str(experiment).unwrap();
+        set(&mut table, "name", "mine".into()).unwrap();
+        set(&mut table, "other.name", "b".into()).unwrap();
+        set(&mut table, "task.name", "math".into()).unwrap();
+        assert_eq!(get(&table, "seed"), Some(&2.into()));
+        assert_eq!(get(&table, "other.n"), Some(&1.into()));
+        assert_eq!(get(&table, "task.data"), Some(&"x".into()));
+        set(&mut table, "task.name", "logic".into()).unwrap();
+        assert_eq!(get(&table, "task.data"), None);
+    }
 }

@@ -21,6 +21,8 @@ use circuit_framework::guard;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 fn main() -> ExitCode {
+    // A closed pipe ends the program as it ends any other, without a word.
+    sigpipe::reset();
     progress::log_to_stderr();
     guard::note_panics();
     let matches = command().get_matches();

@@ -9,7 +9,7 @@ use circuit_framework::{Evaluation, Generation, Model, Pass, Setting, Tensor, pr
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::{VOCABULARY, few, geometries, repository};
+use crate::support::{Geometry, VOCABULARY, few, geometries, repository};
 
 const CONTEXT: usize = 16;
 
@@ -84,6 +84,31 @@ proptest! {
         };
         prop_assert_eq!(sample(1, 3), sample(4, 3));
         prop_assert!((4..9).any(|seed| sample(4, seed) != sample(4, 3)));
+    }
+}
+
+#[test]
+fn more_tokens_than_the_context_has_are_refused() {
+    let geometry = Geometry {
+        llama: true,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        d_head: 2,
+        mlp_heads: 1,
+        split_mlp: false,
+        tied: true,
+    };
+    let model = geometry.model(0);
+    let generate = |max_new_tokens: usize| {
+        let options = Generation { max_new_tokens, temperature: 0.0 };
+        evaluation(&*model, 1).generate(&[vec![1]], &options, &[])
+    };
+    assert_eq!(generate(CONTEXT - 1).unwrap()[0].len(), CONTEXT - 1);
+    for many in [CONTEXT, usize::MAX] {
+        let error = generate(many).unwrap_err().to_string();
+        assert!(error.contains(&format!("max_new_tokens is {many}")), "{error}");
+        assert!(error.contains("give at most 15"), "{error}");
     }
 }
 

@@ -31,7 +31,7 @@ pub enum Rule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pruning {
-    /// `top_edges` (|score|) or `top_nodes` (|score| × the sums of both its nodes).
+    /// How edges are ranked.
     pub rule: Rule,
     /// How many edges to keep; without it, 500 or all where there are fewer.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,15 +11,17 @@ use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::{Place, Precision};
 use crate::registry::{self, Kind, Origin, Plugin};
 use crate::selector::ParamSelector;
+use crate::settings;
 use crate::task::Task;
 use crate::tuning::Tuning;
 use crate::{Error, Result, refuse};
 
 /// A plugin by name, with its options beside the name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Choice {
     pub name: String,
     #[serde(flatten)]
+    #[schemars(skip)]
     pub options: toml::Table,
 }
 
@@ -66,7 +68,7 @@ impl Choice {
 }
 
 /// Which model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ModelChoice {
     /// A Hugging Face folder, a GGUF file, or `embedded`.
     pub path: PathBuf,
@@ -76,8 +78,7 @@ pub struct ModelChoice {
     /// Merge the LoRA adapter in this folder, as PEFT or a run saved it, into the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
-    /// What to compute in: `float32`, `float64`, `bfloat16`, which is float32 with weights kept in
-    /// bfloat16, or `auto`, float64 for models of up to 100,000 parameters, else float32.
+    /// What to compute in.
     #[serde(default)]
     pub dtype: Precision,
     /// What to compute on: `cpu`, `cuda`, `cuda:N` or `auto`.
@@ -85,6 +86,7 @@ pub struct ModelChoice {
     pub device: Place,
     /// The architecture's options.
     #[serde(flatten)]
+    #[schemars(skip)]
     pub options: toml::Table,
 }
 
@@ -106,14 +108,16 @@ impl Default for ModelChoice {
 const FORMAT: u32 = 2;
 
 /// An experiment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Experiment {
     /// The version of these settings' meaning, which every run writes into its config.toml.
     pub format: u32,
+    /// What the experiment is called; its run folders are named after it.
     pub name: String,
+    /// One line on what it is for, which `list experiments` and `run` show.
     pub description: String,
-    /// Of everything random: generated data, shuffling, the random control.
+    /// The seed of everything random: generated data, shuffling, the random control.
     pub seed: u64,
     /// Sequences a forward pass in evaluation.
     pub evaluation_batch_size: usize,
@@ -121,16 +125,19 @@ pub struct Experiment {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<PathBuf>,
     pub model: ModelChoice,
+    /// The task; its options stand beside its name and are what `list tasks` shows.
     pub task: Choice,
-    /// Without it, the task's default.
+    /// What an edge's worth is measured by, one of `list metrics`; without it, the task's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Choice>,
-    /// Metrics that only measure: taken on the task's test examples, before and after tuning.
+    /// Metrics that only measure, each a `name` with its options: taken on the task's test examples
+    /// before and after tuning.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub measure: Vec<Choice>,
-    /// Other tasks to evaluate on too: what tuning costs elsewhere.
+    /// Other tasks to evaluate on too, each a `name` with its options: what tuning costs elsewhere.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluate: Vec<Choice>,
+    /// What of the circuit is tuned, one of `list selectors`.
     pub selector: Choice,
     /// A second selector, tuned from the same start in the same way, to compare with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,11 +247,9 @@ impl Experiment {
                 "{origin}: there is no key `report`; metrics that only measure are listed under `measure`"
             );
         }
-        let one_line = |error: toml::de::Error| {
-            let words: Vec<&str> = error.message().split_whitespace().collect();
-            Error::input(format!("{origin}: {}", words.join(" ")))
-        };
-        table.try_into().map_err(one_line)
+        table.try_into().map_err(|error: toml::de::Error| {
+            Error::input(format!("{origin}: {}", settings::misfit(&error.to_string())))
+        })
     }
 
     /// Builds the plugins, refusing unknown names and options.

@@ -43,7 +43,8 @@ impl Evaluation<'_> {
     /// What follows each prompt, up to one of the `stop` tokens, which is left out.
     ///
     /// # Errors
-    /// If a prompt is empty or fills the context, or if a setting can't be followed.
+    /// If a prompt is empty or fills the context, if more tokens are asked for than the context has, or
+    /// if the temperature is no number from 0 up.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -54,6 +55,14 @@ impl Evaluation<'_> {
             refuse!("temperature is {}; it must be a number from 0 up", options.temperature);
         }
         let context = self.model.context();
+        if options.max_new_tokens >= context {
+            refuse!(
+                "max_new_tokens is {}, but the model's context is {context} tokens, the prompt's \
+                 included; give at most {}",
+                options.max_new_tokens,
+                context - 1
+            );
+        }
         if let Some(prompt) = prompts.iter().find(|p| p.is_empty() || p.len() >= context) {
             refuse!(
                 "a prompt has {} tokens; to be answered in a context of {context} it must have 1 to {}",

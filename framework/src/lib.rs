@@ -35,6 +35,7 @@ pub mod registry;
 pub mod run;
 pub mod scores;
 pub mod selector;
+pub mod settings;
 pub mod task;
 pub mod tokenizer;
 pub mod tuning;

@@ -158,11 +158,12 @@ pub struct Checkpoint {
 }
 
 /// What a model computes in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// float64 for models so small that it costs nothing, as those are that numbers are checked
-    /// on; float32 for all others.
+    /// float64 for models of up to 100,000 parameters, which it costs nothing; float32 for all others.
     #[default]
     Auto,
     Float32,
@@ -173,7 +174,7 @@ pub enum Precision {
 
 /// What a model computes on: `cpu`, `cuda` or `cuda:N`, or `auto`, the first GPU where the program
 /// was built with CUDA and there is one, else the CPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct Place(pub String);
 

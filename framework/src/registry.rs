@@ -9,6 +9,7 @@ use crate::experiment::Registered;
 use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::Architecture;
 use crate::selector::ParamSelector;
+use crate::settings::{self, Description};
 use crate::task::Task;
 use crate::{Result, refuse, suggestion};
 
@@ -64,16 +65,6 @@ pub struct Plugin<T: ?Sized + 'static> {
     build: fn(Deserializer<'_>) -> Result<Result<Box<T>>, erased_serde::Error>,
 }
 
-/// One option of a plugin, for `list`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct OptionDescription {
-    pub name: String,
-    /// The field's doc comment.
-    pub description: String,
-    /// The value where none is given; null where it is left open.
-    pub default: serde_json::Value,
-}
-
 impl<T: Kind + ?Sized> Plugin<T> {
     pub const fn new<O: Options<T>>(
         name: &'static str,
@@ -91,18 +82,8 @@ impl<T: Kind + ?Sized> Plugin<T> {
     }
 
     /// The options in the order they are declared.
-    pub fn options(&self) -> Vec<OptionDescription> {
-        let schema = (self.schema)().to_value();
-        let defaults = (self.defaults)().unwrap_or_default();
-        let Some(properties) = schema["properties"].as_object() else {
-            return Vec::new();
-        };
-        let describe = |(name, property): (&String, &serde_json::Value)| OptionDescription {
-            name: name.clone(),
-            description: property["description"].as_str().unwrap_or_default().replace('\n', " "),
-            default: defaults[name].clone(),
-        };
-        properties.iter().map(describe).collect()
+    pub fn options(&self) -> Vec<Description> {
+        settings::fields(&(self.schema)(), &(self.defaults)().unwrap_or_default())
     }
 
     /// Builds the plugin from a table of options.
@@ -119,13 +100,9 @@ impl<T: Kind + ?Sized> Plugin<T> {
         let mut erased = <dyn erased_serde::Deserializer>::erase(options.clone());
         match (self.build)(&mut erased) {
             Ok(built) => Ok(T::guard(self.name, built?)),
-            Err(error) => refuse!("{}: {}", self.name, one_line(&error.to_string())),
+            Err(error) => refuse!("{}: {}", self.name, settings::misfit(&error.to_string())),
         }
     }
-}
-
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// All plugins of one kind, sorted by name. Two of one name are an error that names both crates.

@@ -2,34 +2,38 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use circuit_framework::candle_core::DType;
 use circuit_framework::discovery::Positions;
 use circuit_framework::parameters::{Owner, Selection};
 use circuit_framework::tuning::{Event, Step, Tuner};
 use circuit_framework::{Example, Key, Model, Tensor};
 use circuit_models::Loaded;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use toml::Table;
 
+use super::{json_flag, show};
 use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TUNING};
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, DISCOVERY, TUNING];
 
 /// What is timed where no flag says otherwise: the published implementation's step.
-const DEFAULTS: &str = r#"
-    tuning = { steps = 5, batch_size = 16, optimizer = "sgd", momentum = 0.9, lr = 1e-4 }
-    metric = { name = "logit_diff" }
-"#;
+fn defaults() -> Table {
+    toml::toml! {
+        tuning = { steps = 5, batch_size = 16, optimizer = "sgd", momentum = 0.9, lr = 1e-4 }
+        metric = { name = "logit_diff" }
+    }
+}
 
 pub(crate) fn command() -> Command {
-    flags::add(
+    flags::add_over(
         Command::new("bench")
             .about("Time a discover-and-tune step, phase by phase, on random examples"),
         FLAGS,
+        &defaults(),
     )
     .arg(
         Arg::new("seq-len")
@@ -39,7 +43,7 @@ pub(crate) fn command() -> Command {
             .value_parser(clap::value_parser!(u64).range(4..))
             .help("Tokens an example; two of them are key tokens"),
     )
-    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"))
+    .arg(json_flag())
 }
 
 /// Seconds of a phase, over the timed steps.
@@ -84,9 +88,12 @@ struct Report {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let mut table: Table = toml::from_str(DEFAULTS)?;
+    let mut table = defaults();
     flags::apply(matches, FLAGS, &mut table)?;
     let experiment = flags::from_table(table, "settings")?;
+    if experiment.tuning.steps == Some(0) {
+        bail!("there is nothing to time in 0 steps; give --steps 1 or more");
+    }
     let plugins = experiment.plugins()?;
     let Loaded { model, .. } = circuit_models::load(&experiment.model)?;
     let seq = matches.get_one::<u64>("seq-len").map_or(32, |seq| *seq as usize);
@@ -121,11 +128,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         Positions::All => 2.0,
     };
     let report = report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops);
-    match matches.get_flag("json") {
-        true => println!("{}", serde_json::to_string(&report)?),
-        false => print(&report),
-    }
-    Ok(())
+    show(matches, &report, print)
 }
 
 /// Random tokens; the middle and the last one are key tokens.

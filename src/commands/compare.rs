@@ -8,12 +8,9 @@ use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
-use super::path;
+use super::{json_flag, output, path, show};
 
 pub(crate) fn command() -> Command {
-    let output = |name: &'static str, value: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name(value).help(help)
-    };
     Command::new("compare")
         .about("Put runs side by side: figures, tuned parameters, time")
         .arg(
@@ -24,8 +21,8 @@ pub(crate) fn command() -> Command {
                 .num_args(1..)
                 .help("Run folders"),
         )
-        .arg(output("markdown", "OUT.md", "Write the table here"))
-        .arg(output("json", "OUT.json", "Write the rows here"))
+        .arg(output("markdown", "OUT.md", "Write the tables here"))
+        .arg(json_flag())
 }
 
 /// A model: before tuning, after it, or after the control's.
@@ -45,15 +42,11 @@ pub(crate) struct Row {
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let runs: Vec<String> = matches.get_many("runs").into_iter().flatten().cloned().collect();
     let rows = rows(&runs)?;
-    let table = markdown(&rows);
-    print!("{table}");
+    let tables = markdown(&rows);
     if let Some(path) = path(matches, "markdown") {
-        files::write_atomically(&path, table.as_bytes())?;
+        files::write_atomically(&path, tables.as_bytes())?;
     }
-    if let Some(path) = path(matches, "json") {
-        files::write_json(&path, &rows)?;
-    }
-    Ok(())
+    show(matches, &rows, |_| print!("{tables}"))
 }
 
 /// The rows of finished runs, by their folders.
@@ -108,16 +101,30 @@ fn add(rows: &mut Vec<Row>, run: &str, summary: Summary) {
     }
 }
 
-/// A row a model, a column a figure that any of them has.
+/// A table a task, under its name, in the order they come.
 pub(crate) fn markdown(rows: &[Row]) -> String {
+    let mut tasks: Vec<&str> = Vec::new();
+    for row in rows {
+        if !tasks.contains(&&row.task[..]) {
+            tasks.push(&row.task);
+        }
+    }
+    let table = |task: &&str| {
+        let rows: Vec<&Row> = rows.iter().filter(|row| row.task == *task).collect();
+        format!("### {task}\n\n{}", lay_out(&cells(&rows)))
+    };
+    tasks.iter().map(table).collect::<Vec<_>>().join("\n")
+}
+
+/// A line of cells a model after the head, a column a figure that any of them has.
+fn cells(rows: &[&Row]) -> Vec<Vec<String>> {
     let mut names: Vec<&String> = rows.iter().flat_map(|row| row.figures.keys()).collect();
     names.sort();
     names.dedup();
-    let mut cells: Vec<Vec<String>> = Vec::with_capacity(rows.len() + 1);
     let mut head = vec!["run".to_owned(), "selector".to_owned(), "tuned".to_owned()];
     head.extend(names.iter().map(|name| (*name).clone()));
     head.push("seconds".to_owned());
-    cells.push(head);
+    let mut cells = vec![head];
     for row in rows {
         let share = 100.0 * row.tuned_parameters as f64 / row.parameters as f64;
         let mut line = vec![
@@ -131,6 +138,11 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
         line.push(format!("{:.1}", row.seconds));
         cells.push(line);
     }
+    cells
+}
+
+/// Cells as a markdown table: the first line its head, the first two columns text, the others numbers.
+fn lay_out(cells: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..cells[0].len())
         .map(|column| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();

@@ -1,18 +1,16 @@
 //! `discover`: score the edges, cut the circuit, write both down.
 
 use anyhow::Result;
-use circuit_framework::files;
-use clap::{Arg, ArgMatches, Command};
+use circuit_framework::{Circuit, files};
+use clap::{ArgMatches, Command};
+use serde::Serialize;
 
-use super::{path, with_runner};
+use super::{json_flag, output, path, show, with_runner};
 use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
 
 pub(crate) fn command() -> Command {
-    let output = |name: &'static str, value: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name(value).help(help)
-    };
     flags::add(
         Command::new("discover").about("Find the circuit: score every edge, keep the best"),
         FLAGS,
@@ -20,6 +18,16 @@ pub(crate) fn command() -> Command {
     .arg(output("scores", "OUT.safetensors", "Write all scores here"))
     .arg(output("circuit", "OUT.json", "Write the circuit here"))
     .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
+    .arg(json_flag())
+}
+
+#[derive(Serialize)]
+struct Found {
+    /// Over all examples.
+    metric: f64,
+    /// How many the graph has.
+    graph_edges: usize,
+    circuit: Circuit,
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
@@ -39,12 +47,16 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             let drawing = circuit_framework::drawing::svg(&circuit, &found.scores.graph, &title);
             files::write_atomically(&path, drawing.as_bytes())?;
         }
-        println!("metric   {:.6}", found.metric);
-        println!("circuit  {} of {} edges", circuit.edges.len(), found.scores.graph.edge_count());
-        println!("the strongest:");
-        for edge in circuit.edges.iter().take(10) {
-            println!("  {:>12.4e}  {} → {}", edge.score, edge.writer, edge.reader);
-        }
-        Ok(())
+        let graph_edges = found.scores.graph.edge_count();
+        show(matches, &Found { metric: found.metric, graph_edges, circuit }, print)
     })
+}
+
+fn print(Found { metric, graph_edges, circuit }: &Found) {
+    println!("metric   {metric:.6}");
+    println!("circuit  {} of {graph_edges} edges", circuit.edges.len());
+    println!("the strongest:");
+    for edge in circuit.edges.iter().take(10) {
+        println!("  {:>12.4e}  {} → {}", edge.score, edge.writer, edge.reader);
+    }
 }

@@ -1,32 +1,27 @@
 //! `eval`: a task's own evaluation of a model.
 
 use anyhow::Result;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 
-use super::{path, print_figures, with_runner};
+use super::{json_flag, output, path, print_figures, show, with_runner};
 use crate::flags::{self, COMPUTING, Flag, MODEL, TASK};
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK];
 
 pub(crate) fn command() -> Command {
     flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS)
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .help("Write what the task leaves beside its figures here: generations, drawings"),
-        )
-        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON object"))
+        .arg(output(
+            "out",
+            "DIR",
+            "Write what the task leaves beside its figures here: generations, drawings",
+        ))
+        .arg(json_flag())
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
     with_runner(&experiment, |runner| {
         let figures = runner.evaluate(path(matches, "out").as_deref(), None)?;
-        match matches.get_flag("json") {
-            true => println!("{}", serde_json::to_string(&figures)?),
-            false => print_figures(&[("model", &figures)]),
-        }
-        Ok(())
+        show(matches, &figures, |figures| print_figures(&[("model", figures)]))
     })
 }

@@ -1,67 +1,141 @@
-//! `list`: everything registered, with options and defaults.
+//! `list`: everything registered, with options and defaults; and the settings of experiments.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use circuit_framework::experiment::Registered;
 use circuit_framework::registry::{self, Kind, Plugin};
+use circuit_framework::settings::{self, Description};
 use circuit_framework::{
     Architecture, MeasuringMetric, ParamSelector, PatchingMetric, Task, inventory,
 };
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::{Serialize, Serializer};
 
-const KINDS: [&str; 5] = ["models", "tasks", "metrics", "selectors", "experiments"];
+use super::{json_flag, show};
+use crate::flags::shown;
+
+const KINDS: [&str; 6] = ["models", "tasks", "metrics", "selectors", "experiments", "settings"];
 
 pub(crate) fn command() -> Command {
-    Command::new("list").about("Everything registered, with options and defaults").arg(
-        Arg::new("kind")
-            .value_name("KIND")
-            .value_parser(KINDS)
-            .help("Only what is registered of one kind"),
-    )
+    Command::new("list")
+        .about("Everything registered, with options and defaults; `list settings`: every setting")
+        .arg(
+            Arg::new("kind")
+                .value_name("KIND")
+                .value_parser(KINDS)
+                .help("Only what is of one kind"),
+        )
+        .arg(
+            Arg::new("markdown")
+                .long("markdown")
+                .action(ArgAction::SetTrue)
+                .help("Of `list settings`: the page docs/settings.md"),
+        )
+        .arg(json_flag())
+}
+
+/// What is registered of one kind.
+struct Group {
+    /// What JSON calls the kind.
+    kind: &'static str,
+    title: &'static str,
+    entries: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    name: &'static str,
+    summary: String,
+    options: Vec<Description>,
+}
+
+/// Groups as one JSON object, a list a kind.
+struct Listing(Vec<Group>);
+
+impl Serialize for Listing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|group| (group.kind, &group.entries)))
+    }
+}
+
+#[derive(Serialize)]
+struct Settings {
+    settings: Vec<Description>,
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let wanted = matches.get_one::<String>("kind");
-    for kind in KINDS.into_iter().filter(|kind| wanted.is_none_or(|wanted| wanted == kind)) {
-        match kind {
-            "models" => print_plugins::<dyn Architecture>("Model architectures", "model")?,
-            "tasks" => print_plugins::<dyn Task>("Tasks", "task")?,
-            "metrics" => {
-                print_plugins::<dyn PatchingMetric>("Metrics", "metric")?;
-                print_plugins::<dyn MeasuringMetric>("Metrics that only measure", "measure")?;
-            }
-            "selectors" => print_plugins::<dyn ParamSelector>("Selectors", "selector")?,
-            _ => print_experiments()?,
-        }
+    let wanted = matches.get_one::<String>("kind").map(String::as_str);
+    let markdown = matches.get_flag("markdown");
+    if wanted == Some("settings") {
+        let print = if markdown { super::settings::print_page } else { super::settings::print };
+        let settings = Settings { settings: settings::of_experiments() };
+        return show(matches, &settings, |listed| print(&listed.settings));
     }
-    Ok(())
+    if markdown {
+        bail!("--markdown is for `list settings`");
+    }
+    let mut groups = groups()?;
+    // `metrics` are the measuring ones too.
+    groups.retain(|group| wanted.is_none_or(|wanted| group.kind.ends_with(wanted)));
+    show(matches, &Listing(groups), |Listing(groups)| {
+        groups.iter().for_each(print);
+        if wanted.is_none() {
+            println!("Every setting of an experiment: `list settings`");
+        }
+    })
 }
 
-fn print_experiments() -> Result<()> {
-    println!("Experiments, for `run NAME`");
-    for experiment in Registered::all()? {
+fn groups() -> Result<Vec<Group>> {
+    let experiments = Registered::all()?.into_iter().map(|experiment| {
         let table: toml::Table = toml::from_str(experiment.toml)?;
         let description = table.get("description").and_then(|value| value.as_str());
-        println!("  {:22}{}", experiment.name, description.unwrap_or_default());
-    }
-    Ok(())
+        let summary = description.unwrap_or_default().to_owned();
+        Ok(Entry { name: experiment.name, summary, options: Vec::new() })
+    });
+    Ok(vec![
+        plugins::<dyn Architecture>("models", "Model architectures", "model")?,
+        plugins::<dyn Task>("tasks", "Tasks", "task")?,
+        plugins::<dyn PatchingMetric>("metrics", "Metrics", "metric")?,
+        plugins::<dyn MeasuringMetric>(
+            "measuring_metrics",
+            "Metrics that only measure",
+            "measure",
+        )?,
+        plugins::<dyn ParamSelector>("selectors", "Selectors", "selector")?,
+        Group {
+            kind: "experiments",
+            title: "Experiments, for `run NAME`",
+            entries: experiments.collect::<Result<_>>()?,
+        },
+    ])
 }
 
-fn print_plugins<T: Kind + ?Sized>(title: &str, section: &str) -> Result<()>
+/// The plugins of one kind, their options named as settings of `section`.
+fn plugins<T: Kind + ?Sized>(
+    kind: &'static str,
+    title: &'static str,
+    section: &str,
+) -> Result<Group>
 where
     Plugin<T>: inventory::Collect,
 {
-    println!("{title}");
-    for plugin in registry::all::<T>()? {
-        println!("  {:22}{}", plugin.name, plugin.summary);
-        for option in plugin.options() {
-            let default = match &option.default {
-                serde_json::Value::Null => "none".to_owned(),
-                value => value.to_string(),
-            };
-            println!("    {section}.{} = {default}", option.name);
+    let entry = |plugin: &'static Plugin<T>| Entry {
+        name: plugin.name,
+        summary: plugin.summary.to_owned(),
+        options: (plugin.options().into_iter())
+            .map(|option| Description { name: format!("{section}.{}", option.name), ..option })
+            .collect(),
+    };
+    Ok(Group { kind, title, entries: registry::all::<T>()?.into_iter().map(entry).collect() })
+}
+
+fn print(group: &Group) {
+    println!("{}", group.title);
+    for entry in &group.entries {
+        println!("  {:22}{}", entry.name, entry.summary);
+        for option in &entry.options {
+            println!("    {} = {}", option.name, shown(&option.default));
             println!("        {}", option.description);
         }
     }
     println!();
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! One file a subcommand.
+//! One file a subcommand; here what several of them share: loading, showing results, printing figures.
 
 pub(crate) mod bench;
 pub(crate) mod compare;
@@ -8,15 +8,17 @@ pub(crate) mod list;
 mod matrix;
 pub(crate) mod plugin;
 pub(crate) mod run;
+mod settings;
 pub(crate) mod tune;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use circuit_framework::Figures;
 use circuit_framework::experiment::Experiment;
 use circuit_framework::run::{Runner, Summary};
-use clap::ArgMatches;
+use circuit_framework::{Figures, files};
+use clap::{Arg, ArgMatches};
+use serde::Serialize;
 
 use crate::progress::Display;
 
@@ -42,8 +44,54 @@ fn path(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
     matches.get_one::<String>(name).map(PathBuf::from)
 }
 
+/// A flag that names a file or folder that is written.
+fn output(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+/// Where `--json` writes to without a file.
+const STDOUT: &str = "-";
+
+/// The flag `--json [FILE]`, the same on every command that prints a result; [`show`] follows it.
+fn json_flag() -> Arg {
+    output(
+        "json",
+        "FILE",
+        "Write the result as JSON to a file; without one, print it as one object",
+    )
+    .num_args(0..=1)
+    .default_missing_value(STDOUT)
+}
+
+/// Whether `--json` leaves standard output to one object.
+fn prints_json(matches: &ArgMatches) -> bool {
+    matches.get_one::<String>("json").is_some_and(|file| file == STDOUT)
+}
+
+/// Shows a command's result: by `print`, and where `--json` says so as JSON; never both on standard
+/// output.
+fn show<T: Serialize>(matches: &ArgMatches, result: &T, print: impl FnOnce(&T)) -> Result<()> {
+    if prints_json(matches) {
+        println!("{}", serde_json::to_string(result)?);
+        return Ok(());
+    }
+    if let Some(file) = path(matches, "json") {
+        files::write_json(&file, result)?;
+    }
+    print(result);
+    Ok(())
+}
+
+/// A finished run.
+#[derive(Serialize)]
+struct Finished<'a> {
+    folder: &'a Path,
+    #[serde(flatten)]
+    summary: Summary,
+}
+
 /// Prints a run's figures side by side.
-fn print_summary(summary: &Summary, folder: &Path) {
+fn print_summary(Finished { folder, summary }: &Finished) {
     let mut columns = vec![("before", &summary.before), ("after", &summary.after)];
     columns.extend(summary.control.as_ref().map(|control| ("control", control)));
     print_figures(&columns);

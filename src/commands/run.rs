@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use circuit_framework::matrix::combinations;
 use circuit_framework::run::next_folder;
 use clap::{Arg, ArgMatches, Command};
 
-use super::{matrix, path, print_summary, with_runner};
+use super::{
+    Finished, json_flag, matrix, output, path, print_summary, prints_json, show, with_runner,
+};
 use crate::experiments;
 use crate::flags::{self, COMPUTING, Flag};
 
@@ -24,12 +26,12 @@ pub(crate) fn command() -> Command {
             .default_value(experiments::DEFAULT)
             .help("A registered experiment (see `list experiments`) or a TOML file"),
     )
-    .arg(
-        Arg::new("out")
-            .long("out")
-            .value_name("DIR")
-            .help("The run folder; runs/EXPERIMENT-N without it, for a matrix runs/EXPERIMENT"),
-    )
+    .arg(output(
+        "out",
+        "DIR",
+        "The run folder; runs/EXPERIMENT-N without it, for a matrix runs/EXPERIMENT",
+    ))
+    .arg(json_flag())
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
@@ -40,16 +42,21 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     flags::apply(matches, FLAGS, &mut table)?;
     if let Some(combinations) = combinations(&table, name)? {
         let folder = path(matches, "out").unwrap_or_else(|| Path::new("runs").join(&*stem));
+        if matches.contains_id("json") {
+            bail!(
+                "{name}: a matrix leaves its rows in compare.json of its folder; run it without --json"
+            );
+        }
         return matrix::run(combinations, name, &folder);
     }
     let experiment = flags::from_table(table, name)?;
     let folder =
         path(matches, "out").unwrap_or_else(|| next_folder(Path::new("runs"), &experiment.name));
-    if !experiment.description.is_empty() {
+    if !experiment.description.is_empty() && !prints_json(matches) {
         println!("{}\n", experiment.description);
     }
     with_runner(&experiment, |runner| {
-        print_summary(&runner.run(&folder)?, &folder);
-        Ok(())
+        let summary = runner.run(&folder)?;
+        show(matches, &Finished { folder: &folder, summary }, print_summary)
     })
 }

@@ -1,11 +1,12 @@
 //! `tune`: discover and tune from flags alone, into a run folder.
 
+use std::path::Path;
+
 use anyhow::Result;
 use circuit_framework::run::next_folder;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use std::path::Path;
 
-use super::{path, print_summary, with_runner};
+use super::{Finished, json_flag, output, path, print_summary, show, with_runner};
 use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TASK, TUNING};
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, TUNING];
@@ -18,12 +19,8 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Take the examples in file order"),
         )
-        .arg(
-            Arg::new("out")
-                .long("out")
-                .value_name("DIR")
-                .help("The run folder; runs/tune-N without it"),
-        )
+        .arg(output("out", "DIR", "The run folder; runs/tune-N without it"))
+        .arg(json_flag())
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
@@ -34,7 +31,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     }
     let folder = path(matches, "out").unwrap_or_else(|| next_folder(Path::new("runs"), "tune"));
     with_runner(&experiment, |runner| {
-        print_summary(&runner.run(&folder)?, &folder);
-        Ok(())
+        let summary = runner.run(&folder)?;
+        show(matches, &Finished { folder: &folder, summary }, print_summary)
     })
 }

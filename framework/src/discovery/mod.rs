@@ -74,16 +74,15 @@ pub enum Positions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Discovery {
-    /// `eap` or `eap-ig`.
+    /// Where the metric's gradient is taken.
     pub method: Method,
     /// Inputs that `eap-ig` averages the gradient over.
     pub ig_steps: usize,
-    /// What a writer's output is compared with: `mean` (its mean over all tokens), `mean-positional`
-    /// (its mean at that position), `zero`, or `corrupt` (its output on the counterfactual).
+    /// What a writer's output is compared with.
     pub ablation: Ablation,
-    /// `key` or `all`.
+    /// At which positions the graph is read.
     pub positions: Positions,
-    /// The kinds of nodes in the graph: `head`, `mlp`, `embed`, `logits`.
+    /// The kinds of nodes in the graph.
     pub nodes: Vec<Kind>,
     /// Sequences a forward pass; the scores do not depend on it.
     pub batch_size: usize,

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smoothing {
-    /// β₁, of the smoothed sensitivity I.
+    /// The decay of the smoothed |score|.
     pub beta1: f32,
-    /// β₂, of the smoothed uncertainty U.
+    /// The decay of its uncertainty.
     pub beta2: f32,
 }
 

@@ -21,7 +21,7 @@ pub struct TopNSchedule {
     pub start: usize,
     /// After how many steps the last number is reached.
     pub steps: usize,
-    /// `linear` or `cosine`.
+    /// How the number moves.
     #[serde(default)]
     pub shape: Shape,
 }

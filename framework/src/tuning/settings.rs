@@ -31,26 +31,25 @@ pub struct Tuning {
     pub activation_checkpointing: bool,
     /// Whether to shuffle the examples every epoch, with the seed.
     pub shuffle: bool,
-    /// What is trained on: `standard` (all predicted tokens), `weighted` (key tokens count 1/p times
-    /// as much), `alone` (key tokens only) or `set` (the probability of each key's right answers).
+    /// Which tokens the loss counts, and how much.
     pub objective: Objective,
-    /// p: objective `weighted` multiplies the key tokens' terms by 1/p.
+    /// Objective `weighted` multiplies the key tokens' terms by one over this.
     pub key_weight_p: f64,
-    /// β: adds β·|metric of the step| to the loss.
+    /// Adds so many times |metric of the step| to the loss.
     pub metric_penalty: f64,
-    /// `sgd`, `adam` or `adamw`, as PyTorch's.
+    /// The update rule, as PyTorch's of that name.
     pub optimizer: Algorithm,
     /// The learning rate.
     pub lr: f64,
-    /// Of `sgd`.
+    /// The momentum of `sgd`.
     pub momentum: f64,
-    /// Of `adam` and `adamw`.
+    /// The decay of the first moment, for `adam` and `adamw`.
     pub beta1: f64,
-    /// Of `adam` and `adamw`.
+    /// The decay of the second moment, for `adam` and `adamw`.
     pub beta2: f64,
-    /// Of `adam` and `adamw`.
+    /// Added to the root of the second moment, for `adam` and `adamw`.
     pub eps: f64,
-    /// Added to the gradient, or for `adamw` taken off the weight.
+    /// Weight decay: added to the gradient, or for `adamw` taken off the weight.
     pub weight_decay: f64,
     /// Steps over which the learning rate rises linearly.
     pub warmup_steps: usize,
