@@ -21,6 +21,10 @@ fn write_inputs(folder: &Path) {
         )
     };
     std::fs::write(folder.join("choices.jsonl"), question(0) + &question(1)).unwrap();
+    std::fs::write(folder.join("grammatical.jsonl"), question(0)).unwrap();
+    // Keys without wrong answers.
+    let keys = "{\"tokens\": [1, 3, 119, 1, 4, 83, 98], \"key_positions\": [5]}\n";
+    std::fs::write(folder.join("keys.jsonl"), keys).unwrap();
     let experiment = r#"
         evaluate = [{ name = "perplexity", data = "text.txt" }, { name = "multiple_choice", data = "choices.jsonl" }]
         measure = [{ name = "accuracy" }, { name = "kl_divergence" }]
@@ -125,12 +129,12 @@ fn metrics_that_do_not_fit_are_refused_before_anything_runs() {
     };
     run("--set metric.name=accuracy", &["`accuracy` only measures", "measure = "]);
     run("--set metric.name=kl_divergence", &["`kl_divergence` only measures"]);
-    let choices = "--set task.name=multiple_choice --set task.data='choices.jsonl'";
+    let keys = "--set task.name=tokens --set task.data='keys.jsonl'";
     run(
-        &format!("{choices} --set metric.name=logit_diff"),
+        &format!("{keys} --set metric.name=logit_diff"),
         &[
-            "metric `logit_diff` doesn't fit task `multiple_choice`",
-            "choices.jsonl:1",
+            "metric `logit_diff` doesn't fit task `tokens`",
+            "keys.jsonl:1",
             "no wrong answer",
             "those that fit: answer_log_prob, loss",
         ],
@@ -153,6 +157,19 @@ fn metrics_that_do_not_fit_are_refused_before_anything_runs() {
     );
 }
 
+/// The right choice is held against the wrong ones' tokens.
+#[test]
+fn multiple_choice_is_discovered_with_logit_diff() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_inputs(here);
+    let discover = "discover --task multiple_choice --data grammatical.jsonl --metric logit_diff --top-n 5 --circuit circuit.json";
+    let shown = succeeds(here, &words(discover));
+    let metric = shown.lines().find_map(|line| line.strip_prefix("metric")).unwrap();
+    assert!(metric.trim().parse::<f64>().unwrap() > 1.0, "{shown}");
+    assert_eq!(json(&here.join("circuit.json"))["edges"].as_array().unwrap().len(), 5);
+}
+
 /// Every combination that fits is run once, those that don't are named, and a second call goes on
 /// where the first stopped.
 #[test]
@@ -166,17 +183,17 @@ fn a_matrix_runs_what_fits_and_goes_on_where_it_stopped() {
     experiment.push_str(
         r#"
         [matrix]
-        tasks = [{ name = "agreement", test_examples = 16 }, { name = "multiple_choice", data = "choices.jsonl" }]
+        tasks = [{ name = "agreement", test_examples = 16 }, { name = "tokens", data = "keys.jsonl" }]
         metrics = ["logit_diff", "answer_log_prob"]
     "#,
     );
     std::fs::write(here.join("matrix.toml"), experiment).unwrap();
     let run = |rest: &str| succeeds(here, &words(&format!("run matrix.toml --out matrix {rest}")));
     let shown = run("");
-    assert!(shown.contains("4/4 multiple_choice-answer_log_prob"), "{shown}");
+    assert!(shown.contains("4/4 tokens-answer_log_prob"), "{shown}");
     let skipped = json(&here.join("matrix/skipped.json"));
     let [skipped] = &skipped.as_array().unwrap()[..] else { panic!("one doesn't fit: {skipped}") };
-    assert_eq!(skipped["name"], "multiple_choice-logit_diff");
+    assert_eq!(skipped["name"], "tokens-logit_diff");
     assert!(skipped["reason"].as_str().unwrap().contains("those that fit"), "{skipped}");
     let rows = json(&here.join("matrix/compare.json"));
     // Three runs, and the untuned model once for each task.

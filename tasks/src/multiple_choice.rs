@@ -2,7 +2,11 @@
 //! "choices": […], "answer": …}`, the answer being an index from 0, or one of the choices. A choice is
 //! scored by its log-likelihood after the question, as it is (`acc`) and divided by its length in
 //! bytes (`acc_norm`), as lm-evaluation-harness does.
+//!
+//! A circuit is found on the right choices. A key is the token at which wrong choices part from the
+//! right one, and is held against theirs; a question may have several.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use circuit_framework::ops::cross_entropy::Target;
@@ -70,14 +74,19 @@ impl Line {
             );
         };
         let choices = self.choices.iter().map(|choice| self.example(choice, tokenizer, origin));
-        Ok(Question {
-            choices: choices.collect::<Result<_>>()?,
-            lengths: self.choices.iter().map(String::len).collect(),
-            answer,
-        })
+        let mut choices = choices.collect::<Result<Vec<_>>>()?;
+        choices[answer].keys = keys(&choices, answer);
+        if choices[answer].keys.is_empty() {
+            refuse!(
+                "the right choice `{}` parts from none of the others at any token; give a wrong choice \
+                 that it can be held against",
+                self.choices[answer]
+            );
+        }
+        Ok(Question { choices, lengths: self.choices.iter().map(String::len).collect(), answer })
     }
 
-    /// The question with a choice behind it, which alone is predicted.
+    /// The question with a choice behind it, which alone is predicted; without keys.
     fn example(&self, choice: &str, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
         let question = self.question.trim_end();
         let mut tokens: Vec<u32> = tokenizer.prefix().into_iter().collect();
@@ -86,16 +95,34 @@ impl Line {
         if start == 0 || start >= tokens.len() || choice.trim().is_empty() {
             refuse!("the question or a choice is empty");
         }
-        let key =
-            |position: usize| Key { position, correct: vec![tokens[position]], wrong: Vec::new() };
         Ok(Example {
             predicted: start..tokens.len(),
-            keys: (start..tokens.len()).map(key).collect(),
+            keys: Vec::new(),
             tokens,
             counterfactual: None,
             origin: origin.to_owned(),
         })
     }
+}
+
+/// The keys of the right choice: the positions at which a wrong one first differs from it, each with
+/// the tokens of all that do. A wrong choice that goes on where the right one ends, or the other way
+/// round, can't be compared, nor can one before which the question is tokenised otherwise.
+fn keys(choices: &[Example], answer: usize) -> Vec<Key> {
+    let right = &choices[answer];
+    let mut wrong: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+    for choice in choices {
+        let mut pairs = right.tokens.iter().zip(&choice.tokens);
+        let parting = pairs.position(|(own, other)| own != other);
+        if let Some(position) = parting.filter(|position| right.predicted.contains(position)) {
+            let (tokens, token) = (wrong.entry(position).or_default(), choice.tokens[position]);
+            if !tokens.contains(&token) {
+                tokens.push(token);
+            }
+        }
+    }
+    let key = |(position, wrong)| Key { position, correct: vec![right.tokens[position]], wrong };
+    wrong.into_iter().map(key).collect()
 }
 
 impl MultipleChoice {
@@ -211,6 +238,38 @@ mod tests {
         assert_eq!(tokenizer.decode(predicted).unwrap(), " blue");
         // A limit of the context leaves a question out if its longest choice doesn't fit.
         assert_eq!(task.questions(&setting(40)).unwrap().len(), 1);
+    }
+
+    fn question(choices: &[&str]) -> Result<Question> {
+        let choices = choices.iter().map(|&choice| choice.to_owned()).collect();
+        let line = Line { question: "Q:".to_owned(), choices, answer: Answer::Index(0) };
+        line.question(crate::tests::tokenizer(), "here")
+    }
+
+    /// Tokens are bytes here.
+    #[test]
+    fn a_key_is_where_wrong_choices_part_from_the_right_one() {
+        let question = question(&["seven", "six", "sixty", "five", "severe", "eve", "seventy"]);
+        let question = question.unwrap();
+        let right = &question.choices[0];
+        let tokenizer = crate::tests::tokenizer();
+        let text = |tokens: &[u32]| tokenizer.decode(tokens).unwrap();
+        let keys: Vec<(usize, String, String)> = (right.keys.iter())
+            .map(|key| (key.position - 3, text(&key.correct), text(&key.wrong)))
+            .collect();
+        let key = |at: usize, right: &str, wrong: &str| (at, right.to_owned(), wrong.to_owned());
+        // "seventy" goes on where "seven" ends: nothing is held against it.
+        assert_eq!(keys, [key(0, "s", "fe"), key(1, "e", "i"), key(4, "n", "r")]);
+        assert_eq!(text(&right.tokens[right.predicted.clone()]), " seven");
+        assert!(question.choices[1..].iter().all(|choice| choice.keys.is_empty()));
+    }
+
+    #[test]
+    fn a_question_without_a_wrong_choice_to_compare_is_a_bad_row() {
+        for choices in [&["seven"][..], &["seven", "seventy"], &["seven", "seven"]] {
+            let error = question(choices).err().unwrap().to_string();
+            assert!(error.contains("`seven` parts from none"), "{error}");
+        }
     }
 
     #[test]
