@@ -123,6 +123,7 @@ fn templated(template: &str) -> Tokenizer {
         inner: json.to_string().parse().unwrap(),
         beginning: Some(0),
         end: Some(1),
+        add_beginning: true,
         chat_template: Some(template.to_owned()),
     }
 }

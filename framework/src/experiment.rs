@@ -13,6 +13,7 @@ use crate::registry::{self, Kind, Origin, Plugin};
 use crate::selector::ParamSelector;
 use crate::settings;
 use crate::task::Task;
+use crate::tokenizer::Bos;
 use crate::tuning::Tuning;
 use crate::{Error, Result, refuse};
 
@@ -70,7 +71,8 @@ impl Choice {
 /// Which model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ModelChoice {
-    /// A Hugging Face folder, a GGUF file, or `embedded`.
+    /// A Hugging Face folder, a model in Hugging Face's local cache by its name, `ORG/NAME`, a GGUF
+    /// file, or `embedded`.
     pub path: PathBuf,
     /// Draw the weights with this seed instead of reading them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,6 +86,10 @@ pub struct ModelChoice {
     /// What to compute on: `cpu`, `cuda`, `cuda:N` or `auto`.
     #[serde(default)]
     pub device: Place,
+    /// Whether texts begin with the beginning-of-sequence token: `always`, `never`, or `auto`, as the
+    /// tokenizer's own files say.
+    #[serde(default)]
+    pub bos: Bos,
     /// The architecture's options.
     #[serde(flatten)]
     #[schemars(skip)]
@@ -98,6 +104,7 @@ impl Default for ModelChoice {
             adapter: None,
             dtype: Precision::default(),
             device: Place::default(),
+            bos: Bos::default(),
             options: toml::Table::new(),
         }
     }

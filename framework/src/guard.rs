@@ -9,13 +9,14 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
+use crate::checkpoint::Checkpoint;
 use crate::circuit::Circuit;
 use crate::evaluation::Evaluation;
 use crate::example::{Batch, Example};
 use crate::graph::Graph;
 use crate::lora::Lora;
 use crate::metric::{MeasuringMetric, PatchingMetric};
-use crate::model::{Architecture, Checkpoint, Model, Projection};
+use crate::model::{Architecture, Model, Projection};
 use crate::parameters::{Parameters, Selection};
 use crate::pass::{Pass, Readout};
 use crate::registry::Kind;

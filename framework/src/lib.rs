@@ -8,6 +8,7 @@
 pub mod answers;
 pub mod cache;
 pub mod chat;
+pub mod checkpoint;
 pub mod circuit;
 pub mod conformance;
 pub mod data;
@@ -42,6 +43,7 @@ pub mod tuning;
 
 // What plugins name in their own code, so that they have this very candle and serde.
 pub use candle_core::{self, Device, Tensor};
+pub use checkpoint::Checkpoint;
 pub use circuit::{Circuit, Pruning};
 pub use error::{Error, Result, suggestion};
 pub use evaluation::Evaluation;
@@ -50,7 +52,7 @@ pub use generation::Generation;
 pub use graph::Graph;
 pub use lora::Lora;
 pub use metric::{MeasuringMetric, PatchingMetric};
-pub use model::{Architecture, Checkpoint, Model};
+pub use model::{Architecture, Model};
 pub use parameters::{Owner, Parameters, Selection};
 pub use pass::{Pass, Readout};
 pub use provenance::Provenance;

@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::checkpoint::is_finite;
 use crate::model::{Model, Projection};
 use crate::ops::weight;
 use crate::parameters::{Param, ParamId, Parameters, Selection};
@@ -62,6 +63,8 @@ struct Adapter {
 pub struct Adapters {
     lora: Lora,
     adapters: Vec<Adapter>,
+    /// What the model was loaded from, where it was loaded.
+    base_model: Option<String>,
     /// A and B of each, in the order of `adapters`.
     parameters: Parameters,
 }
@@ -117,7 +120,8 @@ impl Adapters {
         if adapters.is_empty() {
             refuse!("no whole projection is selected for an adapter");
         }
-        Ok(Self { lora, adapters, parameters })
+        let base_model = model.config()["_name_or_path"].as_str().map(str::to_owned);
+        Ok(Self { lora, adapters, base_model, parameters })
     }
 
     /// A and B of every adapter, under PEFT's names.
@@ -171,7 +175,7 @@ impl Adapters {
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": null,
+            "base_model_name_or_path": self.base_model,
             "r": self.lora.rank,
             "lora_alpha": self.lora.alpha,
             "lora_dropout": self.lora.dropout,
@@ -202,6 +206,10 @@ impl Adapters {
                 let mut take = |matrix: &str, shape: [usize; 2]| {
                     let name = tensor_name(projection, matrix);
                     match tensors.remove(&name) {
+                        Some(tensor) if !is_finite(&tensor.to_device(&Device::Cpu)?)? => refuse!(
+                            "{}: tensor `{name}` holds a value that is not finite; weights must be numbers",
+                            path.display()
+                        ),
                         Some(tensor) if tensor.dims() == shape => Ok(tensor.to_dtype(dtype)?),
                         found => refuse!(
                             "{}: tensor `{name}` is {:?}; in this model it must be {shape:?}",

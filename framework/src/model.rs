@@ -4,13 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, Stored, Weights};
 use crate::graph::Graph;
-use crate::ops::weight;
 use crate::parameters::{ParamId, Parameters};
 use crate::pass::{Pass, Readout};
 use crate::{Error, Result, refuse};
@@ -142,21 +139,6 @@ pub struct Projection {
     pub fan_in_fan_out: bool,
 }
 
-/// What a registered architecture is built from: the content of a checkpoint, whichever file
-/// format it came in.
-pub struct Checkpoint {
-    /// Hugging Face's config.json.
-    pub config: serde_json::Value,
-    pub weights: Weights,
-    /// float32 or float64, what the model computes in, or bfloat16 for float32 with matrices kept in
-    /// bfloat16.
-    pub dtype: DType,
-    /// What it computes on.
-    pub device: Device,
-    /// What messages call it: its file or folder.
-    pub origin: String,
-}
-
 /// What a model computes in.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
@@ -226,81 +208,16 @@ impl Precision {
         match (self, weights) {
             (Self::Float64, _) => DType::F64,
             (Self::Bfloat16, _) => DType::BF16,
-            (Self::Auto, Weights::Given(tensors))
-                if tensors.values().map(Tensor::elem_count).sum::<usize>() <= SMALL =>
-            {
-                DType::F64
+            (Self::Auto, Weights::Stored(tensors)) => {
+                let count = |tensor: &Stored| tensor.shape.iter().product::<usize>();
+                match tensors.values().map(count).sum::<usize>() {
+                    ..=SMALL => DType::F64,
+                    _ => DType::F32,
+                }
             }
             _ => DType::F32,
         }
     }
-}
-
-/// Where an architecture's weights come from.
-pub enum Weights {
-    /// By Hugging Face's names.
-    Given(BTreeMap<String, Tensor>),
-    /// Drawn as they are asked for: matrices from N(0, 0.02²), norms one, biases zero.
-    Random(Box<ChaCha8Rng>),
-}
-
-/// The standard deviation of random matrices, GPT-2's and Llama's `initializer_range`.
-const INITIALIZER_RANGE: f32 = 0.02;
-
-impl Checkpoint {
-    /// Takes a tensor out, or draws it.
-    ///
-    /// # Errors
-    /// If it is missing or its shape is another, naming it.
-    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        // Vectors are small, and sums of them lose what bfloat16 does not hold.
-        let dtype = if shape.len() > 1 { self.dtype } else { weight::computing(self.dtype) };
-        let place = |tensor: Tensor| tensor.to_dtype(dtype)?.to_device(&self.device);
-        let tensors = match &mut self.weights {
-            Weights::Given(tensors) => tensors,
-            Weights::Random(random) => return Ok(place(draw(name, shape, random)?)?),
-        };
-        let Some(tensor) = tensors.remove(name) else {
-            refuse!("{}: there is no tensor `{name}`", self.origin);
-        };
-        if tensor.dims() != shape {
-            refuse!(
-                "{}: tensor `{name}` is {:?}, but config.json says {shape:?}",
-                self.origin,
-                tensor.dims()
-            );
-        }
-        Ok(place(tensor)?)
-    }
-
-    /// Ends the loading: a tensor that is left over means that the model isn't the one it is taken
-    /// for.
-    ///
-    /// # Errors
-    /// Naming the first tensor for which `ignored` doesn't hold.
-    pub fn finish(self, ignored: impl Fn(&str) -> bool) -> Result<()> {
-        if let Weights::Given(tensors) = &self.weights
-            && let Some(name) = tensors.keys().find(|name| !ignored(name))
-        {
-            refuse!(
-                "{}: tensor `{name}` is no part of this architecture as config.json describes it",
-                self.origin
-            );
-        }
-        Ok(())
-    }
-}
-
-fn draw(name: &str, shape: &[usize], random: &mut ChaCha8Rng) -> Result<Tensor> {
-    if shape.len() == 1 {
-        let value = if name.ends_with("bias") { 0f32 } else { 1f32 };
-        return Ok(Tensor::full(value, shape, &Device::Cpu)?);
-    }
-    let values: Vec<f32> = (random.sample_iter::<f32, _>(StandardNormal))
-        .take(shape.iter().product())
-        .map(|value| value * INITIALIZER_RANGE)
-        .collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
 /// Builds a model of one architecture; what a model plugin registers. Options are the fields of

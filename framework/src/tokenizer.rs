@@ -1,15 +1,19 @@
 //! A model's tokenizer with what the engine has to know beside it.
 
-use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, refuse};
 
 /// A tokenizer and its special tokens.
 #[derive(Clone)]
 pub struct Tokenizer {
     pub inner: tokenizers::Tokenizer,
-    /// The token a text begins with.
+    /// The beginning-of-sequence token.
     pub beginning: Option<u32>,
     /// The token a text ends with.
     pub end: Option<u32>,
+    /// Whether `beginning` is put before a text, Hugging Face's `add_bos_token`.
+    pub add_beginning: bool,
     /// The Jinja template that turns messages into a prompt.
     pub chat_template: Option<String>,
 }
@@ -37,10 +41,36 @@ impl Tokenizer {
             .map_err(|error| Error::input(format!("can't decode {tokens:?}: {error}")))
     }
 
-    /// The token a text is begun with before it is given to the model: the beginning-of-text token
-    /// of models that have one of their own (Llama's), none where it doubles as the end of text
-    /// (GPT-2's).
+    /// The token to put before a text that is given to the model, if any.
     pub fn prefix(&self) -> Option<u32> {
-        self.beginning.filter(|_| self.beginning != self.end)
+        self.beginning.filter(|_| self.add_beginning)
     }
+
+    /// Puts the beginning-of-sequence token before texts always, never, or as the tokenizer's own
+    /// files say.
+    ///
+    /// # Errors
+    /// If it is always wanted and there is none.
+    pub fn set_bos(&mut self, bos: Bos) -> Result<()> {
+        if bos == Bos::Always && self.beginning.is_none() {
+            refuse!("model.bos is always, but the tokenizer has no beginning-of-sequence token");
+        }
+        match bos {
+            Bos::Auto => {}
+            Bos::Always => self.add_beginning = true,
+            Bos::Never => self.add_beginning = false,
+        }
+        Ok(())
+    }
+}
+
+/// Whether texts are begun with the beginning-of-sequence token. A chat template writes its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bos {
+    /// As the tokenizer's files say.
+    #[default]
+    Auto,
+    Always,
+    Never,
 }

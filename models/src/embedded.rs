@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
-use circuit_framework::model::Weights;
+use circuit_framework::checkpoint::Weights;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Checkpoint, Error, Result};
 
-use crate::hugging_face;
+use crate::hugging_face::weights;
 
 const CONFIG: &str = include_str!("../embedded/config.json");
 const TOKENIZER: &str = include_str!("../embedded/tokenizer.json");
@@ -29,15 +29,16 @@ pub(crate) fn read(without_weights: bool) -> Result<(Checkpoint, Tokenizer)> {
         inner,
         beginning: id("bos_token_id"),
         end: id("eos_token_id"),
+        add_beginning: false,
         chat_template: None,
     };
     let tensors = match without_weights {
         true => BTreeMap::new(),
-        false => hugging_face::decode_tensors(WEIGHTS, NAME)?,
+        false => weights::list_bytes(WEIGHTS, NAME)?,
     };
     let checkpoint = Checkpoint {
         config,
-        weights: Weights::Given(tensors),
+        weights: Weights::Stored(tensors),
         origin: NAME.to_owned(),
         dtype: DType::F32,
         device: Device::Cpu,

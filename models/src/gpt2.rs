@@ -4,19 +4,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use circuit_framework::checkpoint::Weights;
 use circuit_framework::graph::{Node, Port};
-use circuit_framework::model::Weights;
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Options, Owner, Parameters, Plugin, Result, Tensor,
-    inventory, origin, refuse,
+    Architecture, Checkpoint, Model, Options, Owner, Parameters, Plugin, Result, Tensor, inventory,
+    origin, refuse,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::config;
 use crate::transformer::{
     Layer, MlpHeads, Transformer, attention_inputs, attention_nodes, reader_rows,
     transformer_graph, writer_rows,
@@ -39,47 +41,28 @@ struct Config {
     n_layer: usize,
     n_head: usize,
     n_inner: Option<usize>,
-    #[serde(default = "gelu_new")]
-    activation_function: String,
     layer_norm_epsilon: f64,
-    #[serde(default = "yes")]
-    scale_attn_weights: bool,
-    #[serde(default)]
-    scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default = "yes")]
-    tie_word_embeddings: bool,
-}
-
-fn gelu_new() -> String {
-    "gelu_new".to_owned()
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl Config {
-    fn parse(checkpoint: &Checkpoint) -> Result<Self> {
-        let origin = &checkpoint.origin;
-        let config: Config = serde_json::from_value(checkpoint.config.clone())
-            .map_err(|error| Error::input(format!("{origin}: config.json: {error}")))?;
-        if !["gelu_new", "gelu_pytorch_tanh"].contains(&config.activation_function.as_str()) {
-            refuse!(
-                "{origin}: config.json: activation_function is `{}`; known: gelu_new, gelu_pytorch_tanh",
-                config.activation_function
-            );
-        }
-        if !config.scale_attn_weights
-            || config.scale_attn_by_inverse_layer_idx
-            || !config.tie_word_embeddings
-        {
-            refuse!(
-                "{origin}: config.json: only scale_attn_weights = true, scale_attn_by_inverse_layer_idx = false and tie_word_embeddings = true are supported"
-            );
-        }
+    fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let (yes, no) = ([json!(true)], [json!(false), json!(null)]);
+        config::accept(
+            checkpoint,
+            &[
+                ("activation_function", &[json!("gelu_new"), json!("gelu_pytorch_tanh")]),
+                ("scale_attn_weights", &yes),
+                ("scale_attn_by_inverse_layer_idx", &no),
+                ("add_cross_attention", &no),
+                ("tie_word_embeddings", &yes),
+                ("quantization_config", &[json!(null)]),
+            ],
+        )?;
+        let config: Config = config::parse(checkpoint)?;
         if config.n_head == 0 || !config.n_embd.is_multiple_of(config.n_head) {
             refuse!(
-                "{origin}: config.json: n_embd {} is no multiple of n_head {}",
+                "{}: config.json: n_embd {} is no multiple of n_head {}",
+                checkpoint.origin,
                 config.n_embd,
                 config.n_head
             );
@@ -109,8 +92,8 @@ fn export(parameter: &Parameter, _: &Attention) -> Result<Vec<(String, Tensor)>>
 
 impl Architecture for Gpt2Options {
     fn build(&self, mut checkpoint: Checkpoint) -> Result<Box<dyn Model>> {
-        let config = Config::parse(&checkpoint)?;
-        if let Weights::Given(tensors) = &mut checkpoint.weights {
+        let config = Config::read(&checkpoint)?;
+        if let Weights::Stored(tensors) = &mut checkpoint.weights {
             // Some files have GPT2LMHeadModel's prefix, some GPT2Model's names.
             *tensors = (std::mem::take(tensors).into_iter())
                 .map(|(name, tensor)| match name.strip_prefix("transformer.") {
@@ -138,13 +121,11 @@ impl Architecture for Gpt2Options {
             norm: builder.norm("ln_f")?,
             weight: embedding.tokens.clone(),
         });
+        builder.checkpoint.take_twin("lm_head.weight", &embedding.tokens.tensor)?;
         let Builder { checkpoint, parameters, .. } = builder;
         let json = checkpoint.config.clone();
-        checkpoint.finish(|name| {
-            name.ends_with(".attn.bias")
-                || name.ends_with(".attn.masked_bias")
-                || name == "lm_head.weight"
-        })?;
+        checkpoint
+            .finish(|name| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))?;
         Ok(Box::new(Transformer {
             config: json,
             vocabulary: config.vocab_size,

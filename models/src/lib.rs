@@ -1,22 +1,22 @@
 //! The models: GPT-2 and Llama as plugins, and getting them into and out of files.
 
+mod config;
 mod embedded;
 mod gguf;
 mod gpt2;
+mod hub;
 mod hugging_face;
 mod llama;
+mod rope;
 mod transformer;
 
 use std::path::Path;
 
-use candle_core::DType;
+use circuit_framework::checkpoint::Weights;
 use circuit_framework::experiment::ModelChoice;
 use circuit_framework::lora::Adapters;
-use circuit_framework::model::Weights;
-use circuit_framework::tokenizer::Tokenizer;
-use circuit_framework::{Architecture, Checkpoint, Device, Model, Result, files, refuse, registry};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use circuit_framework::tokenizer::{Bos, Tokenizer};
+use circuit_framework::{Architecture, Checkpoint, Error, Model, Result, refuse, registry};
 
 pub use hugging_face::save;
 
@@ -26,30 +26,55 @@ pub struct Loaded {
     pub tokenizer: Option<Tokenizer>,
 }
 
-/// Loads a model from a Hugging Face folder or a GGUF file, or the one that is built in, `embedded`.
-/// With `random_init` the weights are drawn with that seed and only the configuration is read.
+/// Loads a model from a Hugging Face folder, Hugging Face's local cache or a GGUF file, or the one that
+/// is built in, `embedded`. With `random_init` the weights are drawn with that seed and only the
+/// configuration is read.
 ///
 /// # Errors
-/// If a file is missing, cut short or contradicts the configuration, naming it; if the architecture
-/// isn't registered or doesn't know an option.
+/// If a file is missing, cut short or contradicts the configuration, naming it; if it asks for what
+/// can't be done or a weight isn't finite; if the architecture isn't registered or doesn't know an
+/// option.
 pub fn load(choice: &ModelChoice) -> Result<Loaded> {
-    let (mut checkpoint, tokenizer) = read(&choice.path, choice.random_init.is_some())?;
+    let (mut checkpoint, mut tokenizer) = read(&choice.path, choice.random_init.is_some())?;
+    if let Some(tokenizer) = &mut tokenizer {
+        begin(tokenizer, choice.bos, &checkpoint.origin)?;
+    }
     if let Some(seed) = choice.random_init {
-        checkpoint.weights = Weights::Random(Box::new(ChaCha8Rng::seed_from_u64(seed)));
+        checkpoint.weights = Weights::Random(seed);
     }
     checkpoint.device = choice.device.device()?;
     checkpoint.dtype = choice.dtype.dtype(&checkpoint.weights);
     let Some(architecture) = checkpoint.config["model_type"].as_str() else {
         refuse!("{}: config.json has no `model_type`", checkpoint.origin);
     };
-    let plugin = registry::find::<dyn Architecture>(architecture).map_err(|error| {
-        circuit_framework::Error::input(format!("{}: {error}", checkpoint.origin))
-    })?;
+    let plugin = registry::find::<dyn Architecture>(architecture)
+        .map_err(|error| Error::input(format!("{}: {error}", checkpoint.origin)))?;
+    if choice.random_init.is_none() {
+        // What adapters say they belong to.
+        checkpoint.config["_name_or_path"] = choice.path.to_string_lossy().into();
+    }
     let model = plugin.build(&choice.options)?.build(checkpoint)?;
     if let Some(adapter) = &choice.adapter {
         Adapters::load(adapter, &*model)?.merge(&*model)?;
     }
     Ok(Loaded { model, tokenizer })
+}
+
+/// Settles what texts begin with, and says it.
+fn begin(tokenizer: &mut Tokenizer, bos: Bos, origin: &str) -> Result<()> {
+    tokenizer.set_bos(bos).map_err(|error| Error::input(format!("{origin}: {error}")))?;
+    let token = tokenizer.prefix().and_then(|id| tokenizer.inner.id_to_token(id));
+    let what = match token {
+        Some(token) => format!("begin with {token}"),
+        None => "begin without a beginning-of-sequence token".to_owned(),
+    };
+    let why = match bos {
+        Bos::Auto => "as its tokenizer says",
+        Bos::Always => "model.bos = \"always\"",
+        Bos::Never => "model.bos = \"never\"",
+    };
+    log::info!("{origin}: texts {what} ({why})");
+    Ok(())
 }
 
 fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokenizer>)> {
@@ -65,21 +90,9 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
         return read(path.parent().unwrap_or(path), true);
     }
     if !path.is_dir() {
-        refuse!(
-            "{}: there is no such model; give a Hugging Face folder, a .gguf file or `embedded`",
-            path.display()
-        );
+        return read(&hub::snapshot(path)?, without_weights);
     }
-    let checkpoint = match without_weights {
-        true => Checkpoint {
-            config: files::read_json(&path.join("config.json"))?,
-            weights: Weights::Given(Default::default()),
-            dtype: DType::F32,
-            device: Device::Cpu,
-            origin: path.display().to_string(),
-        },
-        false => hugging_face::read_checkpoint(path)?,
-    };
-    let tokenizer = hugging_face::read_tokenizer(path, &checkpoint.config)?;
+    let checkpoint = hugging_face::read_checkpoint(path, without_weights)?;
+    let tokenizer = hugging_face::tokenizer::read(path, &checkpoint.config)?;
     Ok((checkpoint, tokenizer))
 }

@@ -4,7 +4,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType, LlamaConfig};
 use circuit_framework::graph::Port;
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
@@ -13,11 +12,14 @@ use circuit_framework::ops::rotary::Rotary;
 use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Options, Parameters, Plugin, Result, Tensor, inventory,
+    Architecture, Checkpoint, Model, Options, Parameters, Plugin, Result, Tensor, inventory,
     origin, refuse,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::config;
+use crate::rope::{self, Rope};
 use crate::transformer::{
     Layer, MlpHeads, Transformer, attention_inputs, attention_nodes, reader_rows,
     transformer_graph, writer_rows,
@@ -31,84 +33,89 @@ pub(crate) struct LlamaOptions {
     pub mlp_head_width: Option<usize>,
 }
 
-/// What [`LlamaConfig`] leaves out and would change the numbers.
-#[derive(Deserialize)]
-struct Unsupported {
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    hidden_act: Option<String>,
+/// The part of config.json that matters here.
+#[derive(Clone, Debug, Deserialize)]
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
+    rms_norm_eps: f64,
+    max_position_embeddings: usize,
+    tie_word_embeddings: Option<bool>,
 }
 
-fn parse(checkpoint: &Checkpoint) -> Result<LlamaConfig> {
-    let origin = &checkpoint.origin;
-    let malformed = |error| Error::input(format!("{origin}: config.json: {error}"));
-    let mut json = checkpoint.config.clone();
-    // Newer files put the frequencies' settings together.
-    if let Some(rope) = json.get("rope_parameters").cloned() {
-        json["rope_theta"] = rope["rope_theta"].clone();
-        if rope["rope_type"] == "llama3" {
-            json["rope_scaling"] = rope;
+impl Config {
+    fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let no = [json!(false), json!(null)];
+        config::accept(
+            checkpoint,
+            &[
+                ("attention_bias", &no),
+                ("mlp_bias", &no),
+                ("hidden_act", &[json!("silu"), json!("swish")]),
+                ("quantization_config", &[json!(null)]),
+            ],
+        )?;
+        let config: Config = config::parse(checkpoint)?;
+        config.check_heads(&checkpoint.origin)?;
+        config.check_window(checkpoint)?;
+        Ok(config)
+    }
+
+    fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn d_head(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    fn check_heads(&self, origin: &str) -> Result<()> {
+        let (heads, kv_heads) = (self.num_attention_heads, self.kv_heads());
+        if heads == 0
+            || kv_heads == 0
+            || !self.hidden_size.is_multiple_of(heads)
+            || !heads.is_multiple_of(kv_heads)
+        {
+            refuse!(
+                "{origin}: config.json: hidden_size {}, num_attention_heads {heads} and num_key_value_heads {kv_heads} do not divide each other",
+                self.hidden_size
+            );
         }
+        let d_head = self.d_head();
+        if self.head_dim.is_some_and(|dim| dim != d_head) || !d_head.is_multiple_of(2) {
+            refuse!(
+                "{origin}: config.json: head_dim must be even and hidden_size / num_attention_heads = {d_head}"
+            );
+        }
+        Ok(())
     }
-    if json["rope_scaling"]["rope_type"].as_str().or(json["rope_scaling"]["type"].as_str())
-        == Some("default")
-    {
-        json["rope_scaling"] = serde_json::Value::Null;
-    }
-    let rest: Unsupported = serde_json::from_value(json.clone()).map_err(malformed)?;
-    let config: LlamaConfig = serde_json::from_value(json).map_err(malformed)?;
-    if rest.attention_bias || rest.mlp_bias {
-        refuse!(
-            "{origin}: config.json: attention_bias and mlp_bias are not supported; they must be false"
-        );
-    }
-    if rest.hidden_act.as_deref().is_some_and(|act| act != "silu") {
-        refuse!("{origin}: config.json: hidden_act must be silu");
-    }
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads());
-    if heads == 0
-        || kv_heads == 0
-        || !config.hidden_size.is_multiple_of(heads)
-        || heads % kv_heads != 0
-    {
-        refuse!(
-            "{origin}: config.json: hidden_size {}, {heads} heads and {kv_heads} key/value heads do not divide each other",
-            config.hidden_size
-        );
-    }
-    let d_head = config.hidden_size / heads;
-    if rest.head_dim.is_some_and(|dim| dim != d_head) || !d_head.is_multiple_of(2) {
-        refuse!(
-            "{origin}: config.json: head_dim must be even and hidden_size / num_attention_heads = {d_head}"
-        );
-    }
-    Ok(config)
-}
 
-/// The rotation frequencies [d_head / 2], in radians a position, with Llama 3's scaling.
-pub(crate) fn frequencies(
-    d_head: usize,
-    theta: f64,
-    scaling: Option<&Llama3RopeConfig>,
-) -> Vec<f64> {
-    let plain = (0..d_head / 2).map(|i| theta.powf(-2.0 * i as f64 / d_head as f64));
-    let Some(scaling) =
-        scaling.filter(|scaling| matches!(scaling.rope_type, Llama3RopeType::Llama3))
-    else {
-        return plain.collect();
-    };
-    let (low, high) = (f64::from(scaling.low_freq_factor), f64::from(scaling.high_freq_factor));
-    let factor = f64::from(scaling.factor);
-    let scale = |frequency: f64| {
-        let wavelength = 2.0 * std::f64::consts::PI / frequency;
-        let turns = scaling.original_max_position_embeddings as f64 / wavelength;
-        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-        frequency * (smooth + (1.0 - smooth) / factor)
-    };
-    plain.map(scale).collect()
+    /// Attention reaches back over the whole context here.
+    fn check_window(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let (origin, config) = (&checkpoint.origin, &checkpoint.config);
+        let slides = config["use_sliding_window"] != json!(false);
+        if let Some(window) = config["sliding_window"].as_u64()
+            && slides
+            && window < self.max_position_embeddings as u64
+        {
+            refuse!(
+                "{origin}: config.json: `sliding_window` is {window}; what can be read is null, or a window as long as the context, {}",
+                self.max_position_embeddings
+            );
+        }
+        let layers = config["layer_types"].as_array();
+        if let Some(other) = layers.into_iter().flatten().find(|kind| **kind != "full_attention") {
+            refuse!(
+                "{origin}: config.json: `layer_types` has {other}; what can be read is \"full_attention\""
+            );
+        }
+        Ok(())
+    }
 }
 
 /// The projections stacked in a parameter.
@@ -149,9 +156,10 @@ fn export(parameter: &Parameter, attention: &Attention) -> Result<Vec<(String, T
 
 impl Architecture for LlamaOptions {
     fn build(&self, checkpoint: Checkpoint) -> Result<Box<dyn Model>> {
-        let config = parse(&checkpoint)?;
+        let config = Config::read(&checkpoint)?;
+        let Rope { theta, scaling } = Rope::read(&checkpoint)?;
         let heads = MlpHeads::new(config.intermediate_size, self.mlp_head_width)?;
-        let (n_head, kv_heads) = (config.num_attention_heads, config.num_key_value_heads());
+        let (n_head, kv_heads) = (config.num_attention_heads, config.kv_heads());
         let graph = transformer_graph(
             config.num_hidden_layers,
             n_head,
@@ -159,9 +167,8 @@ impl Architecture for LlamaOptions {
             &heads,
             &[Port::Gate, Port::Up],
         );
-        let d_head = config.hidden_size / n_head;
-        let theta = f64::from(config.rope_theta);
-        let frequencies = frequencies(d_head, theta, config.rope_scaling.as_ref());
+        let d_head = config.d_head();
+        let frequencies = rope::frequencies(d_head, theta, scaling.as_ref());
         let rotary = Rotary::new(&frequencies, config.max_position_embeddings);
         let vocabulary_shape = [config.vocab_size, config.hidden_size];
         let mut builder =
@@ -171,16 +178,16 @@ impl Architecture for LlamaOptions {
             .map(|layer| builder.layer(layer, d_head, &heads))
             .collect::<Result<Vec<_>>>()?;
         let norm = builder.norm("model.norm.weight")?;
-        let tied = config.tie_word_embeddings.unwrap_or(false);
-        let weight = match tied {
-            true => tokens.clone(),
-            false => builder.shared("lm_head.weight", &vocabulary_shape)?,
+        let weight = match config.tie_word_embeddings {
+            Some(true) => {
+                builder.checkpoint.take_twin("lm_head.weight", &tokens.tensor)?;
+                tokens.clone()
+            }
+            _ => builder.shared("lm_head.weight", &vocabulary_shape)?,
         };
         let Builder { checkpoint, parameters, .. } = builder;
         let json = checkpoint.config.clone();
-        checkpoint.finish(|name| {
-            name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
-        })?;
+        checkpoint.finish(|name| name.ends_with("rotary_emb.inv_freq"))?;
         Ok(Box::new(Transformer {
             config: json,
             vocabulary: config.vocab_size,
@@ -211,7 +218,7 @@ impl Architecture for LlamaOptions {
 /// Takes the weights out of a checkpoint, layer by layer.
 struct Builder<'a> {
     checkpoint: Checkpoint,
-    config: &'a LlamaConfig,
+    config: &'a Config,
     parameters: Parameters,
 }
 
@@ -242,8 +249,7 @@ impl Builder<'_> {
 
     fn layer(&mut self, layer: usize, d_head: usize, heads: &MlpHeads) -> Result<Layer> {
         let (hidden, width) = (self.config.hidden_size, self.config.intermediate_size);
-        let (n_head, kv_heads) =
-            (self.config.num_attention_heads, self.config.num_key_value_heads());
+        let (n_head, kv_heads) = (self.config.num_attention_heads, self.config.kv_heads());
         let site = 1 + 2 * layer;
         let prefix = format!("model.layers.{layer}");
 

@@ -40,7 +40,7 @@ pub fn byte_tokenizer() -> Result<Tokenizer> {
     });
     let inner = (json.to_string().parse())
         .map_err(|error| Error::input(format!("the byte tokenizer can't be built: {error}")))?;
-    Ok(Tokenizer { inner, beginning: None, end: None, chat_template: None })
+    Ok(Tokenizer { inner, beginning: None, end: None, add_beginning: false, chat_template: None })
 }
 
 /// Refuses a model that computes in float32, whose rounding central differences would magnify.

@@ -211,16 +211,14 @@ inventory::submit! {
 mod tests {
     use super::*;
     use circuit_framework::candle_core::DType;
-    use circuit_framework::model::Weights;
+    use circuit_framework::checkpoint::Weights;
     use circuit_framework::{Device, conformance};
-    use rand_chacha::ChaCha8Rng;
-    use rand_chacha::rand_core::SeedableRng;
 
     #[test]
     fn it_conforms() {
         let checkpoint = Checkpoint {
             config: serde_json::from_str(include_str!("../config.json")).unwrap(),
-            weights: Weights::Random(Box::new(ChaCha8Rng::seed_from_u64(0))),
+            weights: Weights::Random(0),
             dtype: DType::F64,
             device: Device::Cpu,
             origin: "config.json".to_owned(),
