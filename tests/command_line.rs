@@ -68,7 +68,7 @@ fn discover_writes_scores_and_circuit() {
             "discover --model {model} --task tokens --data {data} --metric logit_diff --method \
              eap --ig-steps 5 --ablation mean --positions key --mlp-head-width 16 --batch-size 3 \
              --top-n 20 --prune top_nodes --scores s.safetensors --circuit c.json \
-             --set discovery.nodes=['head','mlp']"
+             --nodes head,mlp"
         )),
     );
     let expected = json(&repository("tests/reference/llama-key-mean/expected.json"));
@@ -101,7 +101,7 @@ fn tune_leaves_a_run_folder() {
              --positions key --steps 4 --batch-size 3 --no-shuffle --optimizer adamw --lr 0.01 \
              --momentum 0.9 --beta1 0.9 --beta2 0.99 --eps 1e-8 --weight-decay 0.01 \
              --warmup-steps 1 --max-grad-norm 0.5 --top-n 15 --prune top_nodes \
-             --set discovery.nodes=['head','mlp'] --objective \
+             --nodes head,mlp --objective \
              standard --key-weight-p 1.0 --selector nodes --seed 0 --out out --set \
              tuning.evaluate_every=2 --set tuning.checkpoint_every=2"
         )),

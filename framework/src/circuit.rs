@@ -147,8 +147,7 @@ impl Circuit {
     /// # Errors
     /// If the file can't be written.
     pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
-        let (provenance, edges) = (Some(provenance.clone()), self.edges.clone());
-        CircuitFile { provenance, edges }.write(path)
+        CircuitFile::new(self.clone(), provenance.clone()).write(path)
     }
 
     /// Reads a circuit of this model, each edge one of `graph`. A file that doesn't say what it is of is
@@ -189,6 +188,11 @@ pub struct CircuitFile {
 }
 
 impl CircuitFile {
+    /// A circuit and what it is of.
+    pub fn new(circuit: Circuit, provenance: Provenance) -> Self {
+        Self { provenance: Some(provenance), edges: circuit.edges }
+    }
+
     /// Reads a circuit without a model to hold it against.
     ///
     /// # Errors

@@ -65,7 +65,9 @@ impl Tokenizer {
 }
 
 /// Whether texts are begun with the beginning-of-sequence token. A chat template writes its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Bos {
     /// As the tokenizer's files say.

@@ -1,7 +1,8 @@
 //! `discover`: score the edges, cut the circuit, write both down.
 
 use anyhow::Result;
-use circuit_framework::{Circuit, files};
+use circuit_framework::circuit::CircuitFile;
+use circuit_framework::files;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
 
@@ -27,7 +28,7 @@ struct Found {
     metric: f64,
     /// How many the graph has.
     graph_edges: usize,
-    circuit: Circuit,
+    circuit: CircuitFile,
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
@@ -48,6 +49,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             files::write_atomically(&path, drawing.as_bytes())?;
         }
         let graph_edges = found.scores.graph.edge_count();
+        let circuit = CircuitFile::new(circuit, provenance);
         show(matches, &Found { metric: found.metric, graph_edges, circuit }, print)
     })
 }
