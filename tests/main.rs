@@ -19,6 +19,7 @@ mod files;
 mod generation;
 mod lora;
 mod metrics;
+mod numbers;
 mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::files;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::parameters::Owner;
+use crate::range::Range;
 use crate::{Result, refuse};
 
 /// The signed worth of every edge: a matrix [writers, readers], 0 where there is no edge.
@@ -90,6 +91,15 @@ pub struct Pruning {
 const DEFAULT_TOP_N: usize = 500;
 
 impl Pruning {
+    /// Refuses settings that no circuit of this graph can be cut with.
+    ///
+    /// # Errors
+    /// Naming the setting and what would be right.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        Range::FromZero.check("pruning.threshold", self.threshold)?;
+        self.top_n(graph).map(|_| ())
+    }
+
     /// The number of edges to keep of this graph.
     pub fn top_n(&self, graph: &Graph) -> Result<usize> {
         let edges = graph.edge_count();

@@ -43,8 +43,12 @@ impl Runner<'_> {
     pub fn prepare(&self) -> Result<Vec<Example>> {
         let Plugins { task, selector, control, evaluate, .. } = self.plugins;
         let Experiment { tuning, pruning, discovery, .. } = self.experiment;
+        let graph = self.model.graph().subset(&discovery.nodes);
         tuning.check()?;
-        pruning.top_n(&self.model.graph().subset(&discovery.nodes))?;
+        pruning.check(&graph)?;
+        if let Some(schedule) = &tuning.top_n_schedule {
+            schedule.check(&graph)?;
+        }
         let examples = self.examples()?;
         for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
             if let Some(lora) = selector.lora() {
