@@ -105,6 +105,26 @@ fn an_update_that_would_leave_no_numbers_is_undone_at_the_last_step_too() {
     }
 }
 
+/// B of 1e30 and α of 1e10 are numbers, and what they amount to is none in float32.
+#[test]
+fn an_adapter_too_large_to_be_merged_is_saved_and_leaves_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let line = "tune --selector lora --set selector.alpha=1e10 --lr 1e30 --steps 2 --dtype float32 \
+                --out out";
+    refuses(here, &words(line), &["is as step"]);
+    let adapter = here.join("out/adapter/adapter_model.safetensors");
+    let tensors =
+        circuit_framework::candle_core::safetensors::load(adapter, &circuit_framework::Device::Cpu)
+            .unwrap();
+    for tensor in tensors.values() {
+        let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(values.iter().all(|value| value.is_finite()));
+    }
+    assert!(!here.join("out/model").exists());
+    refuses(here, &words("eval --set model.adapter='out/adapter'"), &["too large to be merged"]);
+}
+
 proptest! {
     #![proptest_config(few(48))]
 
