@@ -28,3 +28,4 @@ mod reference;
 mod runs;
 mod smollm2;
 mod support;
+mod work;
