@@ -23,6 +23,7 @@ mod interventions;
 mod loading;
 mod lora;
 mod metrics;
+mod numbers;
 mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;
@@ -32,3 +33,4 @@ mod reference;
 mod runs;
 mod smollm2;
 mod support;
+mod work;

@@ -183,6 +183,27 @@ pub struct Discovered {
     pub metric: f64,
 }
 
+impl Discovered {
+    /// Refuses a metric or a score that isn't a finite number.
+    ///
+    /// # Errors
+    /// Saying which.
+    pub fn check(&self) -> Result<()> {
+        if !self.metric.is_finite() {
+            return Err(Error::NotFinite(format!("the metric is {}", self.metric)));
+        }
+        let Scores { graph, values } = &self.scores;
+        if let Some(index) = values.iter().position(|score| !score.is_finite()) {
+            let readers = graph.readers().len();
+            let (writer, reader) =
+                (graph.writers()[index / readers], graph.readers()[index % readers]);
+            let what = format!("the score of {writer} → {reader} is {}", values[index]);
+            return Err(Error::NotFinite(what));
+        }
+        Ok(())
+    }
+}
+
 /// Scores every edge over all `examples`.
 ///
 /// # Errors
