@@ -12,6 +12,7 @@ use circuit_tasks as _;
 
 mod bfloat16;
 mod command_line;
+mod commands_draw;
 mod commands_output;
 mod commands_settings;
 mod conformance;

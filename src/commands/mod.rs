@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod discover;
+pub(crate) mod draw;
 pub(crate) mod eval;
 pub(crate) mod list;
 mod matrix;

@@ -18,7 +18,7 @@ pub use summary::Summary;
 use crate::circuit::Circuit;
 use crate::data::Data;
 use crate::discovery::{Discovered, discover};
-use crate::drawing;
+use crate::drawing::Drawing;
 use crate::evaluation::Evaluation;
 use crate::example::Example;
 use crate::experiment::{Experiment, Plugins};
@@ -220,9 +220,11 @@ impl Runner<'_> {
             },
         };
         let file = folder.path(&format!("circuit-{when}.json"));
-        circuit.save(&file, &self.provenance(examples))?;
+        let provenance = self.provenance(examples);
+        circuit.save(&file, &provenance)?;
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
-        let drawing = drawing::svg(&circuit, &graph, &title);
-        files::write_atomically(&folder.path(&format!("circuit-{when}.svg")), drawing.as_bytes())
+        let drawing = Drawing::of(&circuit.edges, &title, &provenance);
+        let file = folder.path(&format!("circuit-{when}.svg"));
+        files::write_atomically(&file, drawing.svg().as_bytes())
     }
 }
