@@ -3,21 +3,21 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use circuit_framework::{
-    Batch, Circuit, Dataset, Example, Model, ParamSelector, PatchingMetric, Readout, Result,
-    Selection, Setting, Split, Task, Tensor, conformance, registry,
+    Architecture, Batch, Circuit, Dataset, Example, Model, ParamSelector, PatchingMetric, Readout,
+    Result, Selection, Setting, Split, Task, Tensor, conformance, registry,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
-use crate::support::{examples, few, geometries, plugin, repository};
+use crate::support::{Geometry, examples, few, geometries, plugin, repository};
 
 proptest! {
     #![proptest_config(few(16))]
 
     #[test]
-    fn models_conform(geometry in geometries(), seed in any::<u64>()) {
-        let model = geometry.model_in_float64(seed);
-        prop_assert_eq!(conformance::model(&*model, seed).map_err(|error| error.to_string()), Ok(()));
+    fn architectures_conform(geometry in geometries(), seed in any::<u64>()) {
+        let outcome = conformance::architecture(&*architecture(&geometry), &geometry.config(), seed);
+        prop_assert_eq!(outcome.map_err(|error| error.to_string()), Ok(()));
     }
 
     #[test]
@@ -39,6 +39,12 @@ proptest! {
             prop_assert_eq!(outcome.map_err(|error| format!("{}: {error}", plugin.name)), Ok(()));
         }
     }
+}
+
+/// What builds models of a geometry.
+pub fn architecture(geometry: &Geometry) -> Box<dyn Architecture> {
+    let name = geometry.config()["model_type"].as_str().unwrap().to_owned();
+    registry::find::<dyn Architecture>(&name).unwrap().build(&geometry.options()).unwrap()
 }
 
 /// Every registered task on its fixture.

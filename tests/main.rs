@@ -24,6 +24,7 @@ mod interventions;
 mod loading;
 mod lora;
 mod metrics;
+mod misbuilt;
 mod numbers;
 mod pass;
 #[cfg(feature = "runtime")]

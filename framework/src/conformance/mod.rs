@@ -4,15 +4,18 @@
 //! Gradients are compared with central differences, so models are wanted in float64
 //! (`model.dtype = "float64"`) and small.
 
+mod architecture;
 mod metric;
 mod model;
 mod selector;
 mod task;
+mod values;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+pub use architecture::architecture;
 pub use metric::metric;
 pub use model::model;
 pub use selector::selector;

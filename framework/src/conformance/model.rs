@@ -6,19 +6,21 @@ use candle_core::{DType, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{agrees, central_difference, check_float64};
+use super::{agrees, central_difference, check_float64, values};
 use crate::cache::Cache;
 use crate::gradients::Gradients;
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
-use crate::parameters::Selection;
+use crate::parameters::{Owner, Parameter, Selection};
 use crate::pass::{Captured, Pass, Written, scalar};
 use crate::{Result, refuse};
 
 /// Checks that a model announces every site of its graph in order, with as many readers and writers
 /// as the graph says; that the residual stream each site reads is the sum of what was written before;
-/// that logits depend neither on padding nor on a cache; and that the gradients of what every node
-/// owns agree with central differences.
+/// that rows are owned by the nodes in whose place they stand, and change no other node's value before
+/// the output projection; that projections are what `state_dict` has under their names; that logits
+/// depend neither on padding nor on a cache; and that the gradients of what every node owns agree with
+/// central differences.
 ///
 /// # Errors
 /// Saying what is broken, or that the model is not float64.
@@ -40,13 +42,17 @@ pub fn model(model: &dyn Model, seed: u64) -> Result<()> {
         Ok(())
     })?;
     check_announcements(model, &written, &captured)?;
+    check_owners(model, &captured)?;
     check_stream(&written, &captured)?;
+    values::check(model, &captured, &tokens, seed)?;
+    check_projections(model)?;
     check_gradients(model, &captured, &tokens)?;
     check_padding(model, &tokens, seed)?;
     check_cache(model, &tokens)
 }
 
-fn draw(model: &dyn Model, shape: (usize, usize), seed: u64) -> Result<Tensor> {
+/// Random tokens u32 [batch, seq].
+pub(super) fn draw(model: &dyn Model, shape: (usize, usize), seed: u64) -> Result<Tensor> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let token = || random.random_range(0..model.vocabulary() as u32);
     let tokens: Vec<u32> = std::iter::repeat_with(token).take(shape.0 * shape.1).collect();
@@ -119,6 +125,47 @@ fn check_announcements(
     Ok(())
 }
 
+/// Rows belong to the reader or writer in whose place they stand, in the graph's order, or to none.
+fn check_owners(model: &dyn Model, captured: &[Captured]) -> Result<()> {
+    let (graph, parameters) = (model.graph(), model.parameters());
+    for captured in captured {
+        match captured {
+            Captured::Reading { reading, .. } => {
+                let readers = &graph.readers()[graph.readers_of(reading.site)];
+                let owners: Vec<Owner> = readers.iter().copied().map(Owner::Reader).collect();
+                for param in std::iter::once(&reading.weight).chain(&reading.bias) {
+                    check_places(parameters.get(param.id), &owners)?;
+                }
+            }
+            Captured::Writing { writing, .. } => {
+                let writers = &graph.writers()[graph.writers_of(writing.site)];
+                let owners: Vec<Owner> = writers.iter().copied().map(Owner::Writer).collect();
+                check_places(parameters.get(writing.weight.id), &owners)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether the parameter's rows, split evenly among `owners` in order, are theirs or no node's.
+fn check_places(parameter: &Parameter, owners: &[Owner]) -> Result<()> {
+    let height = parameter.rows() / owners.len();
+    for block in parameter.blocks.iter().filter(|block| block.owner != Owner::Shared) {
+        let (first, last) = (block.rows.start / height, (block.rows.end - 1) / height);
+        if first != last || owners[first] != block.owner {
+            refuse!(
+                "rows {:?} of `{}` belong to {:?}, but in the graph's order they are those of {:?}",
+                block.rows,
+                parameter.name,
+                block.owner,
+                &owners[first..=last]
+            );
+        }
+    }
+    Ok(())
+}
+
 /// What a site added to the stream [batch·seq, d_model].
 fn output(written: &Written) -> Result<Tensor> {
     Ok(match written {
@@ -182,8 +229,31 @@ fn check_gradients(model: &dyn Model, captured: &[Captured], tokens: &Tensor) ->
     Ok(())
 }
 
+/// Every projection is what `state_dict` has under its name.
+fn check_projections(model: &dyn Model) -> Result<()> {
+    let state = model.state_dict()?;
+    for projection in model.projections() {
+        let name = format!("{}.weight", projection.name);
+        let Some(saved) = state.get(&name) else {
+            refuse!("state_dict has no `{name}`, which projections names");
+        };
+        let (start, len) = (projection.rows.start, projection.rows.len());
+        let rows = model.parameters().get(projection.parameter).tensor.narrow(0, start, len)?;
+        // What reads has a row an output, what writes a row an input.
+        let transposed = projection.reads == projection.fan_in_fan_out;
+        let rows = if transposed { rows.t()? } else { rows };
+        if saved.dims() != rows.dims() || largest(&(saved - rows)?)? > 0.0 {
+            refuse!(
+                "`{name}` in state_dict is not the projection of that name; is it transposed, or \
+                 another's?"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Logits [batch·seq, vocabulary] at the first `seq` positions of each sequence.
-fn logits(model: &dyn Model, tokens: &Tensor, seq: usize) -> Result<Tensor> {
+pub(super) fn logits(model: &dyn Model, tokens: &Tensor, seq: usize) -> Result<Tensor> {
     let (batch, padded) = tokens.dims2()?;
     let rows: Vec<u32> =
         (0..batch * seq).map(|index| (index / seq * padded + index % seq) as u32).collect();
@@ -223,7 +293,7 @@ fn check_cache(model: &dyn Model, tokens: &Tensor) -> Result<()> {
 }
 
 /// The largest magnitude.
-fn largest(tensor: &Tensor) -> Result<f64> {
+pub(super) fn largest(tensor: &Tensor) -> Result<f64> {
     let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
     Ok(values.into_iter().map(f64::abs).fold(0.0, f64::max))
 }
