@@ -25,6 +25,7 @@ proptest! {
         let model = geometry.model_in_float64(seed);
         for plugin in registry::all::<dyn PatchingMetric>().unwrap() {
             let metric = plugin.build(&toml::Table::new()).unwrap();
+            assert_eq!(metric.task(), None, "{}: it needs its own task's examples here", plugin.name);
             let outcome = conformance::metric(&*metric, &*model, &examples);
             prop_assert_eq!(outcome.map_err(|error| format!("{}: {error}", plugin.name)), Ok(()));
         }

@@ -69,7 +69,7 @@ fn performance_commands_run() {
 #[test]
 fn plugin_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("docs/plugins.md", folder.path()), 15);
+    assert_eq!(follow("docs/plugins.md", folder.path()), 16);
     assert!(folder.path().join("ioi/summary.json").exists());
 }
 

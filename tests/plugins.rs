@@ -42,18 +42,6 @@ fn every_kind_is_made_built_checked_and_run() {
         "{\"tokens\": [1, 2, 3, 4], \"key_positions\": [3], \"wrong\": [5]}\n",
     )
     .unwrap();
-    // The embedded model knows no names.
-    std::fs::write(
-        folder.join("names.toml"),
-        r#"
-        plugins = ["my-task/target/my-task.plugin"]
-        [task]
-        name = "my_task"
-        names = ["man", "woman", "child", "teacher", "doctor"]
-        templates = ["the {IO} with the {S} stands near the house for the {S} to the"]
-        "#,
-    )
-    .unwrap();
     let model = "--model my-model --set model.random_init=1 --task tokens --data tokens.jsonl \
                  --top-n 9";
     for (kind, check, uses) in [
@@ -67,6 +55,12 @@ fn every_kind_is_made_built_checked_and_run() {
         let plugin = plugin.to_str().unwrap();
         let checked = succeeds(folder, &words(&format!("plugin check {plugin} {check}")));
         assert!(checked.contains(&format!("`my_{kind}`: conforms")), "{checked}");
+        if kind == "model" {
+            let other = program(folder, &words(&format!("plugin check {plugin}")));
+            let shown = String::from_utf8(other.stdout).unwrap();
+            assert!(shown.contains("embedded has model_type \"gpt2\"; give --model"), "{shown}");
+            assert!(!other.status.success());
+        }
         let listed = succeeds(folder, &words(&format!("list --plugin {plugin}")));
         assert!(listed.contains(&format!("my_{kind}")), "{listed}");
         if kind != "selector" {
@@ -80,19 +74,67 @@ fn every_kind_is_made_built_checked_and_run() {
         let after = |run: &str| json(&folder.join(run).join("summary.json"))["after"].clone();
         assert_eq!(after(kind), after(&format!("{kind}-again")));
     }
+}
+
+/// The template as it is, on the built-in model, and on a folder without weights.
+#[test]
+fn the_task_template_conforms_and_runs_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
     new(folder, "my-task", "task");
     let plugin = build(folder, "my-task");
-    let check = words("plugin check");
-    let options = "task.names=[\"man\", \"woman\", \"child\"]";
-    let templates = "task.templates=[\"the {IO} with the {S} waits for the {S} near the\"]";
     let plugin = plugin.to_str().unwrap();
-    let checked =
-        succeeds(folder, &[&check[..], &[plugin, "--set", options, "--set", templates]].concat());
-    assert!(checked.contains("`my_task`: conforms"), "{checked}");
-    succeeds(folder, &words("run names.toml --set tuning.steps=2 --out task"));
+    let check = |rest: &str| succeeds(folder, &words(&format!("plugin check {plugin} {rest}")));
+    let conforms = |checked: &str| assert!(checked.contains("`my_task`: conforms"), "{checked}");
+    conforms(&check(""));
+    conforms(&check("--set task.names=['man','woman','child']"));
+    let embedded = repository("models/embedded");
+    std::fs::create_dir(folder.join("bare")).unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(embedded.join(file), folder.join("bare").join(file)).unwrap();
+    }
+    refuses(folder, &words(&format!("plugin check {plugin} --model bare")), &["do not conform"]);
+    conforms(&check("--model bare --random-init 7"));
+    succeeds(
+        folder,
+        &words(&format!("tune --plugin {plugin} --task my_task --steps 2 --out task")),
+    );
     let summary = json(&folder.join("task/summary.json"));
     assert!(summary["after"]["logit_diff"].is_number());
     assert_eq!(summary["task"], "my_task");
+}
+
+/// A metric that can be computed on its own task's examples alone conforms on those; and a crate may
+/// register two plugins.
+#[test]
+fn a_metric_for_one_task_conforms_on_that_task() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    succeeds(folder, &words("plugin new mine --kind task"));
+    succeeds(folder, &words("plugin new own --kind metric"));
+    let read = |path: &str| std::fs::read_to_string(folder.join(path)).unwrap();
+    let picky = |task: &str| {
+        read("own/src/lib.rs").replace("    fn check(", &format!("{task}\n    fn check(")).replace(
+            "example.keys.is_empty()",
+            "example.keys.is_empty() || !example.origin.starts_with(\"mine\")",
+        )
+    };
+    let library = read("mine/src/lib.rs").replace("#[cfg(test)]", "mod own;\n\n#[cfg(test)]");
+    std::fs::write(folder.join("mine/src/lib.rs"), library).unwrap();
+    let check = |metric: String| {
+        std::fs::write(folder.join("mine/src/own.rs"), metric).unwrap();
+        let plugin = build(folder, "mine");
+        program(folder, &["plugin", "check", plugin.to_str().unwrap()])
+    };
+    let unsaid = check(picky(""));
+    let shown = String::from_utf8(unsaid.stdout).unwrap();
+    assert!(shown.contains("task `mine`: conforms"), "{shown}");
+    assert!(shown.contains("metric `own`: does not conform: generated sentence"), "{shown}");
+    assert!(!unsaid.status.success());
+    let said =
+        check(picky("    fn task(&self) -> Option<&str> {\n        Some(\"mine\")\n    }\n"));
+    let shown = String::from_utf8(said.stdout).unwrap();
+    assert!(shown.contains("metric `own`: conforms") && said.status.success(), "{shown}");
 }
 
 #[test]

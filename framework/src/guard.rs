@@ -128,6 +128,10 @@ impl PatchingMetric for Guarded<dyn PatchingMetric> {
         self.call(|metric| metric.check(example))
     }
 
+    fn task(&self) -> Option<&str> {
+        self.inner.task()
+    }
+
     fn is_loss(&self) -> bool {
         self.inner.is_loss()
     }

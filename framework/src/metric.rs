@@ -70,6 +70,11 @@ pub trait PatchingMetric: Send + Sync {
         Ok(())
     }
 
+    /// The registered name of the task it is made for, where it can't be computed on any other's examples.
+    fn task(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether this is the training loss itself, whose backward pass then serves for both.
     fn is_loss(&self) -> bool {
         false

@@ -174,7 +174,8 @@ pub(crate) fn refuse_twins(mut sorted: impl Iterator<Item = (&'static str, Origi
     Ok(())
 }
 
-/// The plugin of this name; an unknown one is answered with the nearest known.
+/// The plugin of this name; an unknown one is answered with the nearest known, and with how one that was
+/// built to be opened at run time becomes known.
 pub fn find<T: Kind + ?Sized>(name: &str) -> Result<&'static Plugin<T>>
 where
     Plugin<T>: inventory::Collect,
@@ -184,7 +185,11 @@ where
         Some(plugin) => Ok(plugin),
         None => {
             let known = plugins.iter().map(|plugin| plugin.name);
-            refuse!("there is no {} `{name}`{}", T::NAME, suggestion(name, known))
+            refuse!(
+                "there is no {} `{name}`{} (what a plugin file registers is known with --plugin FILE)",
+                T::NAME,
+                suggestion(name, known)
+            )
         }
     }
 }
@@ -194,3 +199,28 @@ inventory::collect!(Plugin<dyn Task>);
 inventory::collect!(Plugin<dyn PatchingMetric>);
 inventory::collect!(Plugin<dyn MeasuringMetric>);
 inventory::collect!(Plugin<dyn ParamSelector>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_plugin_is_answered_with_how_a_plugin_file_is_opened() {
+        fn refusal<T: Kind + ?Sized>() -> String
+        where
+            Plugin<T>: inventory::Collect,
+        {
+            find::<T>("absent").err().unwrap().to_string()
+        }
+        for (kind, error) in [
+            ("model architecture", refusal::<dyn Architecture>()),
+            ("task", refusal::<dyn Task>()),
+            ("metric", refusal::<dyn PatchingMetric>()),
+            ("measuring metric", refusal::<dyn MeasuringMetric>()),
+            ("selector", refusal::<dyn ParamSelector>()),
+        ] {
+            assert!(error.starts_with(&format!("there is no {kind} `absent`")), "{error}");
+            assert!(error.contains("--plugin FILE"), "{error}");
+        }
+    }
+}

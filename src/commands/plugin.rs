@@ -12,9 +12,13 @@ use circuit_framework::{
 };
 use circuit_models::Loaded;
 use clap::{Arg, ArgMatches, Command};
-use toml::Table;
+use toml::{Table, Value};
 
-use crate::{flags, plugins};
+use crate::flags::{self, Flag, MODEL};
+use crate::plugins;
+
+/// The flags of `check`.
+const CHECK: &[&[Flag]] = &[MODEL];
 
 /// A template crate of plugins/: its kind, the name it registers, and its files.
 struct Template {
@@ -62,10 +66,11 @@ pub(crate) fn command() -> Command {
         );
     let check = Command::new("check")
         .about("Tell whether a plugin fits this program and keeps to what its kind promises")
-        .arg(path("The plugin file"))
-        .arg(Arg::new("model").long("model").value_name("DIR|FILE.gguf").default_value("embedded").help(
-            "What a task's tokenizer is taken from; for a model plugin, the folder with its config.json",
-        ));
+        .after_help(
+            "A task is checked with the model's tokenizer, a model plugin on the model's config.json, \
+             and a metric that is made for one task on that task's examples.",
+        )
+        .arg(path("The plugin file"));
     Command::new("plugin")
         .about("Tasks, metrics, selectors and models in crates of your own; see docs/plugins.md")
         .subcommand_required(true)
@@ -75,7 +80,7 @@ pub(crate) fn command() -> Command {
             Command::new("build")
                 .about("Compile a plugin crate against this very program")
                 .arg(path("The crate's folder")),
-            flags::add(check, &[]),
+            flags::add(check, CHECK),
         ])
 }
 
@@ -124,12 +129,11 @@ fn write_new(folder: &Path, kind: &str) -> Result<()> {
 
 fn check(path: &Path, matches: &ArgMatches) -> Result<()> {
     println!("{}", plugins::describe(path)?);
-    let mut table = Table::new();
-    flags::apply(matches, &[], &mut table)?;
-    let model = matches.get_one::<String>("model").map_or("embedded", String::as_str);
+    let mut settings = Table::new();
+    flags::apply(matches, CHECK, &mut settings)?;
     let mut failed = 0;
     for registration in plugins::load(path)? {
-        let outcome = conforms(&registration, Path::new(model), &table);
+        let outcome = conforms(&registration, &settings);
         let said = match &outcome {
             Ok(said) => said.clone(),
             Err(error) => format!("does not conform: {error:#}"),
@@ -143,65 +147,82 @@ fn check(path: &Path, matches: &ArgMatches) -> Result<()> {
     Ok(())
 }
 
-/// Runs the conformance suite of the registration's kind; `settings` may have a table of options for
-/// it. Says what was done.
-fn conforms(registration: &Registration, model: &Path, settings: &Table) -> Result<String> {
+/// Runs the conformance suite of the registration's kind, with its options and the model of `settings`.
+/// Says what was done.
+fn conforms(registration: &Registration, settings: &Table) -> Result<String> {
     let name = registration.name;
-    let embedded = || load(Path::new("embedded"), None, &Table::new());
+    let seed = settings.get("seed").and_then(Value::as_integer).unwrap_or(0) as u64;
+    // Of metrics and selectors on the built-in model, whatever model another of the plugins needs.
+    let embedded = || load(model(&Table::new())?);
     match registration.kind {
         <dyn Task as Kind>::NAME => {
             let task = build::<dyn Task>(name, settings, "task")?;
-            let Loaded { model, tokenizer } = load(model, None, &Table::new())?;
-            let setting =
-                Setting { tokenizer: tokenizer.as_ref(), context: model.context(), seed: 0 };
-            conformance::task(&*task, &setting, model.vocabulary())?;
+            let loaded = load(model(settings)?)?;
+            conformance::task(&*task, &setting(&loaded, seed), loaded.model.vocabulary())?;
         }
         <dyn PatchingMetric as Kind>::NAME => {
             let metric = build::<dyn PatchingMetric>(name, settings, "metric")?;
-            let loaded = embedded()?;
-            conformance::metric(&*metric, &*loaded.model, &sentences(&loaded)?)?;
+            let (task, loaded) = match metric.task() {
+                Some(task) => (build::<dyn Task>(task, settings, "task")?, load(model(settings)?)?),
+                None => (Experiment::default().plugins()?.task, embedded()?),
+            };
+            let examples = examples(&*task, &setting(&loaded, seed))?;
+            conformance::metric(&*metric, &*loaded.model, &examples)?;
         }
         <dyn ParamSelector as Kind>::NAME => {
             let selector = build::<dyn ParamSelector>(name, settings, "selector")?;
-            conformance::selector(&*selector, &*embedded()?.model, 0)?;
+            conformance::selector(&*selector, &*embedded()?.model, seed)?;
         }
-        <dyn Architecture as Kind>::NAME => {
-            let loaded = load(model, Some(0), settings)
-                .context("give --model the folder with its config.json")?;
-            conformance::model(&*loaded.model, 0)?;
-        }
+        <dyn Architecture as Kind>::NAME => architecture_conforms(name, model(settings)?)?,
         // Of these there is nothing that all keep to.
         _ => return Ok("registered".to_owned()),
     }
     Ok("conforms".to_owned())
 }
 
+/// Checks an architecture on the config.json of a model, its weights drawn.
+fn architecture_conforms(name: &str, mut choice: ModelChoice) -> Result<()> {
+    let seed = *choice.random_init.get_or_insert(0);
+    let architecture = registry::find::<dyn Architecture>(name)?.build(&choice.options)?;
+    let path = choice.path.display().to_string();
+    let Loaded { model, .. } = load(choice)?;
+    let config = model.config();
+    if config["model_type"] != name {
+        bail!(
+            "{path} has model_type {}; give --model a folder whose config.json has \"{name}\"",
+            config["model_type"]
+        );
+    }
+    Ok(conformance::architecture(&*architecture, config, seed)?)
+}
+
+/// A plugin with the options in a section of `settings`.
 fn build<T: Kind + ?Sized>(name: &str, settings: &Table, section: &str) -> Result<Box<T>>
 where
     Plugin<T>: inventory::Collect,
 {
-    let options = settings.get(section).and_then(|options| options.as_table());
+    let options = settings.get(section).and_then(Value::as_table);
     Ok(registry::find::<T>(name)?.build(options.unwrap_or(&Table::new()))?)
 }
 
-/// A model in float64, its architecture's options those of `settings`.
-fn load(path: &Path, random_init: Option<u64>, settings: &Table) -> Result<Loaded> {
-    let options = settings.get("model").and_then(|options| options.as_table().cloned());
-    Ok(circuit_models::load(&ModelChoice {
-        path: path.to_path_buf(),
-        random_init,
-        dtype: Precision::Float64,
-        options: options.unwrap_or_default(),
-        ..ModelChoice::default()
-    })?)
+/// The model of `settings`, in float64.
+fn model(settings: &Table) -> Result<ModelChoice> {
+    let section = settings.get("model").map(|model| ("model".to_owned(), model.clone()));
+    let choice = flags::from_table(Table::from_iter(section), "settings")?.model;
+    Ok(ModelChoice { dtype: Precision::Float64, ..choice })
 }
 
-/// A few examples of the default task, of unequal lengths.
-fn sentences(loaded: &Loaded) -> Result<Vec<Example>> {
-    let task = Experiment::default().plugins()?.task;
-    let tokenizer = loaded.tokenizer.as_ref();
-    let setting = Setting { tokenizer, context: loaded.model.context(), seed: 0 };
-    let mut examples = task.load(Split::Train, &setting)?.examples().to_vec();
+fn load(choice: ModelChoice) -> Result<Loaded> {
+    Ok(circuit_models::load(&choice)?)
+}
+
+fn setting(loaded: &Loaded, seed: u64) -> Setting<'_> {
+    Setting { tokenizer: loaded.tokenizer.as_ref(), context: loaded.model.context(), seed }
+}
+
+/// A few examples of a task, of unequal lengths.
+fn examples(task: &dyn Task, setting: &Setting) -> Result<Vec<Example>> {
+    let mut examples = task.load(Split::Train, setting)?.examples().to_vec();
     examples.truncate(20);
     examples.sort_by_key(|example| example.tokens.len());
     examples.dedup_by_key(|example| example.tokens.len());

@@ -2,6 +2,9 @@
 //! went to the store, John gave a drink to" is continued by the name that came once, not by the one
 //! that came twice. The counterfactual has a third name in the second sentence part, so that both are
 //! as likely.
+//!
+//! The sentences here are of words that the built-in model knows too: "the doctor stands near the
+//! teacher for the teacher waits for the". The paper's are a matter of options.
 
 use circuit_framework::example::Counterfactual;
 use circuit_framework::tokenizer::Tokenizer;
@@ -20,7 +23,7 @@ struct IndirectObject {
     /// Sentences up to the indirect object: {IO} is its name, {S} the subject's, which stands there
     /// twice.
     templates: Vec<String>,
-    /// Names to draw from; those that are one token behind a space are used.
+    /// Names to draw from; those that are one token behind a space, and no other name's, are used.
     names: Vec<String>,
     /// How many sentences to draw for training, and as many for evaluation.
     count: usize,
@@ -31,17 +34,16 @@ impl Default for IndirectObject {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
         Self {
             templates: owned(&[
-                "When {IO} and {S} went to the store, {S} gave a drink to",
-                "When {S} and {IO} went to the store, {S} gave a drink to",
-                "Then, {IO} and {S} had a long argument, and afterwards {S} said to",
-                "Then, {S} and {IO} had a long argument, and afterwards {S} said to",
-                "Friends {IO} and {S} found a book at the garden. {S} decided to give it to",
-                "Friends {S} and {IO} found a book at the garden. {S} decided to give it to",
+                "the {IO} stands near the {S} for the {S} waits for the",
+                "the {S} stands near the {IO} for the {S} waits for the",
+                "the {IO} has vanished with the {S} for the {S} looks for the",
+                "the {S} has vanished with the {IO} for the {S} looks for the",
+                "the {IO} has returned to the {S} for the {S} stays beside the",
+                "the {S} has returned to the {IO} for the {S} stays beside the",
             ]),
             names: owned(&[
-                "Mary", "John", "Tom", "James", "Dan", "Anna", "Sarah", "Paul", "Mark", "Lisa",
-                "Peter", "Kate", "David", "Laura", "Simon", "Jane", "Robert", "Alice", "Henry",
-                "Emma",
+                "man", "woman", "child", "teacher", "student", "doctor", "painter", "author",
+                "farmer", "singer",
             ]),
             count: 128,
         }
@@ -82,13 +84,17 @@ impl IndirectObject {
     fn usable_names(&self, tokenizer: &Tokenizer) -> Result<Vec<Name>> {
         let mut usable = Vec::new();
         for text in &self.names {
-            if let [token] = tokenizer.encode(&format!(" {text}"))?[..] {
+            // Words that a tokenizer doesn't know may all be one and the same token to it.
+            if let [token] = tokenizer.encode(&format!(" {text}"))?[..]
+                && usable.iter().all(|name: &Name| name.token != token)
+            {
                 usable.push(Name { text: text.clone(), token });
             }
         }
         if usable.len() < 3 {
             refuse!(
-                "{} of the names are one token of this model; at least 3 must be: set task.names",
+                "{} of the names are a token of their own in this model; at least 3 must be: set \
+                 task.names",
                 usable.len()
             );
         }
