@@ -23,6 +23,7 @@ mod interventions;
 mod loading;
 mod lora;
 mod metrics;
+mod models;
 mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;

@@ -109,9 +109,9 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
     if first_special(&inner)? != tokenizer.prefix() {
         // transformers 5 goes by the post-processor alone.
         let single: Vec<String> =
-            text(tokenizer.prefix()).into_iter().chain(["$A".to_owned()]).collect();
+            tokenizer.prefix_text().into_iter().chain(["$A".to_owned()]).collect();
         let tokens: Vec<(String, u32)> =
-            text(tokenizer.prefix()).into_iter().zip(tokenizer.prefix()).collect();
+            tokenizer.prefix_text().into_iter().zip(tokenizer.prefix()).collect();
         let processor = (TemplateProcessing::builder().try_single(single))
             .and_then(|builder| builder.special_tokens(tokens).build().map_err(|e| e.to_string()))
             .map_err(|error| failed(error.into()))?;
