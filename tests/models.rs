@@ -1,31 +1,27 @@
-//! Models and tokenizers in and out of files: what would change a model's numbers is done or refused by
-//! name, never passed over.
+//! Models out of files: what would change a model's numbers is done or refused by name, never passed
+//! over.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use candle_core::quantized::gguf_file::{self, Value as Gguf};
-use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, safetensors};
-use circuit_framework::experiment::ModelChoice;
-use circuit_framework::tokenizer::{Bos, Tokenizer};
 use circuit_framework::{Device, Model, Pass, Tensor};
 use serde_json::{Value, json};
 
 use crate::command_line::words;
 use crate::support::{at, load, repository};
 
-fn case(name: &str) -> PathBuf {
+pub fn case(name: &str) -> PathBuf {
     repository("tests/reference").join(name).join("model")
 }
 
-fn json_of(path: &Path) -> Value {
+pub fn json_of(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 /// A copy of a reference case's model, its configuration changed.
-fn with_config(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+pub fn with_config(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let weights = "model.safetensors";
     std::fs::copy(case(name).join(weights), folder.path().join(weights)).unwrap();
@@ -35,7 +31,7 @@ fn with_config(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir
     folder
 }
 
-fn tensors(name: &str) -> HashMap<String, Tensor> {
+pub fn tensors(name: &str) -> HashMap<String, Tensor> {
     safetensors::load(case(name).join("model.safetensors"), &Device::Cpu).unwrap()
 }
 
@@ -47,7 +43,7 @@ fn with_tensors(name: &str, tensors: &HashMap<String, Tensor>) -> tempfile::Temp
 }
 
 /// Logits of a few tokens, far enough apart for the rotation to show.
-fn logits(model: &dyn Model) -> Vec<Vec<f64>> {
+pub fn logits(model: &dyn Model) -> Vec<Vec<f64>> {
     let tokens: Vec<u32> = (0..24).map(|index| (index * 7 + 5) % 97).collect();
     let tokens = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     let readout = model.forward(&Pass::forward_only(), &tokens).unwrap();
@@ -55,8 +51,8 @@ fn logits(model: &dyn Model) -> Vec<Vec<f64>> {
 }
 
 /// Loading fails with one line that has all of `parts`.
-fn refuses(path: &Path, parts: &[&str]) {
-    let error = circuit_models::load(&at(path)).err().expect("it loads").to_string();
+pub fn refuses(path: &Path, parts: &[&str]) {
+    let error = circuit_models::load(&at(path)).err().unwrap().to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
     for part in parts {
         assert!(error.contains(part), "`{part}` is not in: {error}");
@@ -278,291 +274,8 @@ fn shards_hold_what_the_index_says() {
     refuses(moved(&[1], None).path(), &[index, MOVED, "shard-1.safetensors"]);
 }
 
-/// A GGUF file of the reference Llama, its metadata and tensors changed.
-fn gguf(
-    change: impl FnOnce(&mut Vec<(String, Gguf)>, &mut Vec<(String, Tensor)>),
-) -> tempfile::TempDir {
-    let text = |text: &str| Gguf::String(text.to_owned());
-    let list = |values: Vec<String>| Gguf::Array(values.into_iter().map(Gguf::String).collect());
-    let mut vocabulary: Vec<String> = (0..97).map(|id| format!("token {id}")).collect();
-    vocabulary.splice(10..13, ["a", "b", "ab"].map(str::to_owned));
-    let mut metadata: Vec<(String, Gguf)> = [
-        ("general.architecture", text("llama")),
-        ("llama.block_count", Gguf::U32(3)),
-        ("llama.context_length", Gguf::U32(64)),
-        ("llama.embedding_length", Gguf::U32(32)),
-        ("llama.feed_forward_length", Gguf::U32(64)),
-        ("llama.attention.head_count", Gguf::U32(4)),
-        ("llama.attention.head_count_kv", Gguf::U32(2)),
-        ("llama.attention.layer_norm_rms_epsilon", Gguf::F32(1e-5)),
-        ("llama.rope.dimension_count", Gguf::U32(8)),
-        ("tokenizer.ggml.model", text("gpt2")),
-        ("tokenizer.ggml.pre", text("gpt-2")),
-        ("tokenizer.ggml.tokens", list(vocabulary)),
-        ("tokenizer.ggml.merges", list(vec!["a b".to_owned()])),
-        ("tokenizer.ggml.bos_token_id", Gguf::U32(1)),
-        ("tokenizer.ggml.eos_token_id", Gguf::U32(2)),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into();
-    // The reverse of what is done on loading: rotated pairs lie side by side.
-    let permuted = |weight: &Tensor, heads: usize| {
-        let (rows, columns) = weight.dims2().unwrap();
-        let halves = weight.reshape((heads, 2, rows / heads / 2, columns)).unwrap();
-        let pairs = halves.transpose(1, 2).unwrap().contiguous().unwrap();
-        pairs.reshape((rows, columns)).unwrap()
-    };
-    let names = [
-        ("model.embed_tokens", "token_embd"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-        ("model.layers", "blk"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-    ];
-    let mut tensors: Vec<(String, Tensor)> = (tensors("llama-key-mean").into_iter())
-        .map(|(name, tensor)| {
-            let tensor = match () {
-                () if name.contains("q_proj") => permuted(&tensor, 4),
-                () if name.contains("k_proj") => permuted(&tensor, 2),
-                () => tensor,
-            };
-            let name = names.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
-            (name, tensor)
-        })
-        .collect();
-    change(&mut metadata, &mut tensors);
-    let tensors: Vec<(String, QTensor)> = (tensors.into_iter())
-        .map(|(name, tensor)| (name, QTensor::quantize(&tensor, GgmlDType::F32).unwrap()))
-        .collect();
-    let metadata: Vec<(&str, &Gguf)> =
-        metadata.iter().map(|(key, value)| (&**key, value)).collect();
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, t)| (&**name, t)).collect();
-    let folder = tempfile::tempdir().unwrap();
-    let mut file = std::fs::File::create(folder.path().join("model.gguf")).unwrap();
-    gguf_file::write(&mut file, &metadata, &tensors).unwrap();
-    folder
-}
-
-/// A GGUF file with one key of the metadata set.
-fn gguf_with(key: &str, value: Gguf) -> tempfile::TempDir {
-    gguf(|metadata, _| {
-        metadata.retain(|(given, _)| given != key);
-        metadata.push((key.to_owned(), value));
-    })
-}
-
-#[test]
-fn a_gguf_file_is_the_model_it_was_made_from() {
-    let file = gguf(|_, _| {});
-    let original = logits(&*load(at(&case("llama-key-mean"))).model);
-    assert_eq!(logits(&*load(at(&file.path().join("model.gguf"))).model), original);
-    // What says what is so without it.
-    for (key, value) in [
-        ("llama.attention.key_length", Gguf::U32(8)),
-        ("llama.attention.value_length", Gguf::U32(8)),
-        ("llama.rope.scaling.type", Gguf::String("none".to_owned())),
-        ("llama.rope.scaling.factor", Gguf::F32(1.0)),
-        ("llama.expert_count", Gguf::U32(0)),
-        ("llama.vocab_size", Gguf::U32(97)),
-    ] {
-        let file = gguf_with(key, value);
-        assert_eq!(logits(&*load(at(&file.path().join("model.gguf"))).model), original, "{key}");
-    }
-}
-
-#[test]
-fn what_a_gguf_file_says_and_is_not_implemented_is_refused_by_name() {
-    for (key, value) in [
-        ("llama.rope.scaling.type", Gguf::String("yarn".to_owned())),
-        ("llama.rope.scaling.factor", Gguf::F32(4.0)),
-        ("llama.rope.scaling.original_context_length", Gguf::U32(16)),
-        ("llama.rope.scale_linear", Gguf::F32(2.0)),
-        ("llama.rope.dimension_count", Gguf::U32(4)),
-        ("llama.attention.key_length", Gguf::U32(16)),
-        ("llama.attention.value_length", Gguf::U32(16)),
-        ("llama.attention.sliding_window", Gguf::U32(4)),
-        ("llama.attention.causal", Gguf::Bool(false)),
-        ("llama.expert_count", Gguf::U32(8)),
-        ("llama.logit_scale", Gguf::F32(0.5)),
-        ("llama.block_count", Gguf::U32(0)),
-        ("llama.attention.head_count", Gguf::U32(0)),
-        ("llama.attention.head_count_kv", Gguf::U32(0)),
-        ("llama.attention.head_count", Gguf::U32(5)),
-        ("llama.embedding_length", Gguf::U32(0)),
-    ] {
-        let file = gguf_with(key, value);
-        refuses(&file.path().join("model.gguf"), &["model.gguf", &format!("`{key}`")]);
-    }
-    for name in ["blk.0.attn_q.bias", "blk.3.attn_q.weight", "blk.1.attn_q_norm.weight"] {
-        let file = gguf(|_, tensors| {
-            let tensor = Tensor::ones((32, 32), DType::F32, &Device::Cpu).unwrap();
-            tensors.push((name.to_owned(), tensor));
-        });
-        refuses(&file.path().join("model.gguf"), &["model.gguf", &format!("tensor `{name}`")]);
-    }
-    let file = gguf(|_, tensors| tensors.retain(|(name, _)| name != "blk.2.ffn_up.weight"));
-    refuses(&file.path().join("model.gguf"), &["no tensor", "layers.2.mlp.up_proj.weight"]);
-}
-
-/// A folder with the built-in model's tokenizer, changed, and what stands beside it.
-fn tokenizer_folder(change: impl FnOnce(&mut Value), settings: Value) -> tempfile::TempDir {
-    let folder = with_config("llama-key-mean", |config| config["vocab_size"] = json!(127));
-    let mut tokenizer = json_of(&repository("models/embedded/tokenizer.json"));
-    change(&mut tokenizer);
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    std::fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
-    folder
-}
-
-/// The tokenizer of a folder whose weights are drawn.
-fn tokenizer(folder: &Path, bos: Bos) -> Tokenizer {
-    load(ModelChoice { random_init: Some(0), bos, ..at(folder) }).tokenizer.unwrap()
-}
-
-const TEXT: &str = "the key to the cabinets is old";
-
-#[test]
-fn truncation_and_padding_are_switched_off() {
-    let plain = tokenizer_folder(|_| {}, json!({}));
-    let tokens = tokenizer(plain.path(), Bos::Auto).encode(TEXT).unwrap();
-    assert_eq!(tokens.len(), 7);
-    let folder = tokenizer_folder(
-        |tokenizer| {
-            tokenizer["truncation"] = json!({
-                "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0,
-            });
-            tokenizer["padding"] = json!({
-                "strategy": { "Fixed": 12 }, "direction": "Right", "pad_to_multiple_of": null,
-                "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>",
-            });
-        },
-        json!({}),
-    );
-    assert_eq!(tokenizer(folder.path(), Bos::Auto).encode(TEXT).unwrap(), tokens);
-}
-
-#[test]
-fn chat_templates_are_read_where_transformers_reads_them() {
-    let named = |name: &str| json!({ "name": name, "template": format!("the {name} one") });
-    let list = json!({ "chat_template": [named("tool_use"), named("default")] });
-    let template = |folder: &Path| tokenizer(folder, Bos::Auto).chat_template;
-    let folder = tokenizer_folder(|_| {}, list);
-    assert_eq!(template(folder.path()).as_deref(), Some("the default one"));
-    let folder = tokenizer_folder(|_| {}, json!({ "chat_template": "the old one" }));
-    assert_eq!(template(folder.path()).as_deref(), Some("the old one"));
-    std::fs::write(folder.path().join("chat_template.jinja"), "the file's\n").unwrap();
-    assert_eq!(template(folder.path()).as_deref(), Some("the file's\n"));
-    std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
-    assert_eq!(template(folder.path()).as_deref(), Some("the file's\n"));
-    let folder = tokenizer_folder(|_| {}, json!({ "chat_template": [named("tool_use")] }));
-    refuses(folder.path(), &["tokenizer_config.json", "`chat_template`", "`default`"]);
-}
-
-/// A post-processor that begins a text with a token, as Llama 3's does behind a byte-level one.
-fn beginning_with(token: &str, id: u32) -> Value {
-    let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
-    let sequence = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
-    let template = json!({
-        "type": "TemplateProcessing", "single": [special, sequence("A")],
-        "pair": [special, sequence("A"), sequence("B")],
-        "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
-    });
-    let byte_level = json!({
-        "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true,
-    });
-    json!({ "type": "Sequence", "processors": [byte_level, template] })
-}
-
-#[test]
-fn texts_begin_as_the_tokenizer_says_and_a_saved_one_says_it_too() {
-    let bos = json!({ "bos_token": "key", "eos_token": "<|endoftext|>" });
-    let with = |add: bool| {
-        let mut settings = bos.clone();
-        settings["add_bos_token"] = json!(add);
-        settings
-    };
-    let none = json!(null);
-    let llama3 = beginning_with("key", 2);
-    // Settings beside the tokenizer, its post-processor, and what comes of them.
-    let cases = [
-        (bos.clone(), &none, None),
-        (with(true), &none, Some(2)),
-        (with(false), &none, None),
-        (bos.clone(), &llama3, Some(2)),
-        (with(false), &llama3, None),
-        (json!({}), &llama3, Some(2)),
-        (json!({}), &none, None),
-    ];
-    for (settings, processor, expected) in cases {
-        let change = |tokenizer: &mut Value| tokenizer["post_processor"] = processor.clone();
-        let folder = tokenizer_folder(change, settings.clone());
-        for (bos, expected) in
-            [(Bos::Auto, expected), (Bos::Always, expected.or(Some(2))), (Bos::Never, None)]
-        {
-            let choice = ModelChoice { random_init: Some(0), bos, ..at(folder.path()) };
-            // The configuration's own bos_token_id is 1, where no file names a token.
-            let expected = match (&settings, processor, bos) {
-                (Value::Object(keys), Value::Null, Bos::Always) if keys.is_empty() => Some(1),
-                _ => expected,
-            };
-            let loaded = load(choice);
-            let given = loaded.tokenizer.unwrap();
-            assert_eq!(given.prefix(), expected, "{settings} {processor} {bos:?}");
-            let saved = folder.path().join(format!("saved-{bos:?}"));
-            circuit_models::save(&saved, &*loaded.model, Some(&given)).unwrap();
-            let again = tokenizer(&saved, Bos::Auto);
-            assert_eq!(again.prefix(), expected);
-            assert_eq!(
-                json_of(&saved.join("tokenizer_config.json"))["add_bos_token"],
-                expected.is_some()
-            );
-            // transformers 5 asks the post-processor alone.
-            let ids = again.inner.encode(TEXT, true).unwrap().get_ids().to_vec();
-            let mut whole: Vec<u32> = expected.into_iter().collect();
-            whole.extend(given.encode(TEXT).unwrap());
-            assert_eq!(ids, whole);
-        }
-    }
-}
-
-#[test]
-fn a_beginning_that_is_asked_for_and_is_not_there_is_refused() {
-    let folder = tokenizer_folder(|_| {}, json!({ "add_bos_token": true }));
-    let config = folder.path().join("config.json");
-    let mut json = json_of(&config);
-    json.as_object_mut().unwrap().remove("bos_token_id");
-    std::fs::write(&config, json.to_string()).unwrap();
-    refuses(folder.path(), &["tokenizer_config.json", "`add_bos_token`"]);
-    std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
-    let choice = ModelChoice { bos: Bos::Always, random_init: Some(0), ..at(folder.path()) };
-    let error = circuit_models::load(&choice).err().unwrap().to_string();
-    assert!(error.contains("model.bos"), "{error}");
-}
-
-#[test]
-fn gguf_tokenizers_begin_texts_as_llama_cpp_does() {
-    let prefix = |file: &tempfile::TempDir| {
-        load(at(&file.path().join("model.gguf"))).tokenizer.unwrap().prefix()
-    };
-    assert_eq!(prefix(&gguf(|_, _| {})), None);
-    let add = "tokenizer.ggml.add_bos_token";
-    assert_eq!(prefix(&gguf_with(add, Gguf::Bool(false))), None);
-    assert_eq!(prefix(&gguf_with(add, Gguf::Bool(true))), Some(1));
-    let pre = |kind: &str| gguf_with("tokenizer.ggml.pre", Gguf::String(kind.to_owned()));
-    assert_eq!(prefix(&pre("llama-bpe")), Some(1));
-    assert_eq!(prefix(&pre("smollm")), None);
-}
-
 /// Runs the program in a folder with one variable of its environment set.
-fn program_with(folder: &Path, arguments: &str, (name, value): (&str, &Path)) -> Output {
+pub fn program_with(folder: &Path, arguments: &str, (name, value): (&str, &Path)) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_circuit-tuning"));
     for variable in ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"] {
         command.env_remove(variable);
@@ -614,30 +327,6 @@ fn a_model_is_found_by_its_name_in_hugging_faces_cache() {
     missing("./no/such/folder", &["./no/such/folder: there is no such model"]);
     std::fs::write(model.join("refs/main"), "4567").unwrap();
     missing("someone/a-model", &["refs/main", "snapshots/4567"]);
-}
-
-#[test]
-fn what_texts_begin_with_is_shown_and_written_down() {
-    let folder = tempfile::tempdir().unwrap();
-    let cases = [
-        ("", "embedded: texts begin without a beginning-of-sequence token", Value::Null),
-        (
-            "--set model.bos=always",
-            "embedded: texts begin with <|endoftext|>",
-            json!("<|endoftext|>"),
-        ),
-    ];
-    for (flags, shown, written) in cases {
-        let arguments = format!(
-            "discover --task agreement --set task.train_examples=4 --top-n 5 --circuit c.json {flags}"
-        );
-        let output = program_with(folder.path(), &arguments, ("HF_HOME", folder.path()));
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{errors}");
-        assert_eq!(errors.lines().filter(|line| line.starts_with(shown)).count(), 1, "{errors}");
-        let circuit = json_of(&folder.path().join("c.json"));
-        assert_eq!(circuit["provenance"]["bos"], written);
-    }
 }
 
 #[test]
