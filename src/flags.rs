@@ -42,7 +42,7 @@ const fn text(name: &'static str, key: &'static str, value: &'static str) -> Fla
 
 /// Which model.
 pub(crate) const MODEL: &[Flag] = &[
-    text("model", "model.path", "DIR|FILE.gguf|embedded"),
+    text("model", "model.path", "DIR|FILE.gguf|ORG/NAME|embedded"),
     flag("random-init", "model.random_init", "SEED"),
     Flag {
         help: "Split each MLP into heads of this many neurons; without it an MLP is one node.",

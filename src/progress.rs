@@ -1,5 +1,5 @@
 //! Showing how far long work is: a bar on a terminal, a line now and then elsewhere; both on
-//! standard error. Warnings go there too.
+//! standard error. What the libraries have to say goes there too.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,32 +98,38 @@ fn bar(progress: &Progress) -> ProgressBar {
     bar
 }
 
-/// Shows each warning once: a file is read for training, for evaluation, and again after tuning.
-struct Warnings {
+/// Shows each message once: a file is read for training, for evaluation, and again after tuning.
+struct Messages {
     shown: Mutex<BTreeSet<String>>,
 }
 
-impl log::Log for Warnings {
+impl log::Log for Messages {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
-        metadata.level() <= log::Level::Warn
+        // Other crates' notes are of no use to who runs this program.
+        let most = match metadata.target().starts_with("circuit_") {
+            true => log::Level::Info,
+            false => log::Level::Warn,
+        };
+        metadata.level() <= most
     }
 
     fn log(&self, record: &log::Record) {
-        let warning = record.args().to_string();
+        let prefix = if record.level() == log::Level::Info { "" } else { "warning: " };
+        let message = format!("{prefix}{}", record.args());
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.enabled(record.metadata()) && shown.insert(warning.clone()) {
-            eprintln!("warning: {warning}");
+        if self.enabled(record.metadata()) && shown.insert(message.clone()) {
+            eprintln!("{message}");
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Sends the libraries' warnings to standard error.
+/// Sends the libraries' warnings and notes to standard error.
 pub(crate) fn log_to_stderr() {
-    static WARNINGS: Warnings = Warnings { shown: Mutex::new(BTreeSet::new()) };
+    static MESSAGES: Messages = Messages { shown: Mutex::new(BTreeSet::new()) };
     // Fails only if a logger is set already, which then does the same.
-    let _ = log::set_logger(&WARNINGS).map(|()| log::set_max_level(log::LevelFilter::Warn));
+    let _ = log::set_logger(&MESSAGES).map(|()| log::set_max_level(log::LevelFilter::Info));
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ proptest! {
         let beside = logits(&Pass::forward_only().with_adapters(training(&adapters)));
         prop_assert_ne!(&plain, &beside);
         let folder = tempfile::tempdir().unwrap();
-        adapters.save(&folder.path().join("adapter")).unwrap();
+        adapters.save(&folder.path().join("adapter"), None).unwrap();
         let loaded = Adapters::load(&folder.path().join("adapter"), &*model).unwrap();
         let merged = loaded
             .while_merged(&*model, || Ok(logits(&Pass::forward_only())))
@@ -158,7 +158,7 @@ fn adapters_are_saved_in_the_layout_of_peft() {
         let model = geometry.model(0);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter");
-        adapters(&*model, 0.25, 1).save(&path).unwrap();
+        adapters(&*model, 0.25, 1).save(&path, None).unwrap();
         let saved =
             candle_core::safetensors::load(path.join("adapter_model.safetensors"), &model.device())
                 .unwrap();

@@ -19,6 +19,7 @@ fn provenance(model: &dyn Model) -> Provenance {
     Provenance {
         model: Geometry::of(model),
         model_path: "made".to_owned(),
+        bos: None,
         task: "tokens".to_owned(),
         metric: "loss".to_owned(),
         method: Method::Eap,

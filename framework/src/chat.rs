@@ -97,7 +97,7 @@ impl Tokenizer {
         let Some(offset) = response.find(answer).filter(|_| !response.is_empty()) else {
             refuse!(
                 "the model's chat template doesn't write an answer behind its own prompt; remove \
-                 it from the model's tokenizer_config.json to get plain text"
+                 chat_template.jinja, or the template in tokenizer_config.json, to get plain text"
             );
         };
         let mut tokens = self.encode_chat(&prompt)?;
@@ -119,7 +119,7 @@ impl Tokenizer {
         self.end.into_iter().collect()
     }
 
-    /// The tokens of rendered messages: a template writes the beginning-of-text token itself, plain
+    /// The tokens of rendered messages: a template writes the beginning-of-sequence token itself, plain
     /// text gets it.
     fn encode_chat(&self, text: &str) -> Result<Vec<u32>> {
         let prefix = self.prefix().filter(|_| self.chat_template.is_none());

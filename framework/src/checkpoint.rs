@@ -202,6 +202,20 @@ mod tests {
         assert!((deviation - 0.02).abs() < 2e-4, "{deviation}");
     }
 
+    /// No tensor is read before it is asked for, and one in the wanted type isn't widened on its way.
+    #[test]
+    fn a_bfloat16_file_is_read_tensor_by_tensor_and_never_widened() {
+        let narrow = Tensor::ones((2, 3), DType::BF16, &Device::Cpu).unwrap();
+        let id = narrow.id();
+        let refused = || refuse!("this tensor was not asked for");
+        let other = Stored { shape: vec![2, 3], read: Box::new(refused) };
+        let Weights::Stored(mut tensors) = stored("a", narrow) else { unreachable!() };
+        tensors.insert("b".to_owned(), other);
+        let mut checkpoint = checkpoint(Weights::Stored(tensors), DType::BF16);
+        assert_eq!(checkpoint.take("a", &[2, 3]).unwrap().id(), id);
+        assert!(checkpoint.take("b", &[3, 2]).unwrap_err().to_string().contains("`b` is [2, 3]"));
+    }
+
     #[test]
     fn a_weight_that_is_not_finite_is_refused_in_every_precision() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

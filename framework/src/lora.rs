@@ -63,8 +63,6 @@ struct Adapter {
 pub struct Adapters {
     lora: Lora,
     adapters: Vec<Adapter>,
-    /// What the model was loaded from, where it was loaded.
-    base_model: Option<String>,
     /// A and B of each, in the order of `adapters`.
     parameters: Parameters,
 }
@@ -120,8 +118,7 @@ impl Adapters {
         if adapters.is_empty() {
             refuse!("no whole projection is selected for an adapter");
         }
-        let base_model = model.config()["_name_or_path"].as_str().map(str::to_owned);
-        Ok(Self { lora, adapters, base_model, parameters })
+        Ok(Self { lora, adapters, parameters })
     }
 
     /// A and B of every adapter, under PEFT's names.
@@ -169,11 +166,12 @@ impl Adapters {
         f()
     }
 
-    /// Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads.
+    /// Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads. The latter names
+    /// the model that the adapters belong to.
     ///
     /// # Errors
     /// If the folder exists or can't be written.
-    pub fn save(&self, folder: &Path) -> Result<()> {
+    pub fn save(&self, folder: &Path, base_model: Option<&Path>) -> Result<()> {
         if folder.exists() {
             refuse!("{}: exists already; name a new folder", folder.display());
         }
@@ -188,7 +186,7 @@ impl Adapters {
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.base_model,
+            "base_model_name_or_path": base_model,
             "r": self.lora.rank,
             "lora_alpha": self.lora.alpha,
             "lora_dropout": self.lora.dropout,

@@ -123,6 +123,9 @@ pub struct Provenance {
     pub model: Geometry,
     /// The model as it was named.
     pub model_path: String,
+    /// The token that texts are begun with, if any.
+    #[serde(default)]
+    pub bos: Option<String>,
     /// The registered names.
     pub task: String,
     pub metric: String,

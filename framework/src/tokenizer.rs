@@ -46,6 +46,11 @@ impl Tokenizer {
         self.beginning.filter(|_| self.add_beginning)
     }
 
+    /// The same token as text.
+    pub fn prefix_text(&self) -> Option<String> {
+        self.prefix().and_then(|id| self.inner.id_to_token(id))
+    }
+
     /// Puts the beginning-of-sequence token before texts always, never, or as the tokenizer's own
     /// files say.
     ///

@@ -95,12 +95,12 @@ impl Architecture for Gpt2Options {
         let config = Config::read(&checkpoint)?;
         if let Weights::Stored(tensors) = &mut checkpoint.weights {
             // Some files have GPT2LMHeadModel's prefix, some GPT2Model's names.
-            *tensors = (std::mem::take(tensors).into_iter())
-                .map(|(name, tensor)| match name.strip_prefix("transformer.") {
-                    Some(short) => (short.to_owned(), tensor),
-                    None => (name, tensor),
-                })
-                .collect();
+            for (name, tensor) in std::mem::take(tensors) {
+                let short = name.strip_prefix("transformer.").unwrap_or(&name).to_owned();
+                if tensors.insert(short, tensor).is_some() {
+                    refuse!("{}: tensor `{name}` is there twice", checkpoint.origin);
+                }
+            }
         }
         let d_model = config.n_embd;
         let width = config.n_inner.unwrap_or(4 * d_model);

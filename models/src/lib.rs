@@ -49,10 +49,6 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
     };
     let plugin = registry::find::<dyn Architecture>(architecture)
         .map_err(|error| Error::input(format!("{}: {error}", checkpoint.origin)))?;
-    if choice.random_init.is_none() {
-        // What adapters say they belong to.
-        checkpoint.config["_name_or_path"] = choice.path.to_string_lossy().into();
-    }
     let model = plugin.build(&choice.options)?.build(checkpoint)?;
     if let Some(adapter) = &choice.adapter {
         Adapters::load(adapter, &*model)?.merge(&*model)?;
@@ -63,8 +59,7 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
 /// Settles what texts begin with, and says it.
 fn begin(tokenizer: &mut Tokenizer, bos: Bos, origin: &str) -> Result<()> {
     tokenizer.set_bos(bos).map_err(|error| Error::input(format!("{origin}: {error}")))?;
-    let token = tokenizer.prefix().and_then(|id| tokenizer.inner.id_to_token(id));
-    let what = match token {
+    let what = match tokenizer.prefix_text() {
         Some(token) => format!("begin with {token}"),
         None => "begin without a beginning-of-sequence token".to_owned(),
     };

@@ -20,8 +20,10 @@ pub(crate) struct Llama3Scaling {
     pub(crate) original_max_position_embeddings: f64,
 }
 
-/// Keys beside those of the type itself.
+/// Settings of every type.
 const COMMON: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+
+/// Settings of type `llama3`.
 const LLAMA3: [&str; 4] =
     ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
 
@@ -31,65 +33,106 @@ impl Rope {
     /// # Errors
     /// Naming the first setting that can't be read.
     pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let (origin, config) = (&checkpoint.origin, &checkpoint.config);
+        let table = Table::find(checkpoint)?;
+        let is_llama3 = table.is_llama3()?;
+        table.check_names(if is_llama3 { &LLAMA3 } else { &[] })?;
+        table.check_partial()?;
+        let scaling = is_llama3.then(|| table.llama3()).transpose()?;
+        Ok(Self { theta: table.theta()?, scaling })
+    }
+}
+
+/// The table of settings in a configuration: an object, or null where there is none.
+struct Table<'a> {
+    /// `rope_scaling` or `rope_parameters`.
+    key: &'static str,
+    settings: &'a Value,
+    config: &'a Value,
+    /// What messages begin with.
+    place: String,
+}
+
+impl<'a> Table<'a> {
+    fn find(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let config = &checkpoint.config;
+        let place = format!("{}: config.json", checkpoint.origin);
         let (key, settings) = match (&config["rope_scaling"], &config["rope_parameters"]) {
             (old, Value::Null) => ("rope_scaling", old),
             (Value::Null, new) => ("rope_parameters", new),
             (old, new) if old == new => ("rope_parameters", new),
             _ => refuse!(
-                "{origin}: config.json: `rope_scaling` and `rope_parameters` differ; one of them can be read"
+                "{place}: `rope_scaling` and `rope_parameters` differ; one of them can be read"
             ),
         };
         if !settings.is_null() && !settings.is_object() {
-            refuse!("{origin}: config.json: `{key}` is no table of settings");
+            refuse!("{place}: `{key}` is no table of settings");
         }
-        let kind = [&settings["rope_type"], &settings["type"]];
-        let kind = kind.into_iter().find(|kind| !kind.is_null());
-        let known: &[&str] = match kind.map_or(Some("default"), Value::as_str) {
-            Some("default") => &[],
-            Some("llama3") => &LLAMA3,
+        Ok(Self { key, settings, config, place })
+    }
+
+    /// The first of two values that is given.
+    fn first(values: [&'a Value; 2]) -> Option<&'a Value> {
+        values.into_iter().find(|value| !value.is_null())
+    }
+
+    /// Whether the frequencies are scaled as Llama 3's; else they are as they are.
+    fn is_llama3(&self) -> Result<bool> {
+        let kind = Self::first([&self.settings["rope_type"], &self.settings["type"]]);
+        match kind.map_or(Some("default"), Value::as_str) {
+            Some("default") => Ok(false),
+            Some("llama3") => Ok(true),
             _ => refuse!(
-                "{origin}: config.json: `{key}.rope_type` is {}; what can be read is \"default\" or \"llama3\"",
+                "{}: `{}.rope_type` is {}; what can be read is \"default\" or \"llama3\"",
+                self.place,
+                self.key,
                 kind.unwrap_or(&Value::Null)
             ),
-        };
-        for (setting, value) in settings.as_object().into_iter().flatten() {
-            let is_known = COMMON.contains(&&**setting) || known.contains(&&**setting);
+        }
+    }
+
+    fn check_names(&self, known: &[&str]) -> Result<()> {
+        for (name, value) in self.settings.as_object().into_iter().flatten() {
+            let is_known = COMMON.contains(&name.as_str()) || known.contains(&name.as_str());
             if !is_known && !value.is_null() {
                 refuse!(
-                    "{origin}: config.json: `{key}.{setting}` is set; with this rope_type it can't be read"
+                    "{}: `{}.{name}` is set; with this rope_type it can't be read",
+                    self.place,
+                    self.key
                 );
             }
         }
-        for partial in [&config["partial_rotary_factor"], &settings["partial_rotary_factor"]] {
+        Ok(())
+    }
+
+    fn check_partial(&self) -> Result<()> {
+        for table in [self.config, self.settings] {
+            let partial = &table["partial_rotary_factor"];
             if !partial.is_null() && partial.as_f64() != Some(1.0) {
                 refuse!(
-                    "{origin}: config.json: `partial_rotary_factor` is {partial}; what can be read is 1"
+                    "{}: `partial_rotary_factor` is {partial}; what can be read is 1",
+                    self.place
                 );
             }
         }
-        let theta = [&settings["rope_theta"], &config["rope_theta"]];
-        let theta = theta.into_iter().find(|theta| !theta.is_null());
+        Ok(())
+    }
+
+    fn theta(&self) -> Result<f64> {
+        let theta = Self::first([&self.settings["rope_theta"], &self.config["rope_theta"]]);
         let theta = theta.map_or(Some(10_000.0), Value::as_f64);
-        let Some(theta) = theta.filter(|theta| theta.is_finite() && *theta > 0.0) else {
-            refuse!("{origin}: config.json: `rope_theta` must be a number above 0");
-        };
-        let scaling = match known {
-            [] => None,
-            _ => {
-                let mut settings = settings.clone();
-                let original = "original_max_position_embeddings";
-                let given = [&config[original], &settings[original]];
-                let given = given.into_iter().find(|value| !value.is_null()).cloned();
-                settings[original] =
-                    given.unwrap_or_else(|| config["max_position_embeddings"].clone());
-                let scaling = serde_json::from_value(settings);
-                Some(scaling.map_err(|error| {
-                    Error::input(format!("{origin}: config.json: `{key}`: {error}"))
-                })?)
-            }
-        };
-        Ok(Self { theta, scaling })
+        match theta.filter(|theta| theta.is_finite() && *theta > 0.0) {
+            Some(theta) => Ok(theta),
+            None => refuse!("{}: `rope_theta` must be a number above 0", self.place),
+        }
+    }
+
+    fn llama3(&self) -> Result<Llama3Scaling> {
+        let original = "original_max_position_embeddings";
+        let given = Self::first([&self.config[original], &self.settings[original]]);
+        let mut settings = self.settings.clone();
+        settings[original] = given.unwrap_or(&self.config["max_position_embeddings"]).clone();
+        serde_json::from_value(settings)
+            .map_err(|error| Error::input(format!("{}: `{}`: {error}", self.place, self.key)))
     }
 }
 

@@ -98,6 +98,7 @@ impl Runner<'_> {
         Provenance {
             model: Geometry::of(self.model),
             model_path: model.path.display().to_string(),
+            bos: self.tokenizer.and_then(Tokenizer::prefix_text),
             task: task.name.clone(),
             metric: metric.as_ref().map_or_else(default, |metric| metric.name.clone()),
             method: discovery.method,

@@ -7,7 +7,7 @@ use super::folder::RunFolder;
 use super::log::RunLog;
 use crate::Result;
 use crate::example::Example;
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, ModelChoice};
 use crate::guard::caught;
 use crate::lora::Adapters;
 use crate::selector::ParamSelector;
@@ -58,7 +58,10 @@ impl Runner<'_> {
         let Some(adapters) = adapters else {
             return Ok(());
         };
-        adapters.save(&folder.path("adapter"))?;
+        let ModelChoice { path, random_init, .. } = &self.experiment.model;
+        // Drawn weights are in no file.
+        let base_model = random_init.is_none().then_some(&**path);
+        adapters.save(&folder.path("adapter"), base_model)?;
         adapters.merge(self.model)
     }
 }

@@ -66,10 +66,6 @@ fn make_accessible(_: &Path) -> std::io::Result<()> {
 
 fn write_model(folder: &Path, model: &dyn Model) -> Result<()> {
     let mut config = model.config().clone();
-    // Where the model was loaded from; it isn't the model that is saved here.
-    if let Some(config) = config.as_object_mut() {
-        config.shift_remove("_name_or_path");
-    }
     for key in ["torch_dtype", "dtype"] {
         if !config[key].is_null() {
             config[key] = json!("float32");

@@ -25,16 +25,20 @@ pub(crate) fn read(folder: &Path, config: &Value) -> Result<Option<Tokenizer>> {
         let by_text = text.and_then(|text| inner.token_to_id(text));
         by_text.or(config[id].as_u64().map(|id| id as u32))
     };
-    let mut beginning = special("bos_token", "bos_token_id");
+    let first = first_special(&inner)?;
+    let named = special("bos_token", "bos_token_id");
     let end = special("eos_token", "eos_token_id");
-    let add_beginning = match settings["add_bos_token"].as_bool() {
-        Some(add) => add,
-        None => {
-            let first = first_special(&inner)?;
-            beginning = first.or(beginning);
-            first.is_some()
-        }
+    let (beginning, add_beginning) = match settings["add_bos_token"].as_bool() {
+        Some(add) => (named.or(first), add),
+        None => (first.or(named), first.is_some()),
     };
+    if add_beginning != first.is_some() && folder.join("tokenizer.json").exists() {
+        log::warn!(
+            "{}: `add_bos_token` is {add_beginning}, against tokenizer.json's post-processor, which \
+             transformers 5 goes by; model.bos = \"always\" or \"never\" settles it",
+            path.display()
+        );
+    }
     if add_beginning && beginning.is_none() {
         refuse!("{}: `add_bos_token` is true, but there is no bos_token", path.display());
     }
@@ -109,9 +113,9 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer) -> Result<()> {
     if first_special(&inner)? != tokenizer.prefix() {
         // transformers 5 goes by the post-processor alone.
         let single: Vec<String> =
-            text(tokenizer.prefix()).into_iter().chain(["$A".to_owned()]).collect();
+            tokenizer.prefix_text().into_iter().chain(["$A".to_owned()]).collect();
         let tokens: Vec<(String, u32)> =
-            text(tokenizer.prefix()).into_iter().zip(tokenizer.prefix()).collect();
+            tokenizer.prefix_text().into_iter().zip(tokenizer.prefix()).collect();
         let processor = (TemplateProcessing::builder().try_single(single))
             .and_then(|builder| builder.special_tokens(tokens).build().map_err(|e| e.to_string()))
             .map_err(|error| failed(error.into()))?;
