@@ -16,9 +16,9 @@ pub use folder::next_folder;
 pub use summary::Summary;
 
 use crate::Result;
+use crate::attribution::{Discovered, discover};
 use crate::circuit::Circuit;
 use crate::data::Data;
-use crate::discovery::{Discovered, discover};
 use crate::drawing;
 use crate::evaluation::Evaluation;
 use crate::example::Example;
@@ -100,7 +100,7 @@ impl Runner<'_> {
             model_path: model.path.display().to_string(),
             task: task.name.clone(),
             metric: metric.as_ref().map_or_else(default, |metric| metric.name.clone()),
-            method: discovery.method,
+            method: discovery.method.name.clone(),
             ablation: discovery.ablation,
             positions: discovery.positions,
             nodes: discovery.nodes.clone(),
