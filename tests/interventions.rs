@@ -104,7 +104,9 @@ fn replacing(pass: Pass, model: &dyn Model, writer: usize, output: &Tensor, whol
 }
 
 fn cases() -> impl Strategy<Value = (Geometry, usize, u64)> {
-    (geometries(), 0..4usize, 0..1000u64)
+    // A layer norm of two numbers is ±1, and its gradient next to nowhere what a difference says.
+    let wide = geometries().prop_filter("wide enough", |g| g.heads * g.d_head >= 4);
+    (wide, 0..4usize, 0..1000u64)
 }
 
 proptest! {

@@ -12,6 +12,7 @@ use circuit_tasks as _;
 
 mod bfloat16;
 mod command_line;
+mod commands_draw;
 mod commands_output;
 mod commands_settings;
 mod conformance;
@@ -22,7 +23,9 @@ mod generation;
 mod interventions;
 mod loading;
 mod lora;
+mod methods;
 mod metrics;
+mod numbers;
 mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;
@@ -32,3 +35,4 @@ mod reference;
 mod runs;
 mod smollm2;
 mod support;
+mod work;

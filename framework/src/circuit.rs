@@ -11,6 +11,7 @@ use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::model::Model;
 use crate::parameters::Owner;
 use crate::provenance::{self, Provenance};
+use crate::range::Range;
 use crate::scores::Scores;
 use crate::{Result, refuse};
 
@@ -46,6 +47,15 @@ pub struct Pruning {
 const DEFAULT_TOP_N: usize = 500;
 
 impl Pruning {
+    /// Refuses settings that no circuit of this graph can be cut with.
+    ///
+    /// # Errors
+    /// Naming the setting and what would be right.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        Range::FromZero.check("pruning.threshold", self.threshold)?;
+        self.top_n(graph).map(|_| ())
+    }
+
     /// The number of edges to keep of this graph.
     pub fn top_n(&self, graph: &Graph) -> Result<usize> {
         let edges = graph.edge_count();

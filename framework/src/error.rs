@@ -14,12 +14,17 @@ pub enum Error {
     #[error("{}: {cause}", path.display())]
     Io { path: PathBuf, cause: std::io::Error },
 
-    /// The loss stopped being a number; the model holds the last good step's weights.
+    /// Tuning came to a number that isn't finite, `what` says which; the model holds the last good
+    /// step's weights.
     #[error(
-        "the loss is {loss} at step {step}: stopped before the update, so the model is as step \
-         {step} found it; a lower lr, a warm-up or max_grad_norm keeps it finite"
+        "{what} at step {step}: stopped there, so the model is as step {step} found it; a lower lr, a \
+         warm-up or max_grad_norm keeps it finite"
     )]
-    Diverged { step: usize, loss: f64 },
+    Diverged { step: usize, what: String },
+
+    /// A result isn't a finite number, and nothing can be made of it.
+    #[error("{0}: the model's numbers on this data are beyond what can be computed with")]
+    NotFinite(String),
 
     /// A plugin panicked; `what` names it and the place.
     #[error("{what}: {message}")]

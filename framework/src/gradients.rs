@@ -1,6 +1,7 @@
 //! Weight gradients of the selected rows, formed from what a backward pass left: for a projection
 //! with input x and output gradient dy, the rows in question of dyᵀ·x, and nothing for the rest.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use candle_core::Tensor;
@@ -172,14 +173,45 @@ impl Gradients {
         self.add(param.id, columns.t()?.matmul(wide)?)
     }
 
-    /// Adds gradient [n, width] to the rows that `index` [n] names.
+    /// Adds gradient [n, width] to the rows that `index` [n] names, where they are selected. Of a large
+    /// embedding few rows occur, and only they are touched.
     fn add_scattered(&mut self, param: &Param, index: &Tensor, gradient: &Tensor) -> Result<()> {
         if !self.selection.contains(param.id) {
             return Ok(());
         }
-        let full = Tensor::zeros(param.tensor.shape(), gradient.dtype(), gradient.device())?
-            .index_add(index, gradient, 0)?;
-        self.add_rows(param.id, |range| Ok(full.narrow(0, range.start, range.len())?))
+        // Where the rows lie among the selected ones, and which of them the n are.
+        let places = self.selection.places(param.id, &index.to_vec1::<u32>()?);
+        let (n, places): (Vec<u32>, Vec<u32>) = (places.iter().enumerate())
+            .filter_map(|(n, place)| Some((n as u32, (*place)? as u32)))
+            .unzip();
+        let occurring: Vec<u32> = BTreeSet::from_iter(places.iter().copied()).into_iter().collect();
+        if occurring.is_empty() {
+            return Ok(());
+        }
+        let rank = |place| occurring.partition_point(|&other| other < place) as u32;
+        let ranks: Vec<u32> = places.iter().map(|&place| rank(place)).collect();
+        let (device, width) = (gradient.device(), gradient.dim(1)?);
+        let gradient = match n.len() == index.dim(0)? {
+            true => gradient.clone(),
+            false => gradient.index_select(&Tensor::new(n, device)?, 0)?,
+        };
+        let shape = (occurring.len(), width);
+        let sums = Tensor::zeros(shape, gradient.dtype(), device)?.index_add(
+            &Tensor::new(ranks, device)?,
+            &gradient,
+            0,
+        )?;
+        let sum = &mut self.sums[param.id.0];
+        // Nothing else holds what a sum is added to in place: `add` is given tensors of its own.
+        let sum = match sum {
+            Some(sum) => sum,
+            None => {
+                let rows = self.selection.rows(param.id);
+                sum.insert(Tensor::zeros((rows, width), gradient.dtype(), device)?)
+            }
+        };
+        let rows = Tensor::new(occurring, device)?.unsqueeze(1)?.broadcast_as(shape)?;
+        Ok(sum.scatter_add_set(&rows.contiguous()?, &sums, 0)?)
     }
 
     fn add_norm(&mut self, norm: &Norm, x: &Tensor, kept: &Kept, gradient: &Tensor) -> Result<()> {
@@ -215,7 +247,7 @@ impl Gradients {
         self.add(id, gradient)
     }
 
-    /// Adds to the gradient of a parameter's selected rows.
+    /// Adds to the gradient of a parameter's selected rows a tensor that nothing else holds.
     fn add(&mut self, id: ParamId, gradient: Tensor) -> Result<()> {
         let sum = &mut self.sums[id.0];
         *sum = Some(match sum.take() {

@@ -132,17 +132,30 @@ impl Adapters {
     /// Adds what the adapters amount to, (α/r)·B·A, to the model's weights for good.
     ///
     /// # Errors
-    /// If a tensor operation fails.
+    /// If a sum isn't a finite number, which leaves the weights as they are, or if a tensor operation
+    /// fails.
     pub fn merge(&self, model: &dyn Model) -> Result<()> {
-        for Adapter { projection, a, b } in &self.adapters {
-            let product = b.tensor.matmul(&a.tensor)?.affine(self.lora.scale(), 0.0)?;
-            let product = if projection.reads { product } else { product.t()? };
-            let weight = &model.parameters().get(projection.parameter).tensor;
-            let rows = weight.narrow(0, projection.rows.start, projection.rows.len())?;
-            let sum = (weight::widened(&rows)? + product)?.to_dtype(weight.dtype())?;
-            weight.slice_set(&sum.contiguous()?, 0, projection.rows.start)?;
+        for adapter in &self.adapters {
+            if !weight::is_finite(&self.merged(adapter, model)?)? {
+                refuse!("the adapter of {} is too large to be merged", adapter.projection.name);
+            }
+        }
+        for adapter in &self.adapters {
+            let Projection { parameter, rows, .. } = &adapter.projection;
+            let merged = self.merged(adapter, model)?;
+            model.parameters().get(*parameter).tensor.slice_set(&merged, 0, rows.start)?;
         }
         Ok(())
+    }
+
+    /// The rows of a projection with its adapter added.
+    fn merged(&self, Adapter { projection, a, b }: &Adapter, model: &dyn Model) -> Result<Tensor> {
+        let product = b.tensor.matmul(&a.tensor)?.affine(self.lora.scale(), 0.0)?;
+        let product = if projection.reads { product } else { product.t()? };
+        let weight = &model.parameters().get(projection.parameter).tensor;
+        let rows = weight.narrow(0, projection.rows.start, projection.rows.len())?;
+        let sum = (weight::widened(&rows)? + product)?.to_dtype(weight.dtype())?;
+        Ok(sum.contiguous()?)
     }
 
     /// Runs `f` on the model with the adapters merged. Afterwards its weights are as they were, even if

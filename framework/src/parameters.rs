@@ -204,6 +204,22 @@ impl Selection {
         self.ranges(id).iter().map(Range::len).sum()
     }
 
+    /// Where each of some rows of a parameter lies among the selected ones; none where it isn't one.
+    pub(crate) fn places(&self, id: ParamId, rows: &[u32]) -> Vec<Option<usize>> {
+        let ranges = self.ranges(id);
+        let before: Vec<usize> = ranges
+            .iter()
+            .scan(0, |before, range| Some(std::mem::replace(before, *before + range.len())))
+            .collect();
+        let place = |&row: &u32| {
+            let row = row as usize;
+            let at = ranges.partition_point(|range| range.end <= row);
+            let range = ranges.get(at).filter(|range| range.contains(&row))?;
+            Some(before[at] + row - range.start)
+        };
+        rows.iter().map(place).collect()
+    }
+
     pub fn contains(&self, id: ParamId) -> bool {
         !self.ranges(id).is_empty()
     }

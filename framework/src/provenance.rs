@@ -58,6 +58,11 @@ impl Geometry {
         }
     }
 
+    /// How many heads share a key/value head.
+    pub fn heads_per_group(&self) -> usize {
+        self.heads / self.key_value_heads.max(1)
+    }
+
     /// Refuses a model of another geometry than this, which is of what the file `path` holds.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use candle_core::DType;
 use circuit_framework::attribution::Positions;
 use circuit_framework::{
-    Batch, Evaluation, Example, MeasuringMetric, Options, Pass, Plugin, Result, Tensor, answers,
+    Batch, Evaluation, Example, MeasuringMetric, Options, Plugin, Result, Tensor, answers,
     inventory, origin,
 };
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ struct KlDivergence {
     positions: Positions,
 }
 
+/// Log-probabilities that are kept at once: a quarter of a gigabyte in float32.
+const KEPT: usize = 1 << 26;
+
 impl KlDivergence {
     fn rows(&self, batch: &Batch) -> Vec<u32> {
         match self.positions {
@@ -25,27 +28,60 @@ impl KlDivergence {
             Positions::All => batch.predicted().map(|(_, _, row)| row).collect(),
         }
     }
+
+    /// The number of places in an example where the distributions are compared.
+    fn places(&self, example: &Example) -> usize {
+        match self.positions {
+            Positions::Key => example.keys.len(),
+            Positions::All => example.predicted.len(),
+        }
+    }
+
+    /// Calls `f` with log p [places, vocabulary] of every batch, in the same order each time.
+    fn for_each_batch(
+        &self,
+        evaluation: &Evaluation,
+        examples: &[Example],
+        mut f: impl FnMut(Tensor) -> Result<()>,
+    ) -> Result<()> {
+        evaluation.for_each_batch(examples, |_, batch, readout| {
+            f(answers::log_probs(&readout.logits(&self.rows(batch))?)?)
+        })
+    }
+
+    /// KL summed over the places of some examples. The untuned weights are put in place once.
+    fn sum(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
+        let mut untuned = Vec::new();
+        evaluation.untuned(|| {
+            self.for_each_batch(evaluation, examples, |log_probs| {
+                untuned.push(log_probs);
+                Ok(())
+            })
+        })?;
+        let (mut sum, mut untuned) = (0.0, untuned.into_iter());
+        self.for_each_batch(evaluation, examples, |tuned| {
+            if let Some(untuned) = untuned.next() {
+                let terms: Tensor = (untuned.exp()? * (&untuned - tuned)?)?;
+                sum += terms.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
+            }
+            Ok(())
+        })?;
+        Ok(sum)
+    }
 }
 
 impl MeasuringMetric for KlDivergence {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
-        let (mut sum, mut count) = (0.0, 0);
         if evaluation.untuned.is_none() {
-            return Ok(sum);
+            return Ok(0.0);
         }
-        evaluation.for_each_batch(examples, |_, batch, readout| {
-            let rows = self.rows(batch);
-            let tuned = answers::log_probs(&readout.logits(&rows)?)?;
-            let untuned = evaluation.untuned(|| {
-                let readout = evaluation.model.forward(&Pass::forward_only(), &batch.tokens)?;
-                answers::log_probs(&readout.logits(&rows)?)
-            })?;
-            let terms: Tensor = (untuned.exp()? * (&untuned - tuned)?)?;
-            sum += terms.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-            count += rows.len();
-            Ok(())
-        })?;
-        Ok(sum / count as f64)
+        let most = KEPT / evaluation.model.vocabulary();
+        let mut sum = 0.0;
+        for portion in portions(examples, most, |example| self.places(example)) {
+            sum += self.sum(evaluation, portion)?;
+        }
+        let places: usize = examples.iter().map(|example| self.places(example)).sum();
+        Ok(sum / places as f64)
     }
 
     fn check(&self, example: &Example) -> Result<()> {
@@ -60,6 +96,24 @@ impl MeasuringMetric for KlDivergence {
     }
 }
 
+/// Successive examples with at most so many places together, or a single one with more.
+fn portions(
+    examples: &[Example],
+    most: usize,
+    places: impl Fn(&Example) -> usize,
+) -> Vec<&[Example]> {
+    let (mut portions, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (index, example) in examples.iter().enumerate() {
+        if index > start && sum + places(example) > most {
+            portions.push(&examples[start..index]);
+            (start, sum) = (index, 0);
+        }
+        sum += places(example);
+    }
+    portions.push(&examples[start..]);
+    portions
+}
+
 impl Options<dyn MeasuringMetric> for KlDivergence {
     fn build(self) -> Result<Box<dyn MeasuringMetric>> {
         Ok(Box::new(self))
@@ -70,4 +124,28 @@ inventory::submit! {
     Plugin::<dyn MeasuringMetric>::new::<KlDivergence>(
         "kl_divergence", "KL(untuned ‖ tuned) of the next token's distribution, in nats", origin!(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portions_are_as_large_as_they_may_be() {
+        let example = |length: usize| Example {
+            tokens: vec![0; length],
+            predicted: 0..length,
+            keys: Vec::new(),
+            counterfactual: None,
+            origin: String::new(),
+        };
+        let examples: Vec<Example> = [2, 3, 1, 9, 4, 1].map(example).into();
+        let lengths = |most: usize| -> Vec<usize> {
+            let portions = portions(&examples, most, |example| example.predicted.len());
+            portions.iter().map(|portion| portion.len()).collect()
+        };
+        assert_eq!(lengths(5), [2, 1, 1, 2]);
+        assert_eq!(lengths(0), [1; 6]);
+        assert_eq!(lengths(usize::MAX), [6]);
+    }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use circuit_framework::experiment::Experiment;
 use circuit_framework::run::Summary;
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -36,7 +37,11 @@ pub(crate) struct Row {
     parameters: usize,
     /// Discovery and tuning.
     seconds: f64,
+    #[serde(with = "circuit_framework::figures")]
     figures: Figures,
+    /// Why the run has no figures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
@@ -52,14 +57,32 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
 /// The rows of finished runs, by their folders.
 pub(crate) fn rows(runs: &[String]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for run in runs {
-        let file = Path::new(run).join("summary.json");
-        if !file.exists() {
-            bail!("{run}: there is no summary.json; name the folder of a finished run");
-        }
-        add(&mut rows, run, files::read_json(&file)?);
-    }
+    runs.iter().try_for_each(|run| add_run(&mut rows, run))?;
     Ok(rows)
+}
+
+/// Adds the rows of a finished run, by its folder.
+pub(crate) fn add_run(rows: &mut Vec<Row>, run: &str) -> Result<()> {
+    let file = Path::new(run).join("summary.json");
+    if !file.exists() {
+        bail!("{run}: there is no summary.json; name the folder of a finished run");
+    }
+    add(rows, run, files::read_json(&file)?);
+    Ok(())
+}
+
+/// Adds a row for a run that failed.
+pub(crate) fn add_failed(rows: &mut Vec<Row>, experiment: &Experiment, error: &str) {
+    rows.push(Row {
+        name: experiment.name.clone(),
+        task: experiment.task.name.clone(),
+        selector: Some(experiment.selector.name.clone()),
+        tuned_parameters: 0,
+        parameters: 0,
+        seconds: 0.0,
+        figures: Figures::new(),
+        error: Some(error.to_owned()),
+    });
 }
 
 /// Adds a run's rows. Runs that start from the same figures share the row before tuning.
@@ -73,10 +96,15 @@ fn add(rows: &mut Vec<Row>, run: &str, summary: Summary) {
         parameters: summary.parameters,
         seconds,
         figures,
+        error: None,
     };
     let before = row("untuned".to_owned(), None, 0, 0.0, summary.before);
+    // As text, because NaN is unlike itself.
+    let text = |figures: &Figures| format!("{figures:?}");
     let known = rows.iter().any(|row| {
-        row.selector.is_none() && row.task == before.task && row.figures == before.figures
+        row.selector.is_none()
+            && row.task == before.task
+            && text(&row.figures) == text(&before.figures)
     });
     if !known {
         rows.push(before);
@@ -101,7 +129,7 @@ fn add(rows: &mut Vec<Row>, run: &str, summary: Summary) {
     }
 }
 
-/// A table a task, under its name, in the order they come.
+/// A table a task, under its name, in the order they come; below, why runs failed.
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut tasks: Vec<&str> = Vec::new();
     for row in rows {
@@ -111,9 +139,15 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
     }
     let table = |task: &&str| {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.task == *task).collect();
-        format!("### {task}\n\n{}", lay_out(&cells(&rows)))
+        format!("### {task}\n\n{}{}", lay_out(&cells(&rows)), failures(&rows))
     };
     tasks.iter().map(table).collect::<Vec<_>>().join("\n")
+}
+
+/// Why runs failed, a paragraph each.
+fn failures(rows: &[&Row]) -> String {
+    let failed = rows.iter().filter_map(|row| Some((&row.name, row.error.as_ref()?)));
+    failed.map(|(name, error)| format!("\n{name} failed: {error}\n")).collect()
 }
 
 /// A line of cells a model after the head, a column a figure that any of them has.
@@ -127,15 +161,18 @@ fn cells(rows: &[&Row]) -> Vec<Vec<String>> {
     let mut cells = vec![head];
     for row in rows {
         let share = 100.0 * row.tuned_parameters as f64 / row.parameters as f64;
-        let mut line = vec![
-            row.name.clone(),
-            row.selector.clone().unwrap_or_default(),
-            format!("{} ({share:.1} %)", row.tuned_parameters),
-        ];
+        let tuned = match &row.error {
+            Some(_) => "failed".to_owned(),
+            None => format!("{} ({share:.1} %)", row.tuned_parameters),
+        };
+        let mut line = vec![row.name.clone(), row.selector.clone().unwrap_or_default(), tuned];
         line.extend(names.iter().map(|name| {
             row.figures.get(*name).map_or_else(String::new, |value| format!("{value:.4}"))
         }));
-        line.push(format!("{:.1}", row.seconds));
+        line.push(match &row.error {
+            Some(_) => String::new(),
+            None => format!("{:.1}", row.seconds),
+        });
         cells.push(line);
     }
     cells

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use circuit_framework::circuit::CircuitFile;
+use circuit_framework::drawing::Drawing;
 use circuit_framework::files;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
@@ -44,9 +45,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             circuit.save(&path, &provenance)?;
         }
         if let Some(path) = path(matches, "drawing") {
-            let title = format!("{}: {}", experiment.model.path.display(), experiment.task.name);
-            let drawing = circuit_framework::drawing::svg(&circuit, &found.scores.graph, &title);
-            files::write_atomically(&path, drawing.as_bytes())?;
+            let drawing =
+                Drawing::of(&circuit.edges, &super::draw::title(&provenance), &provenance);
+            files::write_atomically(&path, drawing.svg().as_bytes())?;
         }
         let graph_edges = found.scores.graph.edge_count();
         let circuit = CircuitFile::new(circuit, provenance);

@@ -1,6 +1,8 @@
 //! `eval`: a task's own evaluation of a model.
 
 use anyhow::Result;
+use circuit_framework::Error;
+use circuit_framework::figures::InJson;
 use clap::{ArgMatches, Command};
 
 use super::{json_flag, output, path, print_figures, show, with_runner};
@@ -22,6 +24,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
     with_runner(&experiment, |runner| {
         let figures = runner.evaluate(path(matches, "out").as_deref(), None)?;
-        show(matches, &figures, |figures| print_figures(&[("model", figures)]))
+        if let Some((name, _)) = figures.iter().find(|(_, value)| value.is_nan()) {
+            return Err(Error::NotFinite(format!("figure `{name}` is NaN")).into());
+        }
+        show(matches, &InJson(&figures), |InJson(figures)| print_figures(&[("model", figures)]))
     })
 }

@@ -1,89 +1,131 @@
 //! Runs every combination of an experiment's matrix that fits, each into a folder of its own, and ends
 //! with the table that compares them. What is done stays done: run again, it goes on where it stopped.
+//! A run that fails is shown as failed, and the others are run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use circuit_framework::experiment::Experiment;
-use circuit_framework::files;
 use circuit_framework::matrix::Combination;
+use circuit_framework::{files, guard};
 use serde::Serialize;
 
 use super::{compare, with_runner};
 use crate::flags;
 
-/// A combination that doesn't fit.
+/// A combination and its folder.
+struct Cell {
+    experiment: Experiment,
+    folder: PathBuf,
+}
+
+/// What became of a combination.
+enum Outcome {
+    Done,
+    /// It doesn't fit, and why.
+    Skipped(String),
+    /// Its run began and ended in an error.
+    Failed(String),
+}
+
+/// A combination without a result: an entry of `skipped.json` or `failed.json`.
 #[derive(Serialize)]
-struct Skipped {
+struct Missing {
     name: String,
     reason: String,
 }
 
 pub(crate) fn run(combinations: Vec<Combination>, origin: &str, folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let (mut done, mut skipped) = (Vec::new(), Vec::new());
     let total = combinations.len();
-    for (index, Combination { name, experiment }) in combinations.into_iter().enumerate() {
+    let cells = (combinations.into_iter())
+        .map(|combination| Cell::new(combination, origin, folder))
+        .collect::<Result<Vec<_>>>()?;
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let (mut rows, mut skipped, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, cell) in cells.into_iter().enumerate() {
+        let name = cell.experiment.name.clone();
         println!("{}/{total} {name}", index + 1);
-        let mut experiment = flags::from_table(experiment, origin)?;
-        experiment.name.clone_from(&name);
-        let cell = folder.join(&name);
-        if !is_done(&experiment, &cell)?
-            && let Some(reason) = run_one(&experiment, &cell)?
-        {
-            println!("    skipped: {reason}");
-            skipped.push(Skipped { name, reason });
-            continue;
+        match cell.run()? {
+            Outcome::Done => compare::add_run(&mut rows, &cell.folder.display().to_string())?,
+            Outcome::Skipped(reason) => {
+                println!("    skipped: {reason}");
+                skipped.push(Missing { name, reason });
+            }
+            Outcome::Failed(reason) => {
+                println!("    failed: {reason}");
+                compare::add_failed(&mut rows, &cell.experiment, &reason);
+                failed.push(Missing { name, reason });
+            }
         }
-        done.push(cell.display().to_string());
     }
     files::write_json(&folder.join("skipped.json"), &skipped)?;
-    if done.is_empty() {
+    files::write_json(&folder.join("failed.json"), &failed)?;
+    if skipped.len() == total {
         bail!("{origin}: none of the matrix's {total} combinations fits; the reasons are above");
     }
-    let rows = compare::rows(&done)?;
     let table = compare::markdown(&rows);
     files::write_atomically(&folder.join("compare.md"), table.as_bytes())?;
     files::write_json(&folder.join("compare.json"), &rows)?;
     print!("\n{table}\nwritten to {}\n", folder.display());
+    if !failed.is_empty() {
+        let names: Vec<&str> = failed.iter().map(|missing| &missing.name[..]).collect();
+        let file = folder.join("failed.json");
+        bail!(
+            "{} of {total} runs failed: {}; see {}",
+            failed.len(),
+            names.join(", "),
+            file.display()
+        );
+    }
     Ok(())
 }
 
-/// Whether an earlier run has done this one. What it left half done is cleared away; what is not of
-/// this experiment is left alone.
-fn is_done(experiment: &Experiment, cell: &Path) -> Result<bool> {
-    if !cell.exists() {
-        return Ok(false);
+impl Cell {
+    /// # Errors
+    /// If a setting is wrong, or something else is in the folder.
+    fn new(Combination { name, experiment }: Combination, origin: &str, to: &Path) -> Result<Self> {
+        let mut experiment = flags::from_table(experiment, origin)?;
+        let folder = to.join(&name);
+        experiment.name = name;
+        let cell = Self { experiment, folder };
+        let config = cell.folder.join("config.toml");
+        let is_ours = || -> Result<bool> {
+            Ok(config.exists() && files::read_text(&config)? == cell.experiment.resolved()?)
+        };
+        if cell.folder.exists() && !is_ours()? {
+            bail!(
+                "{}: there is something else, or this run with other settings; name another folder \
+                 with --out",
+                cell.folder.display()
+            );
+        }
+        Ok(cell)
     }
-    let config = cell.join("config.toml");
-    let same = config.exists() && files::read_text(&config)? == experiment.resolved()?;
-    if !same {
-        bail!(
-            "{}: there is something else, or this run with other settings; name another folder \
-             with --out",
-            cell.display()
-        );
-    }
-    if cell.join("summary.json").exists() {
-        println!("    done before");
-        return Ok(true);
-    }
-    std::fs::remove_dir_all(cell).with_context(|| cell.display().to_string())?;
-    Ok(false)
-}
 
-/// Runs one combination; the reason if it doesn't fit.
-fn run_one(experiment: &Experiment, cell: &Path) -> Result<Option<String>> {
-    let mut fits = false;
-    let outcome = with_runner(experiment, |runner| {
-        runner.prepare()?;
-        fits = true;
-        runner.run(cell)?;
-        Ok(())
-    });
-    match outcome {
-        Ok(()) => Ok(None),
-        Err(error) if !fits => Ok(Some(format!("{error:#}"))),
-        Err(error) => Err(error).with_context(|| experiment.name.clone()),
+    /// Runs the combination, unless an earlier call has. What that left half done is cleared away.
+    fn run(&self) -> Result<Outcome> {
+        if self.folder.join("summary.json").exists() {
+            println!("    done before");
+            return Ok(Outcome::Done);
+        }
+        if self.folder.exists() {
+            std::fs::remove_dir_all(&self.folder)
+                .with_context(|| self.folder.display().to_string())?;
+        }
+        let mut fits = false;
+        let mut run = || {
+            with_runner(&self.experiment, |runner| {
+                let examples = runner.prepare()?;
+                fits = true;
+                runner.run_prepared(&examples, &self.folder)?;
+                Ok(())
+            })
+        };
+        let done = guard::caught("the run", || Ok(run())).map_err(anyhow::Error::from);
+        Ok(match done.flatten() {
+            Ok(()) => Outcome::Done,
+            Err(error) if fits => Outcome::Failed(format!("{error:#}")),
+            Err(error) => Outcome::Skipped(format!("{error:#}")),
+        })
     }
 }

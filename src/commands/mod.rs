@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod discover;
+pub(crate) mod draw;
 pub(crate) mod eval;
 pub(crate) mod list;
 mod matrix;
@@ -11,6 +12,7 @@ pub(crate) mod run;
 mod settings;
 pub(crate) mod tune;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -112,17 +114,20 @@ fn print_summary(Finished { folder, summary }: &Finished) {
     println!("written to  {}", folder.display());
 }
 
-/// A row a figure, a column a model; the first has them all.
+/// A row a figure that any column has, a column a model; a figure that a column lacks is a dash.
 fn print_figures(columns: &[(&str, &Figures)]) {
-    let names = columns.first().into_iter().flat_map(|(_, figures)| figures.keys());
-    let width = names.clone().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
+    let names: BTreeSet<&String> = columns.iter().flat_map(|(_, figures)| figures.keys()).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
     print!("{:width$}", "");
     columns.iter().for_each(|(name, _)| print!("{name:>12}"));
     println!();
     for name in names {
         print!("{name:width$}");
         for (_, figures) in columns {
-            print!("{:>12.4}", figures.get(name).copied().unwrap_or(f64::NAN));
+            match figures.get(name) {
+                Some(value) => print!("{value:>12.4}"),
+                None => print!("{:>12}", "-"),
+            }
         }
         println!();
     }

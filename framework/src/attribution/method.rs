@@ -4,7 +4,6 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Discovery, Scoring};
-use crate::Result;
 use crate::example::{Batch, Example, by_length};
 use crate::metric::PatchingMetric;
 use crate::model::Model;
@@ -12,6 +11,7 @@ use crate::pass::{Captured, Pass, Readout};
 use crate::progress::{Progress, Report};
 use crate::registry;
 use crate::scores::Scores;
+use crate::{Error, Result};
 
 /// What a method needs of the data, beside what ablation and positions need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,6 +125,27 @@ pub struct Discovered {
     pub scores: Scores,
     /// The metric over all examples.
     pub metric: f64,
+}
+
+impl Discovered {
+    /// Refuses a metric or a score that isn't a finite number.
+    ///
+    /// # Errors
+    /// Saying which.
+    pub fn check(&self) -> Result<()> {
+        if !self.metric.is_finite() {
+            return Err(Error::NotFinite(format!("the metric is {}", self.metric)));
+        }
+        let Scores { graph, values } = &self.scores;
+        if let Some(index) = values.iter().position(|score| !score.is_finite()) {
+            let readers = graph.readers().len();
+            let (writer, reader) =
+                (graph.writers()[index / readers], graph.readers()[index % readers]);
+            let what = format!("the score of {writer} → {reader} is {}", values[index]);
+            return Err(Error::NotFinite(what));
+        }
+        Ok(())
+    }
 }
 
 /// A method by its registered name, with options beside the name where it has any.

@@ -43,10 +43,10 @@ pub enum Positions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Discovery {
-    /// Where the metric's gradient is taken.
+    /// The attribution method by which edges are scored: its name, or a table of its name and options.
     #[schemars(with = "String")]
     pub method: MethodChoice,
-    /// Inputs that `eap-ig` averages the gradient over.
+    /// Points that the methods `eap-ig` and `eap-ig-activations` average the gradient over.
     pub ig_steps: usize,
     /// What a writer's output is compared with.
     pub ablation: Ablation,

@@ -3,6 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::range::Range;
+
 /// The two decay factors.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -11,6 +14,17 @@ pub struct Smoothing {
     pub beta1: f32,
     /// The decay of its uncertainty.
     pub beta2: f32,
+}
+
+impl Smoothing {
+    /// Refuses decay factors that don't decay.
+    ///
+    /// # Errors
+    /// Naming the setting and what would be right.
+    pub fn check(&self) -> Result<()> {
+        Range::FromZeroToBelowOne.check("tuning.smoothing.beta1", self.beta1)?;
+        Range::FromZeroToBelowOne.check("tuning.smoothing.beta2", self.beta2)
+    }
 }
 
 /// The running averages.

@@ -4,6 +4,7 @@
 //! Gradients are compared with central differences, so models are wanted in float64
 //! (`model.dtype = "float64"`) and small.
 
+mod method;
 mod metric;
 mod model;
 mod selector;
@@ -13,6 +14,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+pub use method::attribution_method;
 pub use metric::metric;
 pub use model::model;
 pub use selector::selector;

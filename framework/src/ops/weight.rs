@@ -87,6 +87,13 @@ pub(crate) fn rows_of(weight: &Tensor, index: &Tensor) -> Result<Tensor> {
     widened(&weight.index_select(index, 0)?)
 }
 
+/// Whether all values are finite numbers, in float32 too, which files are in.
+pub(crate) fn is_finite(weight: &Tensor) -> Result<bool> {
+    // 0·x is 0 unless x is infinite or no number.
+    let sum = weight.to_dtype(DType::F32)?.affine(0.0, 0.0)?.sum_all()?;
+    Ok(sum.to_scalar::<f32>()? == 0.0)
+}
+
 /// A weight as the model computes with it.
 pub(crate) fn widened(weight: &Tensor) -> Result<Tensor> {
     if weight.dtype() != DType::BF16 {

@@ -43,9 +43,12 @@ impl Runner<'_> {
     pub fn prepare(&self) -> Result<&[Example]> {
         let Plugins { selector, control, .. } = self.plugins;
         let Experiment { tuning, pruning, discovery, .. } = self.experiment;
-        tuning.check()?;
         let graph = self.model.graph().subset(&discovery.nodes);
-        pruning.top_n(&graph)?;
+        tuning.check()?;
+        pruning.check(&graph)?;
+        if let Some(schedule) = &tuning.top_n_schedule {
+            schedule.check(&graph)?;
+        }
         tuning.fixed_circuit(self.model, &graph)?;
         let examples = self.examples()?;
         for selector in [Some(selector), control.as_ref()].into_iter().flatten() {

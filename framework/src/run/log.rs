@@ -11,6 +11,7 @@ use super::Runner;
 use super::folder::{Lines, RunFolder};
 use crate::Result;
 use crate::circuit::Edge;
+use crate::figures::InJson;
 use crate::lora::Adapters;
 use crate::progress::Progress;
 use crate::tuning::{Event, Step};
@@ -112,7 +113,7 @@ impl<'a> RunLog<'a> {
     fn on_the_way(&mut self, step: usize, evaluates: bool, saves: bool) -> Result<()> {
         if evaluates {
             let figures = self.runner.evaluate(None, self.untuned)?;
-            self.evaluations.write(&json!({ "step": step, "figures": figures }))?;
+            self.evaluations.write(&json!({ "step": step, "figures": InJson(&figures) }))?;
         }
         if saves {
             let name = format!("checkpoint-{}", step + 1);

@@ -15,11 +15,10 @@ use candle_core::Tensor;
 pub use folder::next_folder;
 pub use summary::Summary;
 
-use crate::Result;
 use crate::attribution::{Discovered, discover};
 use crate::circuit::Circuit;
 use crate::data::Data;
-use crate::drawing;
+use crate::drawing::Drawing;
 use crate::evaluation::Evaluation;
 use crate::example::Example;
 use crate::experiment::{Experiment, Plugins};
@@ -30,6 +29,7 @@ use crate::provenance::{Geometry, Provenance};
 use crate::task::{Dataset, Figures, Setting, Split};
 use crate::tokenizer::Tokenizer;
 use crate::tuning::Tuned;
+use crate::{Error, Result};
 use folder::RunFolder;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
@@ -113,29 +113,40 @@ impl Runner<'_> {
     /// Scores all edges and cuts the circuit.
     ///
     /// # Errors
-    /// As [`discover`]'s, and for a top-n larger than the graph.
+    /// As [`discover`]'s, if the pruning's settings don't fit the graph, and if the metric or a score
+    /// isn't a finite number.
     pub fn discover(&self, examples: &[Example]) -> Result<(Discovered, Circuit)> {
         let Experiment { discovery, pruning, .. } = self.experiment;
         let count = discovery.examples.unwrap_or(examples.len()).min(examples.len());
         let examples: Vec<&Example> = examples[..count].iter().collect();
-        // Before the work, so that a wrong top-n is refused at once.
-        let top_n = pruning.top_n(&self.model.graph().subset(&discovery.nodes))?;
+        // Before the work, so that a wrong setting is refused at once.
+        let graph = self.model.graph().subset(&discovery.nodes);
+        pruning.check(&graph)?;
+        let top_n = pruning.top_n(&graph)?;
         let found = discover(self.model, &examples, &*self.plugins.metric, discovery, self.report)?;
+        found.check()?;
         let circuit = pruning.prune(&found.scores, &found.scores.magnitudes(), top_n);
         Ok((found, circuit))
     }
 
-    /// Everything, into `folder`, which must not exist. The model is left tuned, not as the control
-    /// tuned it.
+    /// Everything, into `folder`, which must not exist.
     ///
     /// # Errors
-    /// If the experiment doesn't fit the model or a file can't be written. If tuning fails, the model and
-    /// the adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
-    /// model.
+    /// As [`Runner::prepare`]'s and [`Runner::run_prepared`]'s.
     pub fn run(&self, folder: &Path) -> Result<Summary> {
+        self.run_prepared(&self.prepare()?, folder)
+    }
+
+    /// Everything that comes after [`Runner::prepare`], whose examples these are, into `folder`, which
+    /// must not exist. The model is left tuned, not as the control tuned it.
+    ///
+    /// # Errors
+    /// If a file can't be written, or tuning or an evaluation fails. If tuning fails, the model and the
+    /// adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
+    /// model.
+    pub fn run_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
         let start = Instant::now();
         let tuning = &self.experiment.tuning;
-        let examples = self.prepare()?;
         let config = self.experiment.resolved()?;
         let folder = RunFolder::create(folder)?;
         files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
@@ -198,12 +209,22 @@ impl Runner<'_> {
         let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
         let circuit = match (self.experiment.tuning.fixed_circuit(self.model, &graph)?, when) {
             (Some(circuit), "before") => circuit,
-            _ => self.discover(examples)?.1,
+            _ => match self.discover(examples) {
+                Ok((_, circuit)) => circuit,
+                // The tuned model is there to be looked at; the figures say what became of it.
+                Err(error @ Error::NotFinite(_)) if when == "after" => {
+                    ::log::warn!("there is no circuit after tuning: {error}");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            },
         };
         let file = folder.path(&format!("circuit-{when}.json"));
-        circuit.save(&file, &self.provenance(examples))?;
+        let provenance = self.provenance(examples);
+        circuit.save(&file, &provenance)?;
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
-        let drawing = drawing::svg(&circuit, &graph, &title);
-        files::write_atomically(&folder.path(&format!("circuit-{when}.svg")), drawing.as_bytes())
+        let drawing = Drawing::of(&circuit.edges, &title, &provenance);
+        let file = folder.path(&format!("circuit-{when}.svg"));
+        files::write_atomically(&file, drawing.svg().as_bytes())
     }
 }

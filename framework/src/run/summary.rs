@@ -1,7 +1,9 @@
-//! A run's outcome: what `summary.json` holds.
+//! A run's outcome: what `summary.json` holds. Figures that aren't finite are strings there, as
+//! [`crate::figures`] says.
 
 use serde::{Deserialize, Serialize};
 
+use crate::figures;
 use crate::task::Figures;
 
 /// A run's outcome: `summary.json`.
@@ -9,11 +11,13 @@ use crate::task::Figures;
 pub struct Summary {
     pub experiment: String,
     /// The task's figures before tuning.
+    #[serde(with = "figures")]
     pub before: Figures,
     /// The same after tuning.
+    #[serde(with = "figures")]
     pub after: Figures,
     /// The same after tuning with the control's selector instead.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "figures::optional", skip_serializing_if = "Option::is_none")]
     pub control: Option<Figures>,
     /// The task's registered name.
     pub task: String,
@@ -36,6 +40,6 @@ pub struct Summary {
     /// The control's discovery and tuning together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_seconds: Option<f64>,
-    /// From start to end, evaluations and the control included.
+    /// From the making of the folder to the end, evaluations and the control included.
     pub seconds: f64,
 }

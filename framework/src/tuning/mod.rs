@@ -4,6 +4,7 @@
 //! those rows, clip their joint norm, update. Where one micro-batch is the whole step, discovery's
 //! forward pass serves the loss too; where the metric is the loss, so does its backward pass.
 
+mod bounds;
 mod objective;
 mod optimizer;
 mod order;
@@ -25,6 +26,7 @@ pub use settings::Tuning;
 use crate::attribution::{Discovery, Run, Smoother};
 use crate::circuit::{Circuit, Pruning};
 use crate::example::{Batch, Example};
+use crate::figures;
 use crate::gradients::Gradients;
 use crate::graph::Graph;
 use crate::lora::{Adapters, Training};
@@ -45,6 +47,7 @@ pub struct Step {
     /// The objective over the step's examples, before the update, without the metric's penalty.
     pub loss: f64,
     /// The metric over the step's examples, before the update.
+    #[serde(serialize_with = "figures::number")]
     pub metric: f64,
     pub learning_rate: f64,
     /// Before clipping.
@@ -137,8 +140,8 @@ impl Tuner<'_> {
     /// Tunes the model in place on `examples`.
     ///
     /// # Errors
-    /// If settings or examples don't fit, if `event` fails, or if the loss stops being a number:
-    /// then the model is as the failing step found it.
+    /// If settings or examples don't fit, if `event` fails, or if the loss or a weight stops being a
+    /// finite number: then the model is as the failing step found it.
     pub fn run(
         &self,
         examples: &[Example],
@@ -149,18 +152,23 @@ impl Tuner<'_> {
             refuse!("there are no examples to tune on; give the task some");
         }
         let graph = self.model.graph().subset(&self.discovery.nodes);
+        self.pruning.check(&graph)?;
+        if let Some(schedule) = &self.tuning.top_n_schedule {
+            schedule.check(&graph)?;
+        }
         let circuit = self.tuning.fixed_circuit(self.model, &graph)?;
         let adapters = self.adapters()?;
         if let Some(Training { adapters, .. }) = &adapters {
             event(Event::Adapters { adapters })?;
         }
-        let trained = adapters
-            .as_ref()
-            .map_or(self.model.parameters().len(), |training| training.adapters.parameters().len());
+        let optimizer = match &adapters {
+            Some(training) => Optimizer::new(self.tuning, training.adapters.parameters())?,
+            None => Optimizer::new(self.tuning, self.model.parameters())?,
+        };
         let mut state = State {
             circuit,
             smoother: self.tuning.smoothing.map(Smoother::new),
-            optimizer: Optimizer::new(self.tuning, trained),
+            optimizer,
             tuned: Selection::default(),
             adapters,
         };
@@ -242,21 +250,27 @@ impl Tuner<'_> {
         let (loss, metric, mut gradients) =
             self.gradients(gradients, adapters, examples, &batches, found.run, found.metric)?;
         let gradient_norm = gradients.norm()?;
-        if !(loss.is_finite() && gradient_norm.is_finite()) {
-            let loss = if loss.is_finite() { f64::NAN } else { loss };
-            return Err(Error::Diverged { step, loss });
+        let diverged = |what: String| Error::Diverged { step, what };
+        for (name, number) in [("loss", loss), ("gradient's norm", gradient_norm)] {
+            if !number.is_finite() {
+                return Err(diverged(format!("the {name} is {number}")));
+            }
         }
+        let mut clipped_norm = gradient_norm;
         if let Some(limit) = self.tuning.max_grad_norm
             && gradient_norm > limit
         {
             gradients.scale(limit / (gradient_norm + 1e-6))?;
+            clipped_norm = limit;
         }
         let learning_rate = self.tuning.learning_rate(step, all_examples);
         let parameters = match &state.adapters {
             Some(training) => training.adapters.parameters(),
             None => self.model.parameters(),
         };
-        state.optimizer.update(parameters, &gradients, learning_rate)?;
+        if !state.optimizer.update(parameters, &gradients, clipped_norm, learning_rate)? {
+            return Err(diverged("a weight is no finite number after the update".to_owned()));
+        }
         state.tuned.extend(gradients.selection());
         let tuned_parameters = gradients.selection().count(parameters);
         // A GPU may still be at it.
@@ -294,8 +308,8 @@ impl Tuner<'_> {
             run = attribution.add(batch)?.filter(|_| batches.len() == 1);
         }
         let found = attribution.finish()?;
-        if !found.metric.is_finite() {
-            return Err(Error::Diverged { step, loss: found.metric });
+        if let Err(Error::NotFinite(what)) = found.check() {
+            return Err(Error::Diverged { step, what });
         }
         let start = Instant::now();
         let magnitudes = found.scores.magnitudes();
@@ -320,17 +334,7 @@ impl Tuner<'_> {
 
     fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {
         let last = self.pruning.top_n(graph)?;
-        match &self.tuning.top_n_schedule {
-            None => Ok(last),
-            Some(schedule) if schedule.start == 0 || schedule.start > graph.edge_count() => {
-                refuse!(
-                    "top_n_schedule.start is {}; it must be from 1 to the graph's {} edges",
-                    schedule.start,
-                    graph.edge_count()
-                )
-            }
-            Some(schedule) => Ok(schedule.at(step, last)),
-        }
+        Ok(self.tuning.top_n_schedule.map_or(last, |schedule| schedule.at(step, last)))
     }
 
     /// The step's loss, metric, and gradients of the selected rows. `kept` is discovery's pass over

@@ -12,9 +12,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Tuning;
+use super::bounds::{Bounds, Rows};
 use crate::Result;
 use crate::gradients::Gradients;
-use crate::ops::{Real, is_fused, vectorized, weight};
+use crate::ops::{Real, is_fused, squared_norm, vectorized, weight};
 use crate::parameters::Parameters;
 
 /// The update rule.
@@ -31,19 +32,20 @@ pub enum Algorithm {
 
 /// The settings of an update, as float64 like PyTorch's.
 #[derive(Clone, Copy)]
-struct Rule {
-    algorithm: Algorithm,
-    momentum: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    weight_decay: f64,
+pub(super) struct Rule {
+    pub(super) algorithm: Algorithm,
+    pub(super) momentum: f64,
+    pub(super) beta1: f64,
+    pub(super) beta2: f64,
+    pub(super) eps: f64,
+    pub(super) weight_decay: f64,
 }
 
 /// The optimizer's state, for all parameters.
 pub struct Optimizer {
     rule: Rule,
     states: Vec<State>,
+    bounds: Bounds,
 }
 
 /// Of one parameter; empty until one of its rows is first selected.
@@ -70,26 +72,63 @@ struct Moments<T> {
 }
 
 impl Optimizer {
-    pub fn new(tuning: &Tuning, parameters: usize) -> Self {
-        Self {
-            rule: Rule {
-                algorithm: tuning.optimizer,
-                momentum: tuning.momentum,
-                beta1: tuning.beta1,
-                beta2: tuning.beta2,
-                eps: tuning.eps,
-                weight_decay: tuning.weight_decay,
-            },
-            states: std::iter::repeat_with(State::default).take(parameters).collect(),
-        }
+    /// For these parameters, none of them updated yet.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn new(tuning: &Tuning, parameters: &Parameters) -> Result<Self> {
+        Ok(Self {
+            rule: Rule::of(tuning),
+            states: std::iter::repeat_with(State::default).take(parameters.len()).collect(),
+            bounds: Bounds::of(parameters, 0.0)?,
+        })
     }
 
-    /// Updates the selected rows in place. A selected row that no gradient reached counts as having
-    /// gradient 0.
+    /// Updates the selected rows in place; `norm` is the gradients' joint norm. If that would leave a
+    /// weight that is no finite number, the weights stay as they are and the answer is false; the
+    /// moments are of no use then. A selected row that no gradient reached counts as having gradient 0.
     ///
     /// # Errors
     /// If a tensor is neither float32 nor float64.
     pub fn update(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        norm: f64,
+        lr: f64,
+    ) -> Result<bool> {
+        self.bounds = self.bounds.after(&self.rule, lr, norm);
+        if !self.bounds.are_finite() {
+            let now = Bounds::of(parameters, self.first_moments_norm()?)?;
+            self.bounds = now.after(&self.rule, lr, norm);
+        }
+        if self.bounds.are_finite() {
+            self.update_rows(parameters, gradients, lr)?;
+            return Ok(true);
+        }
+        let rows = Rows::copy(parameters, gradients.selection())?;
+        self.update_rows(parameters, gradients, lr)?;
+        let finite = rows.are_finite_in(parameters)?;
+        if !finite {
+            rows.put_back(parameters)?;
+        }
+        Ok(finite)
+    }
+
+    /// The joint norm of all first moments.
+    fn first_moments_norm(&self) -> Result<f64> {
+        let mut squares = 0.0;
+        for State { f32, f64, tensors, .. } in &self.states {
+            squares += f32.first.iter().map(|&first| f64::from(first).powi(2)).sum::<f64>();
+            squares += f64.first.iter().map(|first| first.powi(2)).sum::<f64>();
+            if let Some([first, ..]) = tensors {
+                squares += squared_norm(first)?;
+            }
+        }
+        Ok(squares.sqrt())
+    }
+
+    fn update_rows(
         &mut self,
         parameters: &Parameters,
         gradients: &Gradients,
@@ -131,6 +170,17 @@ impl Optimizer {
 }
 
 impl Rule {
+    pub(super) fn of(tuning: &Tuning) -> Self {
+        Self {
+            algorithm: tuning.optimizer,
+            momentum: tuning.momentum,
+            beta1: tuning.beta1,
+            beta2: tuning.beta2,
+            eps: tuning.eps,
+            weight_decay: tuning.weight_decay,
+        }
+    }
+
     /// The update made of candle's own operations: what runs on a GPU.
     fn update_composed(
         &self,

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::graph::Graph;
+use crate::{Result, refuse};
+
 /// How it moves.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
@@ -27,6 +30,21 @@ pub struct TopNSchedule {
 }
 
 impl TopNSchedule {
+    /// Refuses a start that this graph has no edges for.
+    ///
+    /// # Errors
+    /// Naming the setting and what would be right.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        if self.start == 0 || self.start > graph.edge_count() {
+            refuse!(
+                "top_n_schedule.start is {}; it must be from 1 to the graph's {} edges",
+                self.start,
+                graph.edge_count()
+            );
+        }
+        Ok(())
+    }
+
     /// The number of edges at a step, on the way to `last`.
     pub fn at(&self, step: usize, last: usize) -> usize {
         if step >= self.steps {

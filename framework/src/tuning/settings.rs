@@ -9,6 +9,7 @@ use crate::attribution::Smoothing;
 use crate::circuit::Circuit;
 use crate::graph::Graph;
 use crate::model::Model;
+use crate::range::Range;
 use crate::{Result, refuse};
 
 /// How a circuit is tuned.
@@ -124,19 +125,26 @@ impl Tuning {
         if self.batch_size == 0 || self.micro_batch_size == Some(0) {
             refuse!("batch_size and micro_batch_size must be at least 1");
         }
-        if !(self.lr.is_finite() && self.lr >= 0.0) {
-            refuse!("lr is {}; it must be a number from 0 up", self.lr);
+        for (name, value, range) in [
+            ("lr", self.lr, Range::FromZero),
+            ("lr_decay", self.lr_decay, Range::AboveZero),
+            ("momentum", self.momentum, Range::FromZeroToBelowOne),
+            ("beta1", self.beta1, Range::FromZeroToBelowOne),
+            ("beta2", self.beta2, Range::FromZeroToBelowOne),
+            ("eps", self.eps, Range::FromZero),
+            ("weight_decay", self.weight_decay, Range::FromZero),
+            ("key_weight_p", self.key_weight_p, Range::AboveZero),
+            ("metric_penalty", self.metric_penalty, Range::FromZero),
+        ] {
+            range.check(&format!("tuning.{name}"), value)?;
         }
-        if self.key_weight_p.is_nan() || self.key_weight_p <= 0.0 {
-            refuse!("key_weight_p is {}; it must be above 0", self.key_weight_p);
+        if let Some(norm) = self.max_grad_norm
+            && let Err(error) = Range::AboveZero.check("tuning.max_grad_norm", norm)
+        {
+            refuse!("{error}; leave it out for no clipping");
         }
-        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                refuse!("{name} is {beta}; it must be from 0 to below 1");
-            }
-        }
-        if self.max_grad_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
-            refuse!("max_grad_norm must be above 0; leave it out for no clipping");
+        if let Some(smoothing) = self.smoothing {
+            smoothing.check()?;
         }
         if self.circuit.is_some() && (self.top_n_schedule.is_some() || self.smoothing.is_some()) {
             refuse!("a circuit from a file is neither scheduled nor smoothed; leave one out");
