@@ -1,8 +1,8 @@
 //! Weights kept in bfloat16: a model computes what a float32 model of the same values computes, and rows
 //! that are tuned have float32 masters, so that updates too small for bfloat16 are not lost.
 
+use circuit_framework::attribution::{Discovery, Positions};
 use circuit_framework::candle_core::DType;
-use circuit_framework::discovery::{Discovery, Positions};
 use circuit_framework::model::Precision;
 use circuit_framework::ops::composed::everywhere;
 use circuit_framework::tuning::{Algorithm, Tuning};

@@ -24,6 +24,7 @@ mod gguf;
 mod interventions;
 mod loading;
 mod lora;
+mod methods;
 mod metrics;
 mod misbuilt;
 mod models;

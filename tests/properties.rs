@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use circuit_framework::attribution::{Ablation, Discovery, MethodChoice, Positions, discover};
 use circuit_framework::circuit::{Pruning, Rule};
-use circuit_framework::discovery::{Ablation, Discovery, Method, Positions, discover};
 use circuit_framework::graph::{Input, Kind, Node, Port, Reader, Writer};
 use circuit_framework::tuning::{Algorithm, Objective, Tuner, Tuning};
 use circuit_framework::{
@@ -25,17 +25,18 @@ pub fn scores(graph: Graph, seeds: &[i8]) -> Scores {
 }
 
 fn discovery(
-    method: Method,
+    method: &str,
     ablation: Ablation,
     positions: Positions,
     batch_size: usize,
 ) -> Discovery {
+    let method = MethodChoice::named(method);
     Discovery { method, ablation, positions, batch_size, ig_steps: 3, ..Discovery::default() }
 }
 
-fn ways() -> impl Strategy<Value = (Method, Ablation, Positions, &'static str)> {
+fn ways() -> impl Strategy<Value = (&'static str, Ablation, Positions, &'static str)> {
     (
-        prop::sample::select(vec![Method::Eap, Method::EapIg]),
+        prop::sample::select(vec!["eap", "eap-ig", "clean-corrupted", "eap-ig-activations"]),
         prop::sample::select(vec![
             Ablation::Mean,
             Ablation::MeanPositional,

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
+use circuit_framework::attribution::{Ablation, Positions};
 use circuit_framework::circuit::{Circuit, CircuitFile, Pruning};
-use circuit_framework::discovery::{Ablation, Method, Positions};
 use circuit_framework::graph::Kind;
 use circuit_framework::provenance::{Geometry, Provenance};
 use circuit_framework::{Model, Scores};
@@ -22,7 +22,7 @@ fn provenance(model: &dyn Model) -> Provenance {
         bos: None,
         task: "tokens".to_owned(),
         metric: "loss".to_owned(),
-        method: Method::Eap,
+        method: "eap".to_owned(),
         ablation: Ablation::MeanPositional,
         positions: Positions::All,
         nodes: vec![Kind::Head, Kind::Mlp],

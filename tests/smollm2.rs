@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use circuit_framework::discovery::discover;
+use circuit_framework::attribution::discover;
 use circuit_framework::{Example, Pass, Tensor, progress};
 use serde_json::Value;
 

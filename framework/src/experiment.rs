@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attribution::Discovery;
 use crate::circuit::Pruning;
-use crate::discovery::Discovery;
 use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::{Place, Precision};
 use crate::registry::{self, Kind, Origin, Plugin};

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
+use crate::attribution::{Attribution, AttributionMethod, Discovered, Needs, Run, Scoring};
 use crate::checkpoint::Checkpoint;
 use crate::circuit::Circuit;
 use crate::evaluation::Evaluation;
@@ -88,6 +89,7 @@ kind!(dyn Architecture, "model architecture");
 kind!(dyn Task, "task");
 kind!(dyn PatchingMetric, "metric");
 kind!(dyn MeasuringMetric, "measuring metric");
+kind!(dyn AttributionMethod, "attribution method");
 kind!(dyn ParamSelector, "selector");
 
 impl Task for Guarded<dyn Task> {
@@ -148,6 +150,38 @@ impl MeasuringMetric for Guarded<dyn MeasuringMetric> {
 
     fn needs_untuned(&self) -> bool {
         self.inner.needs_untuned()
+    }
+}
+
+impl AttributionMethod for Guarded<dyn AttributionMethod> {
+    fn needs(&self) -> Needs {
+        self.inner.needs()
+    }
+
+    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
+        let inner = self.call(|method| method.start(scoring))?;
+        Ok(Box::new(GuardedAttribution { what: self.what.clone(), inner }))
+    }
+}
+
+/// A scoring under way with what messages call its method.
+struct GuardedAttribution<'a> {
+    what: String,
+    inner: Box<dyn Attribution + 'a>,
+}
+
+impl Attribution for GuardedAttribution<'_> {
+    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
+        caught(&self.what, || self.inner.add(batch))
+    }
+
+    fn metric(&self) -> f64 {
+        self.inner.metric()
+    }
+
+    fn finish(self: Box<Self>) -> Result<Discovered> {
+        let Self { what, inner } = *self;
+        caught(&what, || inner.finish())
     }
 }
 

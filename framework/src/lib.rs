@@ -6,13 +6,13 @@
 //! Hugging Face's; what is computed is defined in the paper, arXiv 2502.06106.
 
 pub mod answers;
+pub mod attribution;
 pub mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod circuit;
 pub mod conformance;
 pub mod data;
-pub mod discovery;
 pub mod drawing;
 mod error;
 pub mod evaluation;
@@ -44,6 +44,7 @@ pub mod tokenizer;
 pub mod tuning;
 
 // What plugins name in their own code, so that they have this very candle and serde.
+pub use attribution::{Attribution, AttributionMethod};
 pub use candle_core::{self, Device, Tensor};
 pub use checkpoint::Checkpoint;
 pub use circuit::{Circuit, Pruning};

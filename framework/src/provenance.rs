@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::discovery::{Ablation, Method, Positions};
+use crate::attribution::{Ablation, Positions};
 use crate::graph::{Kind, Node, Port};
 use crate::model::Model;
 use crate::parameters::Owner;
@@ -129,7 +129,7 @@ pub struct Provenance {
     /// The registered names.
     pub task: String,
     pub metric: String,
-    pub method: Method,
+    pub method: String,
     pub ablation: Ablation,
     pub positions: Positions,
     /// The kinds of nodes in the graph.
@@ -152,7 +152,7 @@ impl std::fmt::Display for Provenance {
             f,
             "{}, {}, {} ablation at {} positions, {} {examples}",
             self.metric,
-            word(serde_json::to_value(self.method)),
+            self.method,
             word(serde_json::to_value(self.ablation)),
             word(serde_json::to_value(self.positions)),
             self.examples

@@ -5,6 +5,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::attribution::AttributionMethod;
 use crate::experiment::Registered;
 use crate::metric::{MeasuringMetric, PatchingMetric};
 use crate::model::Architecture;
@@ -150,6 +151,7 @@ pub fn registrations() -> Result<Vec<Registration>> {
         of::<dyn Task>()?,
         of::<dyn PatchingMetric>()?,
         of::<dyn MeasuringMetric>()?,
+        of::<dyn AttributionMethod>()?,
         of::<dyn ParamSelector>()?,
         experiments.collect(),
     ]
@@ -198,6 +200,7 @@ inventory::collect!(Plugin<dyn Architecture>);
 inventory::collect!(Plugin<dyn Task>);
 inventory::collect!(Plugin<dyn PatchingMetric>);
 inventory::collect!(Plugin<dyn MeasuringMetric>);
+inventory::collect!(Plugin<dyn AttributionMethod>);
 inventory::collect!(Plugin<dyn ParamSelector>);
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! reports.
 
 use candle_core::DType;
-use circuit_framework::discovery::Positions;
+use circuit_framework::attribution::Positions;
 use circuit_framework::{
     Batch, Evaluation, Example, MeasuringMetric, Options, Plugin, Result, Tensor, answers,
     inventory, origin,

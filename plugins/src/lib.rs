@@ -1,8 +1,9 @@
-//! The parameter selectors: what of a circuit is tuned. One file each, its stem the registered
-//! name.
+//! The attribution methods, by which edges are scored, and the parameter selectors: what of a circuit is
+//! tuned. One file each.
 
 mod all;
 mod lora;
+mod methods;
 mod modules;
 mod nodes;
 mod random;

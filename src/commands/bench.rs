@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use circuit_framework::attribution::Positions;
 use circuit_framework::candle_core::DType;
-use circuit_framework::discovery::Positions;
 use circuit_framework::parameters::{Owner, Selection};
 use circuit_framework::tuning::{Event, Step, Tuner};
 use circuit_framework::{Example, Key, Model, Tensor};

@@ -5,7 +5,8 @@ use circuit_framework::experiment::Registered;
 use circuit_framework::registry::{self, Kind, Plugin};
 use circuit_framework::settings::{self, Description};
 use circuit_framework::{
-    Architecture, MeasuringMetric, ParamSelector, PatchingMetric, Task, inventory,
+    Architecture, AttributionMethod, MeasuringMetric, ParamSelector, PatchingMetric, Task,
+    inventory,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::{Serialize, Serializer};
@@ -13,7 +14,8 @@ use serde::{Serialize, Serializer};
 use super::{json_flag, show};
 use crate::flags::shown;
 
-const KINDS: [&str; 6] = ["models", "tasks", "metrics", "selectors", "experiments", "settings"];
+const KINDS: [&str; 7] =
+    ["models", "tasks", "metrics", "methods", "selectors", "experiments", "settings"];
 
 pub(crate) fn command() -> Command {
     Command::new("list")
@@ -100,6 +102,7 @@ fn groups() -> Result<Vec<Group>> {
             "Metrics that only measure",
             "measure",
         )?,
+        plugins::<dyn AttributionMethod>("methods", "Attribution methods", "discovery.method")?,
         plugins::<dyn ParamSelector>("selectors", "Selectors", "selector")?,
         Group {
             kind: "experiments",

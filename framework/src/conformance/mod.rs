@@ -5,6 +5,7 @@
 //! (`model.dtype = "float64"`) and small.
 
 mod architecture;
+mod method;
 mod metric;
 mod model;
 mod selector;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 pub use architecture::architecture;
+pub use method::attribution_method;
 pub use metric::metric;
 pub use model::model;
 pub use selector::selector;

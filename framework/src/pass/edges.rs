@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 
 use super::hooks::Replacement;
 use super::{Reading, Writing};
-use crate::graph::{Graph, Reader, Writer};
+use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::ops::{multiply_blocks_into, weight};
 use crate::{Result, refuse};
 
@@ -48,6 +48,18 @@ impl AblatedEdges {
             ablated[reader.0 * writers + writer.0] = is_ablated(writer, reader);
         }
         Self { graph: graph.clone(), ablated, by }
+    }
+
+    /// One edge of the model's whole `graph`, by its ends.
+    ///
+    /// # Errors
+    /// If it is none of the graph's.
+    pub fn only(graph: &Graph, by: Ablated, (node, input): (Node, Input)) -> Result<Self> {
+        let ends = graph.writer_of(node).zip(graph.reader_of(input));
+        let Some((writer, reader)) = ends.filter(|&(w, r)| graph.has_edge(w, r)) else {
+            refuse!("{node} → {input} is no edge of this model's graph");
+        };
+        Ok(Self::new(graph, by, |w, r| (w, r) == (writer, reader)))
     }
 
     /// Whether an ablated edge leaves one of a site's writers.

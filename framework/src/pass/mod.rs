@@ -9,7 +9,7 @@
 //!
 //! Nothing else is formed on the way: a head's output over all positions, a reader's gradient, a
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
-//! wanted ([`crate::discovery`], [`crate::gradients`]).
+//! wanted ([`crate::attribution`], [`crate::gradients`]).
 
 pub mod edges;
 pub mod hooks;
@@ -123,6 +123,31 @@ pub enum Written {
     /// the weight, and the sum of all of them [batch·seq, d_model], which the stream takes the place of:
     /// whoever keeps it copies it.
     Projected { writing: Arc<Writing>, z: Tensor, output: Tensor },
+}
+
+impl Written {
+    /// The site that wrote, by its index in the model's graph.
+    pub fn site(&self) -> usize {
+        match self {
+            Written::Embedding { site, .. } => *site,
+            Written::Projected { writing, .. } => writing.site,
+        }
+    }
+
+    /// A copy of what the site's writers wrote together [batch·seq, d_model]: with the bias that its only
+    /// writer owns, without one that none owns.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn output(&self) -> Result<Tensor> {
+        match self {
+            Written::Embedding { output, .. } => Ok(output.copy()?),
+            Written::Projected { writing, output, .. } => match &writing.bias {
+                Some(bias) if writing.bias_is_written => Ok(output.broadcast_add(&bias.tensor)?),
+                _ => Ok(output.copy()?),
+            },
+        }
+    }
 }
 
 /// What one operation leaves of a backward pass. Gradients are of the rows `kept`, of batch·seq; the

@@ -15,9 +15,9 @@ use candle_core::Tensor;
 pub use folder::next_folder;
 pub use summary::Summary;
 
+use crate::attribution::{Discovered, discover};
 use crate::circuit::Circuit;
 use crate::data::Data;
-use crate::discovery::{Discovered, discover};
 use crate::drawing::Drawing;
 use crate::evaluation::Evaluation;
 use crate::example::Example;
@@ -101,7 +101,7 @@ impl Runner<'_> {
             bos: self.tokenizer.and_then(Tokenizer::prefix_text),
             task: task.name.clone(),
             metric: metric.as_ref().map_or_else(default, |metric| metric.name.clone()),
-            method: discovery.method,
+            method: discovery.method.name.clone(),
             ablation: discovery.ablation,
             positions: discovery.positions,
             nodes: discovery.nodes.clone(),

@@ -23,8 +23,8 @@ pub use optimizer::{Algorithm, Optimizer};
 pub use schedule::{Shape, TopNSchedule};
 pub use settings::Tuning;
 
+use crate::attribution::{Discovery, Run, Smoother};
 use crate::circuit::{Circuit, Pruning};
-use crate::discovery::{Attribution, Discovery, Run, Smoother};
 use crate::example::{Batch, Example};
 use crate::figures;
 use crate::gradients::Gradients;
@@ -302,7 +302,7 @@ impl Tuner<'_> {
         batches: &[Batch],
         state: &mut State,
     ) -> Result<Found> {
-        let mut attribution = Attribution::new(self.model, examples, self.metric, self.discovery)?;
+        let mut attribution = self.discovery.start(self.model, examples, self.metric)?;
         let mut run = None;
         for batch in batches {
             run = attribution.add(batch)?.filter(|_| batches.len() == 1);

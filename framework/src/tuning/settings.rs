@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Algorithm, Objective, TopNSchedule};
+use crate::attribution::Smoothing;
 use crate::circuit::Circuit;
-use crate::discovery::Smoothing;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::range::Range;

@@ -6,11 +6,12 @@
 //! *place*: a position in the sequence where means are positional, one place for all tokens otherwise.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::view::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
+use super::observation::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
 use super::{Ablation, Discovery};
 use crate::graph::Graph;
 use crate::ops::is_fused;
@@ -26,8 +27,14 @@ const GROUP: usize = 200;
 /// Parts of the sums of products that are formed side by side.
 const PARTS: usize = 4;
 
-/// By site: a − ã of one batch where ã is not a mean, a where it is.
-pub(super) type Difference = Vec<Option<SiteWrites>>;
+/// What a batch's gradients are multiplied with.
+pub struct Difference {
+    pub(super) view: Arc<BatchView>,
+    /// By site: a − ã where ã is not a mean, a where it is.
+    sites: Sites,
+}
+
+type Sites = Vec<Option<SiteWrites>>;
 
 /// The running sums.
 pub(super) struct Sums {
@@ -70,7 +77,7 @@ impl Sums {
     /// are to be multiplied with.
     pub(super) fn add_writes(
         &mut self,
-        view: &BatchView,
+        view: Arc<BatchView>,
         clean: &Watched,
         corrupt: Option<&Watched>,
     ) -> Result<Difference> {
@@ -96,7 +103,7 @@ impl Sums {
             }
             sites[site] = Some(writes);
         }
-        Ok(sites)
+        Ok(Difference { view, sites })
     }
 
     fn add_to_mean(&mut self, site: usize, writes: &SiteWrites, sum: Tensor) -> Result<()> {
@@ -112,8 +119,7 @@ impl Sums {
     pub(super) fn add_gradients(
         &mut self,
         graph: &Graph,
-        view: &BatchView,
-        difference: &Difference,
+        Difference { view, sites }: &Difference,
         mut gradients: Vec<SiteGradients>,
         fraction: f64,
     ) -> Result<()> {
@@ -127,7 +133,7 @@ impl Sums {
         for start in (0..gathered).step_by(chunk) {
             let rows = start..gathered.min(start + chunk);
             let score_rows = if averages { 0..view.score_rows() } else { rows.clone() };
-            self.expand(graph, difference, score_rows.clone(), &mut writes)?;
+            self.expand(graph, sites, score_rows.clone(), &mut writes)?;
             for gradients in &gradients {
                 let (site, stream) = (gradients.site(), gradients.stream());
                 let (readers, d_model) = (graph.readers_of(site).len(), stream.dim(1)?);
@@ -156,7 +162,7 @@ impl Sums {
     fn expand(
         &self,
         graph: &Graph,
-        sites: &Difference,
+        sites: &Sites,
         rows: Range<usize>,
         stack: &mut Stack,
     ) -> Result<()> {

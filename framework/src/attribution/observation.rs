@@ -167,19 +167,20 @@ impl BatchView {
         !self.clean.averages() && self.clean.rows.len() == self.tokens.len()
     }
 
-    /// What takes in the writes of a pass as they are made, and where it puts them. With `means` it
+    /// What takes in the writes of a pass as they are made, and puts them in `watched`. With `means` it
     /// also adds up what was written at each of so many places, over all tokens.
     pub(super) fn watch(
         self: &Arc<Self>,
         graph: &Graph,
         fold: fn(&Self) -> &Fold,
         means: Option<usize>,
-    ) -> (Watched, impl Fn(Written) -> Result<()> + use<>) {
-        let (watched, view) = (Watched::default(), self.clone());
+        watched: &Watched,
+    ) -> impl Fn(Written) -> Result<()> + use<> {
+        let view = self.clone();
         let sites = 0..graph.site_count();
         let alone: Vec<bool> = sites.map(|site| graph.writers_of(site).len() == 1).collect();
         let put = watched.clone();
-        let watch = move |written: Written| {
+        move |written: Written| {
             let (site, source, values) = match written {
                 Written::Embedding { site, output } => {
                     (site, Source::Embedding(output.clone()), output)
@@ -199,8 +200,7 @@ impl BatchView {
             let folded = Folded { site, writes: SiteWrites { source, values }, sum };
             put.0.lock().unwrap_or_else(PoisonError::into_inner).push(folded);
             Ok(())
-        };
-        (watched, watch)
+        }
     }
 
     /// The sum by place [places, width] of values [batch·seq, width].

@@ -1,0 +1,22 @@
+//! Attribution: what each edge is worth for a metric. The method is a plugin
+//! ([`AttributionMethod`]); here is what methods are made of.
+//!
+//! With a_u what writer u wrote, ã_u its ablated value and g_d the metric's gradient at reader d's
+//! input, an edge's worth is ⟨a_u − ã_u, g_d⟩: to first order what the metric, a mean over all examples,
+//! loses when the edge is ablated. All edges take one forward and one backward pass. Scores are defined
+//! over all examples together; how they are split into batches changes nothing.
+
+mod ablated;
+mod method;
+mod observation;
+mod scoring;
+mod settings;
+mod smoothing;
+mod sums;
+
+pub use ablated::{AblatedValues, values_of};
+pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run, discover};
+pub use scoring::{Observation, Scoring, counterfactual_tokens};
+pub use settings::{Ablation, Discovery, Positions};
+pub use smoothing::{Smoother, Smoothing};
+pub use sums::Difference;

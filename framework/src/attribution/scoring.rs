@@ -1,0 +1,227 @@
+//! What attribution methods are made of: writes that are observed on clean and counterfactual passes,
+//! their differences, and the sums of products with the gradients that a backward pass leaves.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::method::Discovered;
+use super::observation::{BatchView, Watched};
+use super::sums::{Difference, Sums};
+use super::{Ablation, Discovery, Positions};
+use crate::example::{Batch, Example, pad};
+use crate::graph::Graph;
+use crate::metric::PatchingMetric;
+use crate::model::Model;
+use crate::pass::{Captured, Pass, Readout, scalar};
+use crate::scores::Scores;
+use crate::{Error, Result, refuse};
+
+/// The running scores of a method, and the tools to add to them.
+pub struct Scoring<'a> {
+    pub model: &'a dyn Model,
+    pub metric: &'a dyn PatchingMetric,
+    pub options: &'a Discovery,
+    graph: Graph,
+    sums: Sums,
+    metric_sum: f64,
+    /// Σ weight over all examples, those not yet added included.
+    total_weight: f64,
+    added_weight: f64,
+}
+
+/// What is written on a batch's clean pass, as far as that has run, and on its counterfactuals'.
+pub struct Observation {
+    view: Arc<BatchView>,
+    clean: Watched,
+    corrupt: Option<Watched>,
+}
+
+impl Observation {
+    /// The embedding's output [batch·seq, d_model] on the counterfactuals and on the clean pass, once
+    /// that has run.
+    ///
+    /// # Errors
+    /// If the counterfactuals were not asked for, or the clean pass has not run.
+    pub fn embeddings(&self) -> Result<[Tensor; 2]> {
+        let Some(corrupt) = &self.corrupt else {
+            return Err(Error::input("the counterfactuals were not run"));
+        };
+        Ok([corrupt.embedding()?, self.clean.embedding()?])
+    }
+}
+
+impl<'a> Scoring<'a> {
+    /// Scores of the `options`' graph, zero so far. `examples` are all that will be added.
+    ///
+    /// # Errors
+    /// If there are no edges between nodes of the chosen kinds.
+    pub fn new(
+        model: &'a dyn Model,
+        examples: &[&Example],
+        metric: &'a dyn PatchingMetric,
+        options: &'a Discovery,
+    ) -> Result<Self> {
+        let graph = model.graph().subset(&options.nodes);
+        if graph.edge_count() == 0 {
+            refuse!(
+                "no edges between nodes of the kinds {:?}; take `head` and `mlp` in",
+                options.nodes
+            );
+        }
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        Ok(Self {
+            model,
+            metric,
+            options,
+            sums: Sums::new(&graph, options, longest),
+            graph,
+            metric_sum: 0.0,
+            total_weight: examples.iter().map(|example| metric.weight(example)).sum(),
+            added_weight: 0.0,
+        })
+    }
+
+    /// The graph whose edges are scored.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The metric over the examples that were counted.
+    pub fn metric(&self) -> f64 {
+        self.metric_sum / self.added_weight
+    }
+
+    /// A pass with gradients, as the options want it.
+    ///
+    /// # Errors
+    /// If candle can't allocate.
+    pub fn pass_with_gradients(&self) -> Result<Pass> {
+        Ok(Pass::with_gradients(&self.model.device())?
+            .with_checkpoints(self.options.activation_checkpointing))
+    }
+
+    /// Begins a batch: runs its counterfactuals where the ablation or the method needs them.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn observe(&mut self, batch: &Batch, counterfactual: bool) -> Result<Observation> {
+        let view = Arc::new(BatchView::new(batch, self.options));
+        let corrupt = match counterfactual || self.options.ablation == Ablation::Corrupt {
+            true => Some(self.corrupt_run(batch, &view)?),
+            false => None,
+        };
+        self.weigh(batch);
+        Ok(Observation { view, clean: Watched::default(), corrupt })
+    }
+
+    /// Counts a batch's examples as added, which [`Scoring::observe`] does by itself.
+    pub fn weigh(&mut self, batch: &Batch) {
+        let weights = batch.examples.iter().map(|example| self.metric.weight(example));
+        self.added_weight += weights.sum::<f64>();
+    }
+
+    /// The pass with a hook that takes in what is written: of the clean tokens.
+    pub fn watching(&self, observation: &Observation, pass: Pass) -> Pass {
+        let Observation { view, clean, .. } = observation;
+        let means = self.sums.places_of_means();
+        pass.on_write(view.watch(&self.graph, |view| &view.clean, means, clean))
+    }
+
+    /// What is written on the counterfactuals.
+    fn corrupt_run(&self, batch: &Batch, view: &Arc<BatchView>) -> Result<Watched> {
+        let tokens = counterfactual_tokens(self.model, batch)?;
+        let corrupt = Watched::default();
+        let watch = view.watch(&self.graph, |view| &view.corrupt, None, &corrupt);
+        self.model.forward(&Pass::forward_only().on_write(watch), &tokens)?;
+        Ok(corrupt)
+    }
+
+    /// What gradients are multiplied with, of an observation whose clean pass has run: what was written
+    /// less its ablated value. Means are taken off when the scoring is finished.
+    ///
+    /// # Errors
+    /// If the clean pass has not run, or a tensor operation fails.
+    pub fn difference(&mut self, observation: Observation) -> Result<Difference> {
+        let Observation { view, clean, corrupt } = observation;
+        let ablated = corrupt.as_ref().filter(|_| self.options.ablation == Ablation::Corrupt);
+        self.sums.add_writes(view, &clean, ablated)
+    }
+
+    /// A batch's share of the mean metric, a differentiable scalar.
+    ///
+    /// # Errors
+    /// As the metric.
+    pub fn share_of_mean(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
+        Ok(self.metric.sum(readout, batch)?.affine(1.0 / self.total_weight, 0.0)?)
+    }
+
+    /// Counts a clean pass' share of the mean into [`Scoring::metric`].
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn count(&mut self, share: &Tensor) -> Result<()> {
+        self.metric_sum += scalar(share)? * self.total_weight;
+        Ok(())
+    }
+
+    /// Goes back from a share of the metric, and adds `fraction` of the products with the gradients to
+    /// the scores. Where the metric is the loss, what the backward pass left is handed on.
+    ///
+    /// # Errors
+    /// If a reader of the graph gets no gradient, or a tensor operation fails.
+    pub fn add_gradients(
+        &mut self,
+        pass: &Pass,
+        share: &Tensor,
+        batch: &Batch,
+        difference: &Difference,
+        fraction: f64,
+    ) -> Result<Option<Vec<Captured>>> {
+        let keeps = self.metric.is_loss() && !self.options.activation_checkpointing;
+        let (mut gradients, mut kept) = (Vec::new(), Vec::new());
+        pass.backward_retaining(share, &self.first_read(batch), &mut |captured| {
+            gradients.extend(difference.view.gradients(&self.graph, &captured)?);
+            if keeps {
+                kept.push(captured);
+            }
+            Ok(())
+        })?;
+        self.sums.add_gradients(&self.graph, difference, gradients, fraction)?;
+        Ok(keeps.then_some(kept))
+    }
+
+    /// The first position of each example at which the graph is read. Where the metric is the loss,
+    /// tuning goes on with the same gradients and wants them all.
+    fn first_read(&self, batch: &Batch) -> Vec<usize> {
+        if self.options.positions == Positions::All || self.metric.is_loss() {
+            return Vec::new();
+        }
+        let first =
+            |example: &&Example| example.keys.iter().map(|key| key.position - 1).min().unwrap_or(0);
+        batch.examples.iter().map(first).collect()
+    }
+
+    /// The scores of all that was added.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn finish(self) -> Result<Discovered> {
+        let metric = self.metric();
+        let values = self.sums.finish(&self.graph)?;
+        Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
+    }
+}
+
+/// A batch's counterfactuals, u32 [batch, seq].
+///
+/// # Errors
+/// If an example has none.
+pub fn counterfactual_tokens(model: &dyn Model, batch: &Batch) -> Result<Tensor> {
+    let of = |example: &&Example| match &example.counterfactual {
+        Some(counterfactual) => Ok(counterfactual.tokens.clone()),
+        None => Err(Error::input(format!("{}: no counterfactual", example.origin))),
+    };
+    let counterfactuals: Vec<Vec<u32>> = batch.examples.iter().map(of).collect::<Result<_>>()?;
+    Ok(pad(counterfactuals.iter().map(|tokens| &tokens[..]), &model.device())?.0)
+}

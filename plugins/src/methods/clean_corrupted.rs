@@ -1,0 +1,63 @@
+//! EAP with the gradient averaged over the clean and the counterfactual run, both against the clean
+//! answers (EAP-IG's `clean-corrupted`).
+
+use circuit_framework::attribution::{
+    Attribution, AttributionMethod, Discovered, Needs, Run, Scoring, counterfactual_tokens,
+};
+use circuit_framework::{Batch, Options, Plugin, Result, inventory, origin};
+use serde::{Deserialize, Serialize};
+
+/// No options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct CleanCorrupted {}
+
+impl AttributionMethod for CleanCorrupted {
+    fn needs(&self) -> Needs {
+        Needs { counterfactual: true, ..Needs::default() }
+    }
+
+    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
+        Ok(Box::new(Scored(scoring)))
+    }
+}
+
+/// A scoring under way.
+struct Scored<'a>(Scoring<'a>);
+
+impl Attribution for Scored<'_> {
+    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
+        let scoring = &mut self.0;
+        let observation = scoring.observe(batch, true)?;
+        let pass = scoring.watching(&observation, scoring.pass_with_gradients()?);
+        let readout = scoring.model.forward(&pass, &batch.tokens)?;
+        let difference = scoring.difference(observation)?;
+        let share = scoring.share_of_mean(&readout, batch)?;
+        scoring.count(&share)?;
+        scoring.add_gradients(&pass, &share, batch, &difference, 0.5)?;
+        let pass = scoring.pass_with_gradients()?;
+        let corrupted = counterfactual_tokens(scoring.model, batch)?;
+        let readout = scoring.model.forward(&pass, &corrupted)?;
+        let share = scoring.share_of_mean(&readout, batch)?;
+        scoring.add_gradients(&pass, &share, batch, &difference, 0.5)?;
+        Ok(None)
+    }
+
+    fn metric(&self) -> f64 {
+        self.0.metric()
+    }
+
+    fn finish(self: Box<Self>) -> Result<Discovered> {
+        self.0.finish()
+    }
+}
+
+impl Options<dyn AttributionMethod> for CleanCorrupted {
+    fn build(self) -> Result<Box<dyn AttributionMethod>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn AttributionMethod>::new::<CleanCorrupted>("clean-corrupted", "EAP, its gradient averaged over the clean and the counterfactual run", origin!())
+}

@@ -1,0 +1,89 @@
+//! Exact edge effects: what the metric loses when one edge is ablated, m(M) − m(M∖e), by a forward pass
+//! an edge. EAP is its first-order estimate. At all positions only, and slow: for small models, and to
+//! judge the others by.
+
+use circuit_framework::attribution::{
+    AblatedValues, Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
+};
+use circuit_framework::pass::AblatedEdges;
+use circuit_framework::{
+    Batch, Example, Options, Pass, Plugin, Result, Scores, inventory, origin, pass,
+};
+use serde::{Deserialize, Serialize};
+
+/// No options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Exact {}
+
+impl AttributionMethod for Exact {
+    fn needs(&self) -> Needs {
+        Needs { all_positions: true, ..Needs::default() }
+    }
+
+    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
+        Ok(Box::new(Patching { scoring, batches: Vec::new() }))
+    }
+}
+
+/// A scoring under way. Means are known when all examples are, so the work is done at the end.
+struct Patching<'a> {
+    scoring: Scoring<'a>,
+    batches: Vec<Vec<Example>>,
+}
+
+impl Attribution for Patching<'_> {
+    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
+        let readout = self.scoring.model.forward(&Pass::forward_only(), &batch.tokens)?;
+        let share = self.scoring.share_of_mean(&readout, batch)?;
+        self.scoring.weigh(batch);
+        self.scoring.count(&share)?;
+        self.batches.push(batch.examples.iter().map(|&example| example.clone()).collect());
+        Ok(None)
+    }
+
+    fn metric(&self) -> f64 {
+        self.scoring.metric()
+    }
+
+    fn finish(self: Box<Self>) -> Result<Discovered> {
+        let Self { scoring, batches } = *self;
+        let (model, graph) = (scoring.model, scoring.graph().clone());
+        let batches: Vec<Batch> = (batches.iter())
+            .map(|examples| Batch::new(examples.iter().collect(), &model.device()))
+            .collect::<Result<_>>()?;
+        let longest = batches.iter().map(|batch| batch.seq).max().unwrap_or(0);
+        let mut ablated = AblatedValues::new(model, scoring.options.ablation, longest);
+        if ablated.is_mean() {
+            batches.iter().try_for_each(|batch| ablated.add(model, batch))?;
+        }
+        let columns = graph.readers().len();
+        let mut effects = vec![0f64; graph.writers().len() * columns];
+        for batch in &batches {
+            let by = ablated.of(model, batch)?;
+            let share = |pass: Pass| -> Result<f64> {
+                let readout = model.forward(&pass, &batch.tokens)?;
+                Ok(pass::scalar(&scoring.share_of_mean(&readout, batch)?)?)
+            };
+            let whole = share(Pass::forward_only())?;
+            for (writer, reader) in graph.edges() {
+                let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
+                let edges = AblatedEdges::only(model.graph(), by.clone(), ends)?;
+                let without = share(Pass::forward_only().ablating(edges.into()))?;
+                effects[writer.0 * columns + reader.0] += whole - without;
+            }
+        }
+        let values = effects.into_iter().map(|effect| effect as f32).collect();
+        Ok(Discovered { metric: scoring.metric(), scores: Scores { graph, values } })
+    }
+}
+
+impl Options<dyn AttributionMethod> for Exact {
+    fn build(self) -> Result<Box<dyn AttributionMethod>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn AttributionMethod>::new::<Exact>("exact", "what the metric loses when each edge is ablated, by a pass an edge; all positions", origin!())
+}
