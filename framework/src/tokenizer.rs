@@ -69,13 +69,13 @@ impl Tokenizer {
     }
 }
 
-/// Whether texts are begun with the beginning-of-sequence token. A chat template writes its own.
+/// Whether texts begin with the beginning-of-sequence token.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Bos {
-    /// As the tokenizer's files say.
+    /// As the tokenizer's own files say.
     #[default]
     Auto,
     Always,
