@@ -24,12 +24,11 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// A number of a key: of log-probabilities by token, and the right and wrong answers.
+type OfKey<'a> = &'a dyn Fn(&[f64], &[u32], &[u32]) -> f64;
+
 /// The mean over examples of the mean over an example's keys of a number.
-fn over_keys(
-    model: &dyn Model,
-    examples: &[Example],
-    value: impl Fn(&[f64], &[u32], &[u32]) -> f64,
-) -> f64 {
+fn over_keys(model: &dyn Model, examples: &[Example], value: OfKey) -> f64 {
     mean(examples.iter().map(|example| {
         mean(example.keys.iter().map(|key| {
             let log_probs = log_probs(model, example, key.position - 1);
@@ -78,7 +77,7 @@ proptest! {
         // A logit is a log-probability up to a constant, which the difference loses.
         let logit = |p: &[f64], set: &[u32]| mean(set.iter().map(|&token| p[token as usize]));
         let prob = |p: &[f64], set: &[u32]| set.iter().map(|&token| p[token as usize].exp()).sum::<f64>();
-        let over = |value: &dyn Fn(&[f64], &[u32], &[u32]) -> f64| over_keys(&*model, &examples, value);
+        let over = |value: OfKey| over_keys(&*model, &examples, value);
         let expected: [(&str, f64); 4] = [
             ("logit_diff", over(&|p, right, wrong| logit(p, right) - logit(p, wrong))),
             ("log_prob_diff", over(&|p, right, wrong| (prob(p, right) / prob(p, wrong)).ln())),

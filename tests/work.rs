@@ -57,7 +57,7 @@ fn an_experiment_is_prepared_once() {
     };
     let folder = tempfile::tempdir().unwrap();
     let prepared = runner.prepare().unwrap();
-    runner.run_prepared(&prepared, &folder.path().join("out")).unwrap();
+    runner.run_prepared(prepared, &folder.path().join("out")).unwrap();
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 

@@ -117,7 +117,7 @@ impl Cell {
             with_runner(&self.experiment, |runner| {
                 let examples = runner.prepare()?;
                 fits = true;
-                runner.run_prepared(&examples, &self.folder)?;
+                runner.run_prepared(examples, &self.folder)?;
                 Ok(())
             })
         };

@@ -135,7 +135,7 @@ impl Runner<'_> {
     /// # Errors
     /// As [`Runner::prepare`]'s and [`Runner::run_prepared`]'s.
     pub fn run(&self, folder: &Path) -> Result<Summary> {
-        self.run_prepared(&self.prepare()?, folder)
+        self.run_prepared(self.prepare()?, folder)
     }
 
     /// Everything that comes after [`Runner::prepare`], whose examples these are, into `folder`, which
