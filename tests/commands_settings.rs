@@ -3,7 +3,7 @@
 use circuit_framework::experiment::Experiment;
 use circuit_framework::settings;
 
-use crate::command_line::{refuses, succeeds, words};
+use crate::command_line::{json, refuses, succeeds, words};
 use crate::support::repository;
 
 #[test]
@@ -44,8 +44,9 @@ fn nodes_are_given_as_names_with_commas() {
     let folder = tempfile::tempdir().unwrap();
     let discover = "discover --set task.train_examples=8 --top-n 1 --circuit c.json --nodes";
     succeeds(folder.path(), &words(&format!("{discover} embed,logits")));
-    let circuit = std::fs::read_to_string(folder.path().join("c.json")).unwrap();
-    assert!(circuit.contains("embed") && !circuit.contains("head"), "{circuit}");
+    let circuit = json(&folder.path().join("c.json"));
+    let [edge] = &circuit["edges"].as_array().unwrap()[..] else { panic!("{circuit}") };
+    assert_eq!((&edge["writer"], &edge["reader"]), (&"embed".into(), &"logits".into()));
     refuses(folder.path(), &words(&format!("{discover} head,mpl")), &["mpl", "mlp"]);
 }
 

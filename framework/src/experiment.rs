@@ -86,8 +86,7 @@ pub struct ModelChoice {
     /// What to compute on: `cpu`, `cuda`, `cuda:N` or `auto`.
     #[serde(default)]
     pub device: Place,
-    /// Whether texts begin with the beginning-of-sequence token: `always`, `never`, or `auto`, as the
-    /// tokenizer's own files say.
+    /// Whether texts begin with the beginning-of-sequence token.
     #[serde(default)]
     pub bos: Bos,
     /// The architecture's options.
