@@ -218,7 +218,9 @@ impl Marked {
             }
             let ids = |answers: &[String]| -> Result<Vec<u32>> {
                 let id = |answer: &String| {
-                    one_token(answer, &start, &encode(&(before.clone() + answer))?)
+                    let id = one_token(answer, &start, &encode(&(before.clone() + answer))?)?;
+                    check_known(answer, id, tokenizer)?;
+                    Ok(id)
                 };
                 answers.iter().map(id).collect()
             };
@@ -236,6 +238,18 @@ impl Marked {
             }
         }
         Ok((tokens, keys))
+    }
+}
+
+/// Refuses an answer whose token says something else: that for words the tokenizer doesn't know.
+fn check_known(answer: &str, id: u32, tokenizer: &Tokenizer) -> Result<()> {
+    // Tokenizers differ in what they make of spaces and capitals.
+    let plain = |text: &str| text.trim().to_lowercase();
+    match tokenizer.text(id) {
+        Some(text) if plain(&text) != plain(answer) => {
+            bail!("answer `{answer}` is not in the vocabulary; its token says `{text}`")
+        }
+        _ => Ok(()),
     }
 }
 
