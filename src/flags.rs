@@ -42,7 +42,7 @@ const fn text(name: &'static str, key: &'static str, value: &'static str) -> Fla
 
 /// Which model.
 pub(crate) const MODEL: &[Flag] = &[
-    text("model", "model.path", "DIR|FILE.gguf|ORG/NAME|embedded"),
+    text("model", "model.path", "MODEL"),
     flag("random-init", "model.random_init", "SEED"),
     Flag {
         help: "Split each MLP into heads of this many neurons; without it an MLP is one node.",
@@ -64,7 +64,7 @@ pub(crate) const TASK: &[Flag] = &[
 /// How edges are scored and a circuit is cut from them.
 pub(crate) const DISCOVERY: &[Flag] = &[
     text("metric", "metric.name", "METRIC"),
-    flag("method", "discovery.method", "METHOD"),
+    text("method", "discovery.method", "METHOD"),
     flag("ig-steps", "discovery.ig_steps", "N"),
     flag("ablation", "discovery.ablation", "ABLATION"),
     flag("positions", "discovery.positions", "POSITIONS"),

@@ -50,6 +50,8 @@ fn run(matches: &ArgMatches) -> Result<()> {
         Some(("eval", matches)) => commands::eval::run(matches),
         Some(("compare", matches)) => commands::compare::run(matches),
         Some(("bench", matches)) => commands::bench::run(matches),
+        Some(("logits", matches)) => commands::logits::run(matches),
+        Some(("tokens", matches)) => commands::tokens::run(matches),
         Some(("plugin", matches)) => commands::plugin::run(matches),
         // clap has refused everything else.
         _ => Ok(()),
@@ -71,6 +73,8 @@ fn command() -> Command {
             commands::draw::command(),
             commands::eval::command(),
             commands::compare::command(),
+            commands::tokens::command(),
+            commands::logits::command(),
             commands::list::command(),
             commands::plugin::command(),
             commands::bench::command(),

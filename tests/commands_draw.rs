@@ -66,7 +66,8 @@ fn write(path: &Path, edges: &[(String, String)], provenance: Option<Value>) {
 /// A hundred edges all over a model of SmolLM2's size.
 fn scattered() -> Vec<(String, String)> {
     let edge = |index: usize| {
-        let (layer, later) = (index * 7 % 28, index * 7 % 28 + 1 + index % 2);
+        let layer = index * 11 % 28;
+        let later = layer + 1 + index % 2;
         let head = index % 9;
         let writer = match index % 3 {
             0 => format!("mlp.{layer}"),

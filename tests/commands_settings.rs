@@ -3,7 +3,7 @@
 use circuit_framework::experiment::Experiment;
 use circuit_framework::settings;
 
-use crate::command_line::{refuses, succeeds, words};
+use crate::command_line::{json, refuses, succeeds, words};
 use crate::support::repository;
 
 #[test]
@@ -44,8 +44,9 @@ fn nodes_are_given_as_names_with_commas() {
     let folder = tempfile::tempdir().unwrap();
     let discover = "discover --set task.train_examples=8 --top-n 1 --circuit c.json --nodes";
     succeeds(folder.path(), &words(&format!("{discover} embed,logits")));
-    let circuit = std::fs::read_to_string(folder.path().join("c.json")).unwrap();
-    assert!(circuit.contains("embed") && !circuit.contains("head"), "{circuit}");
+    let circuit = json(&folder.path().join("c.json"));
+    let [edge] = &circuit["edges"].as_array().unwrap()[..] else { panic!("{circuit}") };
+    assert_eq!((&edge["writer"], &edge["reader"]), (&"embed".into(), &"logits".into()));
     refuses(folder.path(), &words(&format!("{discover} head,mpl")), &["mpl", "mlp"]);
 }
 
@@ -67,15 +68,29 @@ fn the_page_of_settings_is_what_the_program_prints() {
     refuses(folder.path(), &["list", "tasks", "--markdown"], &["list settings"]);
 }
 
+/// Flags that name files or switch something on: there is no default to show.
+const NO_SETTINGS: [&str; 11] = [
+    "--plugin",
+    "--out",
+    "--json",
+    "--scores",
+    "--circuit <OUT",
+    "--drawing",
+    "--no-shuffle",
+    "--text",
+    "--tokens",
+    "--landscape",
+    "--all-nodes",
+];
+
 #[test]
 fn help_shows_the_default_of_every_flag_that_is_a_setting() {
     let folder = tempfile::tempdir().unwrap();
-    for command in ["run", "discover", "tune", "eval", "bench"] {
+    for command in ["run", "discover", "tune", "eval", "bench", "logits", "tokens", "draw"] {
         let help = succeeds(folder.path(), &[command, "--help"]);
         let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
         for line in flags.filter(|line| !line.contains("KEY=VALUE")) {
-            let own = ["--plugin", "--out", "--json", "--no-shuffle", "--scores", "--circuit <OUT"];
-            let own = own.iter().any(|flag| line.contains(flag)) || line.contains("--drawing");
+            let own = NO_SETTINGS.iter().any(|flag| line.contains(flag));
             assert!(own || line.contains("[default: "), "{command}: {line}");
         }
     }

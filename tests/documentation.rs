@@ -28,8 +28,10 @@ fn follow(document: &str, folder: &Path) -> usize {
                 let first = content.lines().next().and_then(|line| line.strip_prefix("# "));
                 std::fs::write(folder.join(first.unwrap_or("mine.toml")), content).unwrap();
             }
-            // Rust is compiled and run as a documentation test of tasks/; `bash` builds or fetches.
-            "rust" | "text" | "bash" => {}
+            "txt" => std::fs::write(folder.join("sentences.txt"), content).unwrap(),
+            // Rust is compiled and run as a documentation test of tasks/; `bash` builds or fetches, `json`
+            // is what a command leaves.
+            "rust" | "text" | "bash" | "json" => {}
             _ => {
                 for line in content.lines() {
                     let words: Vec<&str> = line.split_whitespace().collect();
@@ -48,7 +50,7 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 8);
+    assert_eq!(follow("README.md", folder.path()), 10);
     for file in [
         "scores.safetensors",
         "circuit.svg",
@@ -63,6 +65,17 @@ fn readme_commands_run() {
 #[test]
 fn performance_commands_run() {
     assert_eq!(follow("docs/performance.md", tempfile::tempdir().unwrap().path()), 2);
+}
+
+#[test]
+fn tokens_commands_run_and_leave_the_line_that_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/tokens.md", folder.path()), 4);
+    assert!(folder.path().join("circuit.svg").exists());
+    let page = std::fs::read_to_string(repository("docs/tokens.md")).unwrap();
+    let shown = blocks(&page).into_iter().find(|(language, _)| *language == "json").unwrap().1;
+    let written = std::fs::read_to_string(folder.path().join("mine.jsonl")).unwrap();
+    assert_eq!(written.lines().next(), shown.lines().next());
 }
 
 #[cfg(feature = "runtime")]

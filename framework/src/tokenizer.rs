@@ -41,6 +41,11 @@ impl Tokenizer {
             .map_err(|error| Error::input(format!("can't decode {tokens:?}: {error}")))
     }
 
+    /// The text of one token as it stands in a sentence, special ones too; none where it has no text.
+    pub fn text(&self, token: u32) -> Option<String> {
+        self.inner.decode(&[token], false).ok().filter(|text| !text.is_empty())
+    }
+
     /// The token to put before a text that is given to the model, if any.
     pub fn prefix(&self) -> Option<u32> {
         self.beginning.filter(|_| self.add_beginning)

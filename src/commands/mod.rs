@@ -6,10 +6,12 @@ pub(crate) mod discover;
 pub(crate) mod draw;
 pub(crate) mod eval;
 pub(crate) mod list;
+pub(crate) mod logits;
 mod matrix;
 pub(crate) mod plugin;
 pub(crate) mod run;
 mod settings;
+pub(crate) mod tokens;
 pub(crate) mod tune;
 
 use std::collections::BTreeSet;
