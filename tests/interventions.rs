@@ -75,7 +75,8 @@ fn ablated(model: &dyn Model, form: usize, seed: u64) -> Ablated {
 /// About half of the edges, chosen by the bits of a hash.
 fn some_edges(seed: u64) -> impl Fn(Writer, Reader) -> bool {
     move |writer, reader| {
-        let hash = (writer.0 as u64 * 31 + reader.0 as u64 * 17 + seed) * 0x9E37_79B9_7F4A_7C15;
+        let edge = writer.0 as u64 * 31 + reader.0 as u64 * 17 + seed;
+        let hash = edge.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         hash >> 63 == 1
     }
 }

@@ -1,8 +1,8 @@
-//! The framework of `circuit-tuning`: the four extension points ([`Model`], [`Task`],
-//! [`PatchingMetric`], [`ParamSelector`]), the registry that knows their implementations, the
-//! graph of a model, edge attribution patching and circuit tuning.
+//! The framework of `circuit-tuning`: the five extension points ([`Model`], [`Task`],
+//! [`PatchingMetric`], [`AttributionMethod`], [`ParamSelector`]), the registry that knows their
+//! implementations, the graph of a model, passes with hooks, attribution and circuit tuning.
 //!
-//! It knows no concrete model, task, metric or selector. Terms are TransformerLens', EAP-IG's and
+//! It knows no concrete model, task, metric, method or selector. Terms are TransformerLens', EAP-IG's and
 //! Hugging Face's; what is computed is defined in the paper, arXiv 2502.06106.
 
 pub mod answers;
