@@ -1,7 +1,7 @@
 //! A circuit as an SVG drawing. Layers follow one another from left to right, or from bottom to top; MLPs
 //! are on one side, heads on the other. An edge's width is its |score|, its colour its sign, and where it
 //! ends the input it reads through is named: q, k, v, gate, up. Keys and values that heads share are an
-//! input of the frame around those heads. Where things are is [`layout`]'s.
+//! input of the frame around those heads. Where things are is `layout`'s.
 
 mod layout;
 
@@ -36,7 +36,7 @@ pub const MOST_EDGES: usize = 300;
 
 const MARGIN: f64 = 24.0;
 /// For the title and what stands under it.
-const HEADER: f64 = 74.0;
+const HEADER: f64 = 90.0;
 /// The title needs so much, however small the circuit is.
 const LEAST_WIDTH: f64 = 680.0;
 /// From a label's middle line to its base.
@@ -129,8 +129,13 @@ impl<'a> Drawing<'a> {
         )?;
         writeln!(
             out,
-            r##"<text x="{x:.0}" y="{:.0}" font-size="11" fill="#666">width: |score|; <tspan fill="{POSITIVE}">blue: supports the metric</tspan>, <tspan fill="{NEGATIVE}">red: works against it</tspan>; 3.1: head 1 of layer 3; m3: MLP of layer 3{frame}</text>"##,
+            r##"<text x="{x:.0}" y="{:.0}" font-size="11" fill="#666">width: |score|; <tspan fill="{POSITIVE}">blue: supports the metric</tspan>, <tspan fill="{NEGATIVE}">red: works against it</tspan></text>"##,
             y + 37.0
+        )?;
+        writeln!(
+            out,
+            r##"<text x="{x:.0}" y="{:.0}" font-size="11" fill="#666">3.1: head 1 of layer 3; m3: MLP of layer 3{frame}</text>"##,
+            y + 53.0
         )
     }
 }
