@@ -69,7 +69,7 @@ impl Sets {
         Ok(logits.reshape(((), self.width))?)
     }
 
-    /// log Σ exp [keys] over each set of values [keys, width].
+    /// log Σ exp `[keys]` over each set of values [keys, width].
     fn log_sum_exp(&self, values: &Tensor) -> Result<Tensor> {
         let largest = values.detach().max_keepdim(1)?;
         let terms = (values.broadcast_sub(&largest)?.exp()? * self.mask(values)?)?;
@@ -77,7 +77,7 @@ impl Sets {
     }
 }
 
-/// The mean logit [keys] of one side's answers.
+/// The mean logit `[keys]` of one side's answers.
 ///
 /// # Errors
 /// If a key has none, or a tensor operation fails.
@@ -89,7 +89,7 @@ pub fn mean_logits(readout: &Readout, keys: &[KeyRow], side: Side) -> Result<Ten
     Ok((logits * shares)?.sum(1)?)
 }
 
-/// The largest logit [keys] of one side's answers.
+/// The largest logit `[keys]` of one side's answers.
 ///
 /// # Errors
 /// As [`mean_logits`]'s.
@@ -98,7 +98,7 @@ pub fn best_logits(readout: &Readout, keys: &[KeyRow], side: Side) -> Result<Ten
     Ok(Sets::new(keys, side)?.logits(readout, keys)?.max(1)?)
 }
 
-/// The right answers' mean logit less the wrong ones' [keys].
+/// The right answers' mean logit less the wrong ones' `[keys]`.
 ///
 /// # Errors
 /// As [`mean_logits`]'s.
@@ -107,7 +107,7 @@ pub fn logit_differences(readout: &Readout, keys: &[KeyRow]) -> Result<Tensor> {
     Ok((right - mean_logits(readout, keys, Side::Wrong)?)?)
 }
 
-/// log Σp(right) − log Σp(wrong) [keys]; the normaliser cancels, so that no other logits are formed.
+/// log Σp(right) − log Σp(wrong) `[keys]`; the normaliser cancels, so that no other logits are formed.
 ///
 /// # Errors
 /// As [`mean_logits`]'s.
@@ -137,7 +137,7 @@ pub fn log_probs(logits: &Tensor) -> Result<Tensor> {
     Ok(shifted.broadcast_sub(&normaliser)?)
 }
 
-/// log Σp [keys] of one side's answers, of log p [keys, vocabulary].
+/// log Σp `[keys]` of one side's answers, of log p [keys, vocabulary].
 ///
 /// # Errors
 /// As [`mean_logits`]'s.
@@ -147,7 +147,7 @@ pub fn log_prob_of(log_probs: &Tensor, keys: &[KeyRow], side: Side) -> Result<Te
     sets.log_sum_exp(&log_probs.gather(&tokens, 1)?)
 }
 
-/// Σ over the batch's examples of the mean over an example's keys of values [keys], one for each of
+/// Σ over the batch's examples of the mean over an example's keys of values `[keys]`, one for each of
 /// [`Batch::keys`].
 ///
 /// # Errors
