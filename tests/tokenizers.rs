@@ -48,6 +48,26 @@ fn truncation_and_padding_are_switched_off() {
 }
 
 #[test]
+fn a_space_before_the_first_word_is_added_where_it_is_asked_for() {
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    });
+    let words = |tokenizer: &mut Value| {
+        tokenizer["pre_tokenizer"] = byte_level.clone();
+        tokenizer["decoder"] = byte_level.clone();
+        tokenizer["model"]["vocab"] = json!({ "<|endoftext|>": 0, "key": 1, "\u{120}key": 2 });
+    };
+    for (settings, expected) in [
+        (json!({}), [1, 2]),
+        (json!({ "add_prefix_space": false }), [1, 2]),
+        (json!({ "add_prefix_space": true }), [2, 2]),
+    ] {
+        let folder = tokenizer_folder(words, settings);
+        assert_eq!(tokenizer(folder.path(), Bos::Auto).encode("key key").unwrap(), expected);
+    }
+}
+
+#[test]
 fn chat_templates_are_read_where_transformers_reads_them() {
     let named = |name: &str| json!({ "name": name, "template": format!("the {name} one") });
     let list = json!({ "chat_template": [named("tool_use"), named("default")] });

@@ -6,13 +6,14 @@ use std::path::Path;
 use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Error, Result, files, refuse};
 use serde_json::{Value, json};
+use tokenizers::PreTokenizerWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
 /// Reads a folder's tokenizer, if it has one; `config` is the model's.
 pub(crate) fn read(folder: &Path, config: &Value) -> Result<Option<Tokenizer>> {
-    let Some(inner) = read_inner(folder)? else {
+    let Some(mut inner) = read_inner(folder)? else {
         return Ok(None);
     };
     let path = folder.join("tokenizer_config.json");
@@ -20,6 +21,11 @@ pub(crate) fn read(folder: &Path, config: &Value) -> Result<Option<Tokenizer>> {
         true => files::read_json(&path)?,
         false => Value::Null,
     };
+    if let (Some(add), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
+        (settings["add_prefix_space"].as_bool(), inner.get_pre_tokenizer().cloned())
+    {
+        inner.with_pre_tokenizer(Some(byte_level.add_prefix_space(add)));
+    }
     let special = |token: &str, id: &str| {
         let text = settings[token].as_str().or(settings[token]["content"].as_str());
         let by_text = text.and_then(|text| inner.token_to_id(text));
