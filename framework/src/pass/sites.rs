@@ -1,0 +1,163 @@
+//! The sites of a pass: how each reads the residual stream and writes to it, what it is seen to write,
+//! and what a backward pass leaves there.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::edges::SharedInput;
+use super::like;
+use crate::lora::AdapterGradients;
+use crate::ops::cross_entropy::Target;
+use crate::ops::norm::Norm;
+use crate::ops::{Kept, add_rows, weight};
+use crate::parameters::Param;
+use crate::{Result, refuse};
+
+/// Token embedding, and learned position embedding where the model has one.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// [vocabulary, d_model]
+    pub tokens: Param,
+    /// [positions, d_model]
+    pub positions: Option<Param>,
+}
+
+/// How a site reads the residual stream: normalise, then project.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The site's index in the model's graph.
+    pub site: usize,
+    pub norm: Norm,
+    /// [readers × width, d_model], one block a reader of the site, in the graph's order.
+    pub weight: Param,
+    /// [readers × width, 1]
+    pub bias: Option<Param>,
+}
+
+impl Reading {
+    /// The normalised stream [rows, d_model] → projections [rows, readers × width].
+    pub(super) fn project(&self, normed: &Tensor) -> candle_core::Result<Tensor> {
+        let output = weight::times_transposed(normed, &self.weight.tensor)?;
+        add_rows(output, None, self.bias.as_ref().map(|bias| &bias.tensor))
+    }
+}
+
+/// How a site writes to the residual stream: project, then add.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    /// The site's index in the model's graph.
+    pub site: usize,
+    /// [writers × width, d_model], one block a writer of the site, in the graph's order.
+    pub weight: Param,
+    /// [1, d_model]
+    pub bias: Option<Param>,
+    /// Whether the bias is part of what the site's only writer writes.
+    pub bias_is_written: bool,
+}
+
+impl Writing {
+    /// `output` [rows, d_model], which all writers' z [rows, writers × width] amount to without a bias,
+    /// with one writer's share exchanged for `new`, which has the bias that the writer owns.
+    pub(super) fn exchange(
+        &self,
+        (index, of): (usize, usize),
+        z: &Tensor,
+        output: &Tensor,
+        new: &Tensor,
+    ) -> Result<Tensor> {
+        let new = like(new, output)?;
+        if self.bias_is_written {
+            // It is the site's only writer.
+            return Ok(new);
+        }
+        if index >= of || !z.dim(1)?.is_multiple_of(of) {
+            refuse!("site {} has no writer {index} of {of}", self.site);
+        }
+        let width = z.dim(1)? / of;
+        let rows = self.weight.tensor.narrow(0, index * width, width)?;
+        let own = weight::times(&z.narrow(1, index * width, width)?.contiguous()?, &rows)?;
+        Ok((output + (new - own)?)?)
+    }
+}
+
+/// Final normalisation and projection to the vocabulary.
+#[derive(Clone, Debug)]
+pub struct Unembedding {
+    /// The site's index in the model's graph.
+    pub site: usize,
+    pub norm: Norm,
+    /// [vocabulary, d_model]
+    pub weight: Param,
+}
+
+/// What one site wrote.
+#[derive(Clone, Debug)]
+pub enum Written {
+    /// The embedding's output [batch·seq, d_model].
+    Embedding { site: usize, output: Tensor },
+    /// z [batch·seq, writers × width], of which a writer's output is its columns times its rows of
+    /// the weight, and the sum of all of them [batch·seq, d_model], which the stream takes the place of:
+    /// whoever keeps it copies it.
+    Projected { writing: Arc<Writing>, z: Tensor, output: Tensor },
+}
+
+impl Written {
+    /// The site that wrote, by its index in the model's graph.
+    pub fn site(&self) -> usize {
+        match self {
+            Written::Embedding { site, .. } => *site,
+            Written::Projected { writing, .. } => writing.site,
+        }
+    }
+
+    /// A copy of what the site's writers wrote together [batch·seq, d_model]: with the bias that its only
+    /// writer owns, without one that none owns.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn output(&self) -> Result<Tensor> {
+        match self {
+            Written::Embedding { output, .. } => Ok(output.copy()?),
+            Written::Projected { writing, output, .. } => match &writing.bias {
+                Some(bias) if writing.bias_is_written => Ok(output.broadcast_add(&bias.tensor)?),
+                _ => Ok(output.copy()?),
+            },
+        }
+    }
+}
+
+/// What one operation leaves of a backward pass. Gradients are of the rows `kept`, of batch·seq; the
+/// others' are zero.
+#[derive(Clone, Debug)]
+pub enum Captured {
+    /// The gradient at the embedding's output [batch·seq, d_model].
+    Embedding { embedding: Arc<Embedding>, tokens: Tensor, gradient: Tensor },
+    /// x [batch·seq, d_model] is the residual stream that was read, `normed` the gradient at the
+    /// normalised stream, `projected` the gradient at the projection's output.
+    Reading { reading: Arc<Reading>, x: Tensor, kept: Kept, normed: Tensor, projected: Tensor },
+    /// z [batch·seq, width] is the projection's input, `gradient` the one at its output.
+    Writing { writing: Arc<Writing>, z: Tensor, kept: Kept, gradient: Tensor },
+    /// The final normalisation: the stream it read [batch·seq, d_model] and the gradient at its output.
+    FinalNorm { unembedding: Arc<Unembedding>, x: Tensor, kept: Kept, normed: Tensor },
+    /// Logits [rows, vocabulary] that were asked for: the hidden states and the logits' gradient.
+    Logits { unembedding: Arc<Unembedding>, hidden: Tensor, gradient: Tensor },
+    /// Logits of one token a row: the gradients [rows, d_model] of those tokens' rows of the weight.
+    TokenLogits { unembedding: Arc<Unembedding>, tokens: Tensor, gradients: Tensor },
+    /// A read of a site whose readers have inputs of their own: the stream x [batch·seq, d_model], each
+    /// input with its readers, and the gradient at the projection's output.
+    ReadingApart { reading: Arc<Reading>, x: Tensor, inputs: Vec<SharedInput>, projected: Tensor },
+    /// A write of a site whose writers get different gradients, because edges out of them are ablated or
+    /// what one of them wrote was replaced: z [batch·seq, writers × width], the gradients at the writers'
+    /// outputs [writers, batch·seq, d_model] and at the stream [batch·seq, d_model].
+    WritingApart { writing: Arc<Writing>, z: Tensor, gradients: Tensor, stream: Tensor },
+    /// A cross-entropy, scaled by `factor`.
+    CrossEntropy {
+        unembedding: Arc<Unembedding>,
+        hidden: Tensor,
+        targets: Arc<Vec<Target>>,
+        factor: f64,
+    },
+    /// The gradients of a low-rank adapter's own parameters.
+    Adapter(AdapterGradients),
+}
