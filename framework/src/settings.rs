@@ -159,11 +159,12 @@ mod tests {
 
     #[test]
     fn settings_carry_their_doc_comment_their_values_and_their_default() {
-        let method = setting("discovery.method");
-        assert_eq!((&method.default, &method.kind[..]), (&"eap".into(), "string"));
-        let names: Vec<&str> = method.values.iter().map(|value| &value.name[..]).collect();
-        assert_eq!(names, ["eap", "eap-ig"]);
-        assert_eq!(method.values[0].description, "At the clean input.");
+        let positions = setting("discovery.positions");
+        assert_eq!((&positions.default, &positions.kind[..]), (&"key".into(), "string"));
+        let names: Vec<&str> = positions.values.iter().map(|value| &value.name[..]).collect();
+        assert_eq!(names, ["key", "all"]);
+        assert_eq!(positions.values[0].description, "Where a key token is predicted.");
+        assert_eq!(setting("discovery.method").default, "eap");
         let steps = setting("tuning.steps");
         assert_eq!((&steps.default, &steps.kind[..]), (&Value::Null, "integer"));
         assert!(steps.description.starts_with("Update steps"), "{}", steps.description);
