@@ -218,7 +218,9 @@ proptest! {
         let writer = which.index(graph.writers().len());
         let d_model = model.parameters().iter().map(|(_, p)| p.width()).max().unwrap();
         let output = noise((BATCH * SEQ, d_model), seed + 5);
-        let edges = edges(&*model, form, seed);
+        // Not by nothing: a norm that reads next to nothing, and another behind it, multiply a step so
+        // often that a difference says nothing of the gradient.
+        let edges = edges(&*model, 1 + form % 3, seed);
         let changed = |pass: Pass| {
             let pass = pass.with_checkpoints(checkpoints).ablating(edges.clone());
             if replaces { replacing(pass, &*model, writer, &output, false) } else { pass }
