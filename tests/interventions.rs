@@ -142,6 +142,9 @@ proptest! {
         let replacing = replacing(Pass::forward_only(), &*model, writer, &output, whole);
         let replaced = run(&*model, &replacing, &tokens(seed));
         prop_assert!(distance(&by_edges, &replaced) < 1e-9, "{}", distance(&by_edges, &replaced));
+        // A replacement that is given again is as it was.
+        let again = run(&*model, &replacing, &tokens(seed));
+        prop_assert!(replaced.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 
     /// A reader's input, worked out from its definition: the sum of what was written before, along

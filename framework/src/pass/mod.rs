@@ -391,7 +391,8 @@ impl Pass {
     }
 }
 
-/// `tensor` in the type and on the device of `other`, whose shape it must have.
+/// A copy of `tensor` in the type and on the device of `other`, whose shape it must have: the stream is
+/// added to it in its place, and whoever gave it may give it again.
 fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
     if tensor.dims() != other.dims() {
         refuse!(
@@ -400,7 +401,7 @@ fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
             other.dims()
         );
     }
-    Ok(tensor.detach().to_dtype(other.dtype())?.to_device(other.device())?)
+    Ok(tensor.detach().to_dtype(other.dtype())?.to_device(other.device())?.copy()?)
 }
 
 /// A scalar's value, whatever it was computed in.
