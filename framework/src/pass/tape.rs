@@ -287,7 +287,8 @@ impl Write {
         let gradients = match (edges, &back.differences) {
             // A difference is what is ablated less what was written.
             (Some(edges), Some(differences)) => (stream - edges.part(differences, site)?)?,
-            _ => stream.contiguous()?,
+            // Not the stream's gradient itself, of which a part may be cleared below.
+            _ => stream.copy()?,
         };
         match self.replaced {
             Some(Replaced::Site) => {
