@@ -126,6 +126,7 @@ fn what_a_gguf_file_says_and_is_not_implemented_is_refused_by_name() {
         ("llama.attention.head_count", Gguf::U32(0)),
         ("llama.attention.head_count_kv", Gguf::U32(0)),
         ("llama.attention.head_count", Gguf::U32(5)),
+        ("llama.attention.head_count", Gguf::U64(u64::MAX)),
         ("llama.embedding_length", Gguf::U32(0)),
     ] {
         let file = gguf_with(key, value);

@@ -105,7 +105,9 @@ impl GgufFile {
         if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
             refuse!("{place}: `llama.{key}` is 0; it must be at least 1");
         }
-        if !hidden.is_multiple_of(2 * heads) || !heads.is_multiple_of(kv_heads) {
+        let d_head = hidden / heads;
+        if d_head * heads != hidden || !d_head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads)
+        {
             refuse!(
                 "{place}: `llama.embedding_length` {hidden}, `llama.attention.head_count` {heads} and \
                  `llama.attention.head_count_kv` {kv_heads} do not divide each other into heads of \

@@ -85,9 +85,9 @@ fn header(path: &Path) -> Result<(u64, Metadata)> {
     let metadata: Metadata =
         serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
     let start = 8 + length;
-    let whole = start + metadata.data_len() as u64;
-    if size != whole {
-        return Err(broken(format!("{size} bytes, which should be {whole}")));
+    let (held, listed) = (size.saturating_sub(start), metadata.data_len() as u64);
+    if held != listed {
+        return Err(broken(format!("{held} bytes of tensors, which should be {listed}")));
     }
     Ok((start, metadata))
 }
