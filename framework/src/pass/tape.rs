@@ -288,7 +288,7 @@ impl Write {
             // A difference is what is ablated less what was written.
             (Some(edges), Some(differences)) => (stream - edges.part(differences, site)?)?,
             // Not the stream's gradient itself, of which a part may be cleared below.
-            _ => stream.copy()?,
+            _ => stream.contiguous()?.copy()?,
         };
         match self.replaced {
             Some(Replaced::Site) => {
