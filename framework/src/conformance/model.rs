@@ -73,14 +73,6 @@ fn loss(model: &dyn Model, pass: &Pass, tokens: &Tensor) -> Result<Tensor> {
     model.forward(pass, tokens)?.cross_entropy(&rows, targets)
 }
 
-/// The site of what was written.
-fn site_of(written: &Written) -> usize {
-    match written {
-        Written::Embedding { site, .. } => *site,
-        Written::Projected { writing, .. } => writing.site,
-    }
-}
-
 fn check_announcements(
     model: &dyn Model,
     written: &[Written],
@@ -89,7 +81,7 @@ fn check_announcements(
     let graph = model.graph();
     let writing: Vec<usize> =
         (0..graph.site_count()).filter(|&site| !graph.writers_of(site).is_empty()).collect();
-    let announced: Vec<usize> = written.iter().map(site_of).collect();
+    let announced: Vec<usize> = written.iter().map(Written::site).collect();
     if announced != writing {
         refuse!("sites {announced:?} were written, but the graph's writers are at {writing:?}");
     }
@@ -188,7 +180,7 @@ fn check_stream(written: &[Written], captured: &[Captured]) -> Result<()> {
             _ => continue,
         };
         let mut sum = x.zeros_like()?;
-        for written in written.iter().filter(|written| site_of(written) < site) {
+        for written in written.iter().filter(|written| written.site() < site) {
             sum = (sum + output(written)?)?;
         }
         let worst = largest(&(sum - x)?)?;
