@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use circuit_framework::guard;
+use circuit_framework::plugin::guard;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 fn main() -> ExitCode {

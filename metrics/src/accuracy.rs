@@ -2,7 +2,8 @@
 //! hits has no gradient, so this only measures.
 
 use circuit_framework::{
-    Evaluation, Example, MeasuringMetric, Options, Plugin, Result, answers, inventory, origin,
+    Evaluation, Example, MeasuringMetric, Options, Plugin, Result, evaluation::answers, inventory,
+    origin,
 };
 use serde::{Deserialize, Serialize};
 

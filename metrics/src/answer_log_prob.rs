@@ -1,7 +1,7 @@
 //! log Σp(right), averaged over an example's key tokens, then over examples: what `outcome` guidance
 //! discovers the mathematics task with (arXiv 2502.06106, section 4.2).
 
-use circuit_framework::answers::{self, Side};
+use circuit_framework::evaluation::answers::{self, Side};
 use circuit_framework::{
     Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
 };

@@ -5,8 +5,8 @@
 use candle_core::DType;
 use circuit_framework::attribution::Positions;
 use circuit_framework::{
-    Batch, Evaluation, Example, MeasuringMetric, Options, Plugin, Result, Tensor, answers,
-    inventory, origin,
+    Batch, Evaluation, Example, MeasuringMetric, Options, Plugin, Result, Tensor,
+    evaluation::answers, inventory, origin,
 };
 use serde::{Deserialize, Serialize};
 

@@ -3,8 +3,8 @@
 //! too.
 
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, answers, inventory,
-    origin,
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, evaluation::answers,
+    inventory, origin,
 };
 use serde::{Deserialize, Serialize};
 

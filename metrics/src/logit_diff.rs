@@ -2,8 +2,8 @@
 //! key positions, then over examples (Wang et al., 2022, arXiv 2211.00593).
 
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, answers, inventory,
-    origin,
+    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, evaluation::answers,
+    inventory, origin,
 };
 use serde::{Deserialize, Serialize};
 

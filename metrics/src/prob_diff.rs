@@ -1,7 +1,7 @@
 //! Σp(right) − Σp(wrong) at each key position, averaged over an example's key positions, then over
 //! examples (Hanna et al., 2023, arXiv 2305.00586).
 
-use circuit_framework::answers::{self, Side};
+use circuit_framework::evaluation::answers::{self, Side};
 use circuit_framework::{
     Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
 };

@@ -4,13 +4,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use circuit_framework::checkpoint::Weights;
 use circuit_framework::graph::{Node, Port};
+use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
-use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::{Param, Parameter};
 use circuit_framework::{
     Architecture, Checkpoint, Model, Options, Owner, Parameters, Plugin, Result, Tensor, inventory,
     origin, refuse,

@@ -9,8 +9,8 @@ use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::ops::rotary::Rotary;
-use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::{Param, Parameter};
 use circuit_framework::{
     Architecture, Checkpoint, Model, Options, Parameters, Plugin, Result, Tensor, inventory,
     origin, refuse,

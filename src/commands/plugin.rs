@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use circuit_framework::conformance;
-use circuit_framework::experiment::{Experiment, ModelChoice};
 use circuit_framework::model::Precision;
-use circuit_framework::registry::{self, Kind, Plugin, Registration};
+use circuit_framework::plugin::conformance;
+use circuit_framework::plugin::registry::{self, Kind, Plugin, Registration};
+use circuit_framework::run::experiment::{Experiment, ModelChoice};
 use circuit_framework::{
     Architecture, Example, ParamSelector, PatchingMetric, Setting, Split, Task, files, inventory,
 };

@@ -16,8 +16,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use circuit_framework::example::Counterfactual;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
     files, inventory, origin, refuse,

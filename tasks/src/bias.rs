@@ -12,10 +12,10 @@ mod sentences;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
-    answers, inventory, origin, pass, refuse,
+    evaluation::answers, inventory, origin, pass, refuse,
 };
 use serde::{Deserialize, Serialize};
 

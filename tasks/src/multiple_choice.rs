@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::ops::cross_entropy::Target;
-use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
     inventory, origin, pass, refuse,

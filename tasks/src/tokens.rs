@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use circuit_framework::example::Counterfactual;
+use circuit_framework::data::example::Counterfactual;
 use circuit_framework::{
     Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory, origin,
     refuse,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use circuit_framework::registry::{self, Registration};
+use circuit_framework::plugin::registry::{self, Registration};
 use circuit_framework::{Error, Result, refuse};
 use libloading::Library;
 

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn it_is_registered_and_knows_its_options() {
-        let plugin = circuit_framework::registry::find::<dyn PatchingMetric>("top_k_margin");
+        let plugin =
+            circuit_framework::plugin::registry::find::<dyn PatchingMetric>("top_k_margin");
         let plugin = plugin.unwrap();
         assert_eq!(plugin.options()[0].default, 3);
         assert!(plugin.build(&[("k".to_owned(), 0.into())].into_iter().collect()).is_err());

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use circuit_framework::graph::{Input, Node, Port};
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
-use circuit_framework::parameters::Param;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::Param;
 use circuit_framework::{
     Architecture, Checkpoint, Error, Graph, Model, Options, Owner, Parameters, Pass, Plugin,
     Readout, Result, Tensor, inventory, origin, refuse,
@@ -210,7 +210,7 @@ inventory::submit! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use circuit_framework::conformance;
+    use circuit_framework::plugin::conformance;
 
     #[test]
     fn it_conforms() {

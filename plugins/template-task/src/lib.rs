@@ -6,8 +6,8 @@
 //! The sentences here are of words that the built-in model knows too: "the doctor stands near the
 //! teacher for the teacher waits for the". The paper's are a matter of options.
 
-use circuit_framework::example::Counterfactual;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
     Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, inventory, origin, refuse,
 };
@@ -154,7 +154,7 @@ inventory::submit! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use circuit_framework::conformance::byte_tokenizer;
+    use circuit_framework::plugin::conformance::byte_tokenizer;
 
     #[test]
     fn the_second_subject_is_what_the_counterfactual_changes() {
