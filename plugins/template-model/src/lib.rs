@@ -11,8 +11,8 @@ use circuit_framework::ops::norm::Norm;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::weights::parameters::Param;
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Graph, Model, Options, Owner, Parameters, Pass, Plugin,
-    Readout, Result, Tensor, inventory, origin, refuse,
+    Architecture, Checkpoint, Error, Graph, Model, Owner, Parameters, Pass, Readout, Result,
+    Tensor, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -195,17 +195,12 @@ impl Model for Transformer {
     }
 }
 
-impl Options<dyn Architecture> for AttentionOnly {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<AttentionOnly>(
-        "attention_only", "attention layers without MLPs, with learned positions", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    AttentionOnly,
+    "attention_only",
+    "attention layers without MLPs, with learned positions"
+);
 
 #[cfg(test)]
 mod tests {
