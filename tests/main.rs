@@ -37,6 +37,7 @@ mod plugins;
 mod properties;
 mod provenance;
 mod reference;
+mod relp;
 mod runs;
 mod smollm2;
 mod support;
