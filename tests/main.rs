@@ -27,6 +27,7 @@ mod interventions;
 mod loading;
 mod lora;
 mod methods;
+mod methods_command;
 mod metrics;
 mod misbuilt;
 mod models;

@@ -8,9 +8,11 @@ pub(crate) mod eval;
 pub(crate) mod list;
 pub(crate) mod logits;
 mod matrix;
+pub(crate) mod methods;
 pub(crate) mod plugin;
 pub(crate) mod run;
 mod settings;
+mod table;
 pub(crate) mod tokens;
 pub(crate) mod tune;
 
