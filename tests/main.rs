@@ -18,6 +18,7 @@ mod commands_output;
 mod commands_settings;
 mod commands_tokens;
 mod conformance;
+mod convert;
 mod documentation;
 mod failures;
 mod files;

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod convert;
 pub(crate) mod discover;
 pub(crate) mod draw;
 pub(crate) mod eval;

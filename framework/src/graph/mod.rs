@@ -9,6 +9,8 @@
 
 pub mod circuit;
 pub mod drawing;
+pub mod eap_ig;
+pub mod mib;
 pub mod scores;
 
 use std::collections::BTreeMap;

@@ -32,21 +32,29 @@ impl Scores {
     }
 
     /// Writes one float32 tensor `scores` [writers, readers]. The metadata has the node names as JSON
-    /// lists under `writers` and `readers`, and what the scores are of as JSON under `provenance`.
+    /// lists under `writers` and `readers`, and what the scores are of, where that is known, as JSON under
+    /// `provenance`.
     ///
     /// # Errors
     /// If the file can't be written.
-    pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
+    pub fn save<'a>(
+        &self,
+        path: &Path,
+        provenance: impl Into<Option<&'a Provenance>>,
+    ) -> Result<()> {
         let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
         let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         // The header is written here because the crate's has its metadata in random order, and the
         // same scores shall be the same file.
+        let mut metadata = json!({
+            "writers": list(self.graph.writers().iter().map(Node::to_string).collect()),
+            "readers": list(self.graph.readers().iter().map(Input::to_string).collect()),
+        });
+        if let Some(provenance) = provenance.into() {
+            metadata["provenance"] = json!(provenance).to_string().into();
+        }
         let header = json!({
-            "__metadata__": {
-                "writers": list(self.graph.writers().iter().map(Node::to_string).collect()),
-                "readers": list(self.graph.readers().iter().map(Input::to_string).collect()),
-                "provenance": json!(provenance).to_string(),
-            },
+            "__metadata__": metadata,
             "scores": {
                 "dtype": "F32",
                 "shape": [self.graph.writers().len(), self.graph.readers().len()],
