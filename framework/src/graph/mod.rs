@@ -12,6 +12,7 @@ pub mod drawing;
 pub mod eap_ig;
 pub mod mib;
 pub mod scores;
+pub mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
