@@ -17,6 +17,9 @@ use toml::Table;
 use super::{json_flag, output, path, show, table, with_runner};
 use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
 
+/// The edges that scores are correlated on where nobody says how many.
+const TOP: usize = 200;
+
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
 
 /// Exact edge patching knows no other positions.
@@ -50,12 +53,11 @@ pub(crate) fn command() -> Command {
             Arg::new("top")
                 .long("top")
                 .value_name("N")
-                .default_value("200")
                 .value_parser(clap::value_parser!(u64).range(2..))
-                .help(
+                .help(format!(
                     "Correlate scores on each method's N strongest edges; a circuit has as many, where \
-                     --top-n doesn't say otherwise",
-                ),
+                     --top-n doesn't say otherwise [default: {TOP}, or all where there are fewer]"
+                )),
         )
         .arg(output("markdown", "OUT.md", "Write the tables here"))
         .arg(json_flag())
@@ -95,12 +97,13 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let mut table = defaults();
     flags::apply(matches, FLAGS, &mut table)?;
     let experiment = flags::from_table(table, "settings")?;
-    let top = matches.get_one::<u64>("top").map_or(200, |&top| top as usize);
     let compared = matches.get_many::<String>("compare").into_iter().flatten();
-    let experiments: Vec<Experiment> = (compared.chain(matches.get_one::<String>("against")))
-        .map(|method| with_method(&experiment, method, top))
-        .collect();
+    let names: Vec<&String> = compared.chain(matches.get_one::<String>("against")).collect();
+    let top = matches.get_one::<u64>("top").map(|&top| top as usize);
     with_runner(&experiment, |runner| {
+        let top = top_of(runner, top)?;
+        let experiments: Vec<Experiment> =
+            names.iter().map(|name| with_method(&experiment, name, top)).collect();
         let comparison = compare(runner, &experiments, top)?;
         let tables = markdown(&comparison);
         if let Some(path) = path(matches, "markdown") {
@@ -108,6 +111,18 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         }
         show(matches, &comparison, |_| print!("{tables}"))
     })
+}
+
+/// How many edges scores are correlated on: as many as asked for, or what is usual.
+fn top_of(runner: &Runner, asked: Option<usize>) -> Result<usize> {
+    let edges = runner.model.graph().subset(&runner.experiment.discovery.nodes).edge_count();
+    match asked {
+        Some(top) if top > edges => {
+            bail!("--top is {top}, but the graph has {edges} edges; give at most that")
+        }
+        Some(top) => Ok(top),
+        None => Ok(edges.min(TOP)),
+    }
 }
 
 /// The same experiment by another method, with circuits of `top` edges where nobody says how many.
@@ -122,10 +137,6 @@ fn with_method(experiment: &Experiment, method: &str, top: usize) -> Experiment 
 }
 
 fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Comparison> {
-    let graph_edges = runner.model.graph().subset(&runner.experiment.discovery.nodes).edge_count();
-    if top > graph_edges {
-        bail!("--top is {top}, but the graph has {graph_edges} edges; give at most that");
-    }
     let runners: Vec<Runner> = (experiments.iter())
         .map(|experiment| Runner { experiment, data: Default::default(), ..*runner })
         .collect();
@@ -144,7 +155,7 @@ fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Co
     Ok(Comparison {
         provenance: last.provenance(last.examples()?),
         top,
-        graph_edges,
+        graph_edges: reference.scores.graph.edge_count(),
         methods: methods.collect(),
     })
 }

@@ -1,6 +1,6 @@
 //! The model as a graph: which nodes write to the residual stream, which read from it, and the
-//! edges between them. Pure structure: weights are in [`crate::parameters`], scores and the chosen
-//! edges in [`crate::circuit`].
+//! edges between them. Pure structure: weights are in [`crate::weights::parameters`], scores and the chosen
+//! edges in [`circuit`].
 //!
 //! A model is a sequence of *sites*. A site reads the stream through one projection and writes the
 //! result back through another: an attention layer or an MLP layer. The embedding is a site that

@@ -1,5 +1,5 @@
 //! The scores of a graph's edges, and the file they are kept in. How they come about is
-//! [`crate::attribution`]'s; what is cut from them, [`crate::circuit`]'s.
+//! [`crate::attribution`]'s; what is cut from them, [`crate::graph::circuit`]'s.
 
 use std::path::Path;
 

@@ -9,7 +9,7 @@
 //!
 //! Nothing else is formed on the way: a head's output over all positions, a reader's gradient, a
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
-//! wanted ([`crate::attribution`], [`crate::gradients`]).
+//! wanted ([`crate::attribution`], [`crate::tuning::gradients`]).
 
 pub mod cache;
 pub mod edges;

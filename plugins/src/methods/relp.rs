@@ -28,7 +28,7 @@ enum ThroughAttention {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Relp {
-    /// How relevance goes through attention.
+    /// What attention probabilities are: `constant`, or differentiated as for the `gradient`.
     attention: ThroughAttention,
 }
 
