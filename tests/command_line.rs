@@ -220,6 +220,7 @@ fn list_shows_everything_registered() {
             "eap-ig",
             "eap-ig-activations",
             "exact",
+            "relp",
             "all",
             "lora",
             "modules",

@@ -50,13 +50,14 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 10);
+    assert_eq!(follow("README.md", folder.path()), 13);
     for file in [
         "scores.safetensors",
         "circuit.svg",
         "tuned/summary.json",
         "compare.md",
         "mine/summary.json",
+        "back.json",
     ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }

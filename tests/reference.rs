@@ -315,11 +315,13 @@ cases!(discovers:
     gpt2_key_zero = "gpt2-key-zero",
     gpt2_lengths_all = "gpt2-lengths-all",
     gpt2_lengths_key = "gpt2-lengths-key",
+    gpt2_relp = "gpt2-relp",
     gpt2_sets = "gpt2-sets",
     llama_all_corrupt = "llama-all-corrupt",
     llama_all_mean_positional_loss = "llama-all-mean-positional-loss",
     llama_key_mean = "llama-key-mean",
     llama_key_mean_positional_lengths = "llama-key-mean-positional-lengths",
+    llama_relp = "llama-relp",
     llama_sets = "llama-sets",
     llama_tied_lengths = "llama-tied-lengths",
 );

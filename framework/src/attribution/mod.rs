@@ -7,6 +7,7 @@
 //! over all examples together; how they are split into batches changes nothing.
 
 mod ablated;
+mod agreement;
 mod method;
 mod observation;
 mod scoring;
@@ -15,6 +16,7 @@ mod smoothing;
 mod sums;
 
 pub use ablated::{AblatedValues, values_of};
+pub use agreement::Agreement;
 pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run, discover};
 pub use scoring::{Observation, Scoring, counterfactual_tokens};
 pub use settings::{Ablation, Discovery, Positions};

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use candle_core::{D, DType, Device, Error, Result, Tensor, Var};
 
 use super::attention::Attention;
+use super::backward::Rules;
 use super::cross_entropy::Target;
 use super::norm::Norm;
 use super::rotary::Rotary;
@@ -40,18 +41,25 @@ pub(super) fn pull_back(
     gradients.remove(&x).ok_or_else(|| Error::Msg("no gradient comes back".to_owned()))
 }
 
+/// What a rule takes for a constant, or not.
+fn held(factor: Tensor, is_constant: bool) -> Tensor {
+    if is_constant { factor.detach() } else { factor }
+}
+
 /// x [..., d_model] normalised, with γ and β [1, d_model].
 pub(super) fn norm(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     epsilon: f64,
+    rules: Rules,
 ) -> Result<Tensor> {
     let x = match bias {
         Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         None => x.clone(),
     };
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    let scale = held(scale, rules.norm_scales);
     let y = x.broadcast_div(&scale)?.broadcast_mul(weight)?;
     match bias {
         Some(bias) => y.broadcast_add(bias),
@@ -67,7 +75,8 @@ pub(super) fn norm_parameter_gradients(
 ) -> Result<(Tensor, Tensor)> {
     let weight = &norm.weight.tensor;
     let bias = norm.bias.as_ref().map(|bias| &bias.tensor);
-    let d_weight = pull_back(weight, g, |weight| self::norm(x, weight, bias, norm.epsilon))?;
+    let d_weight =
+        pull_back(weight, g, |weight| self::norm(x, weight, bias, norm.epsilon, Rules::default()))?;
     Ok((d_weight, g.sum_keepdim(0)?))
 }
 
@@ -76,18 +85,19 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 }
 
 /// x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
-pub(super) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+pub(super) fn gelu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
     let u =
         ((x + (x * x.sqr()?)?.affine(super::activation::CUBIC, 0.0)?)? * super::activation::SCALE)?;
-    x * sigmoid(&(u * 2.0)?)?
+    x * held(sigmoid(&(u * 2.0)?)?, rules.activation_factors)
 }
 
 /// silu(gate) ⊙ up, of both side by side.
-pub(super) fn swiglu(x: &Tensor) -> Result<Tensor> {
+pub(super) fn swiglu(x: &Tensor, rules: Rules) -> Result<Tensor> {
     let width = x.dim(D::Minus1)? / 2;
     let gate = x.narrow(D::Minus1, 0, width)?.contiguous()?;
     let up = x.narrow(D::Minus1, width, width)?.contiguous()?;
-    (&gate * sigmoid(&gate)?)? * up
+    let silu = (&gate * held(sigmoid(&gate)?, rules.activation_factors))?;
+    silu * up
 }
 
 /// What is added to a score that is masked: so little that its probability is 0, and finite, so that
@@ -118,11 +128,13 @@ fn attend(
     [queries, keys, values]: [&Tensor; 3],
     past: usize,
     padding: &[usize],
+    rules: Rules,
 ) -> Result<Tensor> {
     let Attention { heads, kv_heads, d_head, .. } = *attention;
     let (batch, new, _) = queries.dims3()?;
     let group = heads / kv_heads;
     let p = probabilities(attention, queries, keys, past, padding)?;
+    let p = held(p, rules.attention);
     let z = p.matmul(&by_head(values, kv_heads)?)?;
     let z = z.reshape((batch, kv_heads, group, new, d_head))?;
     z.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((batch, new, heads * d_head))
@@ -191,11 +203,11 @@ fn parts(attention: &Attention, qkv: &Tensor, positions: &[usize]) -> Result<[Te
 }
 
 /// [`Attention::forward`].
-pub(super) fn attention(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
+pub(super) fn attention(attention: &Attention, qkv: &Tensor, rules: Rules) -> Result<Tensor> {
     let (batch, seq, _) = qkv.dims3()?;
     let positions: Vec<usize> = (0..batch * seq).map(|index| index % seq).collect();
     let [queries, keys, values] = parts(attention, qkv, &positions)?;
-    attend(attention, [&queries, &keys, &values], 0, &[])
+    attend(attention, [&queries, &keys, &values], 0, &[], rules)
 }
 
 /// [`Attention::probabilities`].
@@ -222,7 +234,8 @@ pub(super) fn extend(
     keys.slice_set(&new_keys, 1, past)?;
     values.slice_set(&new_values, 1, past)?;
     let so_far = |x: &Tensor| x.narrow(1, 0, past + new)?.contiguous();
-    attend(attention, [&queries, &so_far(keys)?, &so_far(values)?], past, padding)
+    let parts = [&queries, &so_far(keys)?, &so_far(values)?];
+    attend(attention, parts, past, padding, Rules::default())
 }
 
 /// Σ weight · (−log p(token)) of logits [rows, vocabulary], and its gradient there.

@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod backward;
 mod blocks;
 pub mod composed;
 pub mod cross_entropy;

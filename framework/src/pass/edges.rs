@@ -13,6 +13,7 @@ use candle_core::{Device, Tensor};
 use super::hooks::Replacement;
 use super::{Reading, Writing};
 use crate::graph::{Graph, Input, Node, Reader, Writer};
+use crate::ops::backward::Rules;
 use crate::ops::{multiply_blocks_into, weight};
 use crate::{Result, refuse};
 
@@ -317,6 +318,7 @@ impl Inputs {
         reading: &Reading,
         x: &Tensor,
         projected: &Tensor,
+        rules: Rules,
     ) -> Result<Vec<SharedInput>> {
         let shared = |readers: &Vec<usize>, x: Tensor| -> Result<SharedInput> {
             let mut normed = x.zeros_like()?;
@@ -325,7 +327,7 @@ impl Inputs {
                 let weight = reading.weight.tensor.narrow(0, columns.start, columns.len())?;
                 normed = (normed + weight::times(&gradient, &weight)?)?;
             }
-            let gradient = reading.norm.pull_back(&x, &normed)?;
+            let gradient = reading.norm.pull_back(&x, &normed, rules)?;
             Ok(SharedInput { readers: readers.clone(), x, normed, gradient })
         };
         let own = self.own(x)?;

@@ -11,6 +11,7 @@ use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
+use crate::ops::backward::{Backward, Rules};
 use crate::ops::{Kept, differentiable, weight};
 use crate::{Result, refuse};
 
@@ -150,12 +151,12 @@ impl Tape {
         })
     }
 
-    /// Goes back from the gradient that candle has brought to the end, if it has, no further than
-    /// position `from[b]` of sequence b, and hands on what each operation leaves. Unless the entries are
-    /// to be retained, each is dropped when it is done with.
+    /// Goes back from the gradient that candle has brought to the end, if it has, as `how` says, and
+    /// hands on what each operation leaves. Unless the entries are to be retained, each is dropped when it
+    /// is done with.
     pub(super) fn go_back(
         &mut self,
-        from: &[usize],
+        how: &Backward,
         adapters: Option<&Training>,
         retain: bool,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
@@ -168,7 +169,7 @@ impl Tape {
         };
         let kept = Kept::of(&at_hidden)?;
         let normed = kept.gather(&at_hidden)?;
-        let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed)?;
+        let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed, how.rules)?;
         let mut back = Back { stream: kept.scatter(pulled)?, differences: None };
         if let Some(inputs) = inputs {
             back.add_inputs(inputs, &[&back.stream.clone()])?;
@@ -180,14 +181,14 @@ impl Tape {
         for index in (0..self.entries.len()).rev() {
             match &self.entries[index] {
                 Entry::Write(write) => {
-                    at_reads.extend(self.go_back_from(write, &back, from, adapters, sink)?);
+                    at_reads.extend(self.go_back_from(write, &back, how, adapters, sink)?);
                 }
                 Entry::Read(read) => {
                     let own = at_reads.extract_if(.., |(output, _)| *output == read.output);
                     let own: Vec<Partial> = own.map(|(_, partial)| partial).collect();
                     // Nothing may have been made of what was read.
                     if let Some(projected) = read.gradient(own)? {
-                        read.go_back(&mut back, projected, adapters, sink)?;
+                        read.go_back(&mut back, projected, how.rules, adapters, sink)?;
                     }
                 }
                 Entry::Embed { is_replaced: true, .. } => {}
@@ -210,7 +211,7 @@ impl Tape {
         &self,
         write: &Write,
         back: &Back,
-        from: &[usize],
+        how: &Backward,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Option<(TensorId, Partial)>> {
@@ -233,7 +234,7 @@ impl Tape {
             }
         };
         let at_z = write.go_back(z, back, adapters, sink)?;
-        Ok(Some((*input, operation.pull_back(&values, &at_z, from)?)))
+        Ok(Some((*input, operation.pull_back(&values, &at_z, how)?)))
     }
 }
 
@@ -370,11 +371,12 @@ impl Read {
         &self,
         back: &mut Back,
         projected: Partial,
+        rules: Rules,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
         if let Some(inputs) = &self.inputs {
-            return self.go_back_apart(inputs, back, projected, sink);
+            return self.go_back_apart(inputs, back, projected, rules, sink);
         }
         let Partial { kept, values: projected } = match self.applied.is_empty() {
             true => projected,
@@ -385,7 +387,7 @@ impl Read {
             let gradients = adapters.backward(&self.applied, &projected, &normed)?;
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
-        let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed)?;
+        let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed, rules)?;
         back.stream = kept.add(&back.stream, pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
         sink(Captured::Reading { reading, x, kept, normed, projected })
@@ -397,10 +399,11 @@ impl Read {
         inputs: &Inputs,
         back: &mut Back,
         Partial { kept, values }: Partial,
+        rules: Rules,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
         let projected = kept.scatter(values)?;
-        let shared = inputs.pull_back(&self.reading, &self.x, &projected)?;
+        let shared = inputs.pull_back(&self.reading, &self.x, &projected, rules)?;
         let gradients: Vec<&Tensor> = shared.iter().map(|input| &input.gradient).collect();
         for gradient in &gradients {
             back.stream = (&back.stream + *gradient)?;
@@ -419,17 +422,18 @@ impl Operation {
         }
     }
 
-    fn pull_back(&self, values: &Tensor, at_z: &Partial, from: &[usize]) -> Result<Partial> {
+    fn pull_back(&self, values: &Tensor, at_z: &Partial, how: &Backward) -> Result<Partial> {
         let Partial { kept, values: gradient } = at_z;
         match self {
             Self::Activation(activation) => {
                 let input = kept.gather(&rows(values)?)?;
-                Ok(Partial { kept: kept.clone(), values: activation.pull_back(&input, gradient)? })
+                let values = activation.pull_back(&input, gradient, how.rules)?;
+                Ok(Partial { kept: kept.clone(), values })
             }
             Self::Attention(attention) => {
                 let (batch, seq, _) = values.dims3()?;
                 let at_z = kept.scatter(gradient.clone())?.reshape((batch, seq, ()))?;
-                Partial::of(&rows(&attention.pull_back(values, &at_z, from)?)?)
+                Partial::of(&rows(&attention.pull_back(values, &at_z, how)?)?)
             }
         }
     }
