@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use circuit_framework::experiment::Registered;
+use circuit_framework::run::experiment::Registered;
 use circuit_framework::{files, inventory, origin, suggestion};
 use toml::Table;
 

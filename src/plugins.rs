@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use circuit_framework::registry::Registration;
+use circuit_framework::plugin::registry::Registration;
 
 /// Opens a plugin for good and returns what it registers.
 #[cfg(feature = "runtime")]

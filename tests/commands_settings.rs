@@ -1,7 +1,7 @@
 //! How settings are given and found: flags, `--set`, what `list settings` and `--help` show.
 
-use circuit_framework::experiment::Experiment;
-use circuit_framework::settings;
+use circuit_framework::run::experiment::Experiment;
+use circuit_framework::run::settings;
 
 use crate::command_line::{json, refuses, succeeds, words};
 use crate::support::repository;

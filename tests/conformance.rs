@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use circuit_framework::{
     Architecture, Batch, Circuit, Dataset, Example, Model, ParamSelector, PatchingMetric, Readout,
-    Result, Selection, Setting, Split, Task, Tensor, conformance, registry,
+    Result, Selection, Setting, Split, Task, Tensor, plugin::conformance, plugin::registry,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

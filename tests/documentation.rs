@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use circuit_framework::experiment::Experiment;
+use circuit_framework::run::experiment::Experiment;
 
 use crate::command_line::program;
 use crate::support::repository;

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use circuit_framework::experiment::Experiment;
 use circuit_framework::lora::Adapters;
+use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, Summary};
 use circuit_framework::{
     Dataset, Error, Evaluation, Example, Figures, Lora, MeasuringMetric, Model, Result, Selection,
-    Setting, Split, Task, guard, progress,
+    Setting, Split, Task, plugin::guard, progress,
 };
 use circuit_models::Loaded;
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, safetensors};
-use circuit_framework::experiment::ModelChoice;
+use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::{Device, Model, Pass, Tensor};
 use serde_json::json;
 

@@ -2,9 +2,9 @@
 //! chat templates against Hugging Face's rendering of them.
 
 use candle_core::DType;
-use circuit_framework::chat::Message;
+use circuit_framework::data::chat::Message;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::ops::composed::everywhere;
-use circuit_framework::tokenizer::Tokenizer;
 use circuit_framework::{Evaluation, Generation, Model, Pass, Setting, Tensor, progress};
 use proptest::prelude::*;
 use serde_json::{Value, json};

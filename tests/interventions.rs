@@ -3,14 +3,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use circuit_framework::cache::Cache;
-use circuit_framework::conformance::central_difference;
-use circuit_framework::gradients::Gradients;
 use circuit_framework::graph::{Reader, Writer};
 use circuit_framework::ops::composed::everywhere;
 use circuit_framework::ops::cross_entropy::Target;
-use circuit_framework::parameters::Selection;
+use circuit_framework::pass::cache::Cache;
 use circuit_framework::pass::{Ablated, AblatedEdges, Replacement, Written, scalar};
+use circuit_framework::plugin::conformance::central_difference;
+use circuit_framework::tuning::gradients::Gradients;
+use circuit_framework::weights::parameters::Selection;
 use circuit_framework::{Device, Model, Pass, Readout, Tensor};
 use proptest::prelude::*;
 

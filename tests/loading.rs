@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use circuit_framework::experiment::{Choice, Experiment, ModelChoice, Plugins};
 use circuit_framework::run::Runner;
+use circuit_framework::run::experiment::{Choice, Experiment, ModelChoice, Plugins};
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
     origin, schemars,

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::DType;
-use circuit_framework::gradients::Gradients;
 use circuit_framework::lora::{Adapters, Training};
 use circuit_framework::ops::cross_entropy::Target;
 use circuit_framework::pass::scalar;
+use circuit_framework::tuning::gradients::Gradients;
 use circuit_framework::{
-    Batch, Circuit, Example, Lora, Model, ParamSelector, Pass, Selection, Tensor, conformance,
+    Batch, Circuit, Example, Lora, Model, ParamSelector, Pass, Selection, Tensor,
+    plugin::conformance,
 };
 use proptest::prelude::*;
 use rand::SeedableRng;

@@ -31,6 +31,7 @@ mod metrics;
 mod misbuilt;
 mod models;
 mod numbers;
+mod own_program;
 mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;

@@ -3,7 +3,9 @@
 use circuit_framework::attribution::{
     Ablation, Attribution, AttributionMethod, Discovered, Discovery, Positions, Run, Scoring,
 };
-use circuit_framework::{Batch, Example, PatchingMetric, Result, conformance, registry};
+use circuit_framework::{
+    Batch, Example, PatchingMetric, Result, plugin::conformance, plugin::registry,
+};
 use proptest::prelude::*;
 
 use crate::support::{examples, few, geometries, plugin};

@@ -7,7 +7,7 @@ use circuit_framework::graph::{Input, Node, Port};
 use circuit_framework::model::Projection;
 use circuit_framework::{
     Architecture, Checkpoint, Graph, Model, Owner, Parameters, Pass, Readout, Result, Tensor,
-    conformance,
+    plugin::conformance,
 };
 
 use crate::conformance::architecture;

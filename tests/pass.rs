@@ -8,7 +8,7 @@ use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
-    Device, Graph, Model, Owner, Parameters, Pass, Readout, Result, Tensor, conformance,
+    Device, Graph, Model, Owner, Parameters, Pass, Readout, Result, Tensor, plugin::conformance,
 };
 
 const VOCABULARY: usize = 7;
@@ -170,8 +170,8 @@ fn gradients_are_whole_whatever_stands_between() {
 
 /// The first reading's weight gradient against central differences.
 fn gradients_but_of_the_second_reading(model: &Mlps) -> Result<()> {
-    use circuit_framework::gradients::Gradients;
-    use circuit_framework::parameters::Selection;
+    use circuit_framework::tuning::gradients::Gradients;
+    use circuit_framework::weights::parameters::Selection;
     let tokens = Tensor::new(&[[1u32, 4, 2]], &Device::Cpu)?;
     let sum = |pass: &Pass| -> Result<Tensor> {
         Ok(model.forward(pass, &tokens)?.logits_of(&[0, 2], &[3, 5])?.sum_all()?)

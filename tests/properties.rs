@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use circuit_framework::attribution::{Ablation, Discovery, MethodChoice, Positions, discover};
-use circuit_framework::circuit::{Pruning, Rule};
+use circuit_framework::graph::circuit::{Pruning, Rule};
 use circuit_framework::graph::{Input, Kind, Node, Port, Reader, Writer};
 use circuit_framework::tuning::{Algorithm, Objective, Tuner, Tuning};
 use circuit_framework::{
@@ -184,7 +184,7 @@ proptest! {
                 Rule::TopNodes => own * sum(&|e| e.0 == w) * sum(&|e| e.1 == r),
             }
         };
-        let index = |edge: &circuit_framework::circuit::Edge| {
+        let index = |edge: &circuit_framework::graph::circuit::Edge| {
             (graph.writer(&edge.writer.to_string()).unwrap(), graph.reader(&edge.reader.to_string()).unwrap())
         };
         let chosen: Vec<_> = circuit.edges.iter().map(index).collect();

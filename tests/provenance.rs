@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use circuit_framework::attribution::{Ablation, Positions};
-use circuit_framework::circuit::{Circuit, CircuitFile, Pruning};
 use circuit_framework::graph::Kind;
-use circuit_framework::provenance::{Geometry, Provenance};
+use circuit_framework::graph::circuit::{Circuit, CircuitFile, Pruning};
+use circuit_framework::run::provenance::{Geometry, Provenance};
 use circuit_framework::{Model, Scores};
 use proptest::prelude::*;
 use serde_json::Value;

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use circuit_framework::attribution::{Discovered, Discovery, discover};
-use circuit_framework::experiment::ModelChoice;
 use circuit_framework::model::Precision;
 use circuit_framework::ops::composed::everywhere;
+use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::tuning::{Event, Step, Tuner, Tuning};
 use circuit_framework::{
     Device, Example, Model, ParamSelector, Pass, PatchingMetric, Pruning, Setting, Split, Task,
-    Tensor, registry,
+    Tensor, plugin::registry,
 };
 use serde_json::Value;
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::DType;
-use circuit_framework::example::Counterfactual;
-use circuit_framework::experiment::ModelChoice;
+use circuit_framework::data::example::Counterfactual;
 use circuit_framework::model::Precision;
-use circuit_framework::registry::{self, Kind};
+use circuit_framework::plugin::registry::{self, Kind};
+use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::{Example, Key, Model, Plugin, inventory};
 use circuit_models::Loaded;
 use proptest::prelude::*;

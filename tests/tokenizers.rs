@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use circuit_framework::experiment::ModelChoice;
-use circuit_framework::tokenizer::{Bos, Tokenizer};
+use circuit_framework::data::tokenizer::{Bos, Tokenizer};
+use circuit_framework::run::experiment::ModelChoice;
 use serde_json::{Value, json};
 
 use crate::models::{json_of, program_with, refuses, with_config};

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use circuit_framework::experiment::Experiment;
-use circuit_framework::gradients::Gradients;
 use circuit_framework::run::Runner;
+use circuit_framework::run::experiment::Experiment;
+use circuit_framework::tuning::gradients::Gradients;
 use circuit_framework::{
     Batch, Dataset, Evaluation, MeasuringMetric, Model, Pass, PatchingMetric, Result, Selection,
     Setting, Split, Task, progress,

@@ -10,7 +10,7 @@ use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::cross_entropy::{Target, weighted};
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::ops::rotary::Rotary;
-use circuit_framework::parameters::{Param, ParamId};
+use circuit_framework::weights::parameters::{Param, ParamId};
 use circuit_framework::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device};
-use circuit_framework::checkpoint::Weights;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
+use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::{Checkpoint, Error, Result};
 
 use crate::hugging_face::weights;

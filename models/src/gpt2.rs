@@ -4,16 +4,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use circuit_framework::checkpoint::Weights;
 use circuit_framework::graph::{Node, Port};
+use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
-use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::{Param, Parameter};
 use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Owner, Parameters, Plugin, Result, Tensor, inventory,
-    origin, refuse,
+    Architecture, Checkpoint, Model, Owner, Parameters, Result, Tensor, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -247,14 +246,9 @@ impl Builder<'_> {
     }
 }
 
-impl Options<dyn Architecture> for Gpt2Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Gpt2Options>(
-        "gpt2", "GPT-2 and models of its architecture, from Hugging Face folders", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    Gpt2Options,
+    "gpt2",
+    "GPT-2 and models of its architecture, from Hugging Face folders"
+);

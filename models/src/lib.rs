@@ -12,11 +12,11 @@ mod transformer;
 
 use std::path::Path;
 
-use circuit_framework::checkpoint::Weights;
-use circuit_framework::experiment::ModelChoice;
+use circuit_framework::data::tokenizer::{Bos, Tokenizer};
 use circuit_framework::lora::Adapters;
-use circuit_framework::tokenizer::{Bos, Tokenizer};
-use circuit_framework::{Architecture, Checkpoint, Error, Model, Result, refuse, registry};
+use circuit_framework::model::checkpoint::Weights;
+use circuit_framework::run::experiment::ModelChoice;
+use circuit_framework::{Architecture, Checkpoint, Error, Model, Result, plugin::registry, refuse};
 
 pub use hugging_face::save;
 

@@ -9,11 +9,10 @@ use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::ops::rotary::Rotary;
-use circuit_framework::parameters::{Param, Parameter};
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::{Param, Parameter};
 use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Parameters, Plugin, Result, Tensor, inventory,
-    origin, refuse,
+    Architecture, Checkpoint, Model, Parameters, Result, Tensor, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -290,14 +289,9 @@ impl Builder<'_> {
     }
 }
 
-impl Options<dyn Architecture> for LlamaOptions {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<LlamaOptions>(
-        "llama", "Llama, SmolLM2 and models of their architecture, from Hugging Face folders and GGUF", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    LlamaOptions,
+    "llama",
+    "Llama, SmolLM2 and models of their architecture, from Hugging Face folders and GGUF"
+);

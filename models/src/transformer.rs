@@ -10,8 +10,8 @@ use circuit_framework::graph::{Graph, Input, Node, Port};
 use circuit_framework::model::Projection;
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
-use circuit_framework::parameters::Parameter;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::Parameter;
 use circuit_framework::{Model, Owner, Parameters, Pass, Readout, Result, Tensor, refuse};
 
 /// A layer: an attention site and an MLP site.

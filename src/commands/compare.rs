@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use circuit_framework::experiment::Experiment;
 use circuit_framework::run::Summary;
+use circuit_framework::run::experiment::Experiment;
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
@@ -37,7 +37,7 @@ pub(crate) struct Row {
     parameters: usize,
     /// Discovery and tuning.
     seconds: f64,
-    #[serde(with = "circuit_framework::figures")]
+    #[serde(with = "circuit_framework::evaluation::figures")]
     figures: Figures,
     /// Why the run has no figures.
     #[serde(skip_serializing_if = "Option::is_none")]

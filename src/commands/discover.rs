@@ -1,9 +1,9 @@
 //! `discover`: score the edges, cut the circuit, write both down.
 
 use anyhow::Result;
-use circuit_framework::circuit::CircuitFile;
-use circuit_framework::drawing::Drawing;
 use circuit_framework::files;
+use circuit_framework::graph::circuit::CircuitFile;
+use circuit_framework::graph::drawing::Drawing;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use circuit_framework::Error;
-use circuit_framework::figures::InJson;
+use circuit_framework::evaluation::figures::InJson;
 use clap::{ArgMatches, Command};
 
 use super::{json_flag, output, path, print_figures, show, with_runner};

@@ -1,9 +1,9 @@
 //! `list`: everything registered, with options and defaults; and the settings of experiments.
 
 use anyhow::{Result, bail};
-use circuit_framework::experiment::Registered;
-use circuit_framework::registry::{self, Kind, Plugin};
-use circuit_framework::settings::{self, Description};
+use circuit_framework::plugin::registry::{self, Kind, Plugin};
+use circuit_framework::run::experiment::Registered;
+use circuit_framework::run::settings::{self, Description};
 use circuit_framework::{
     Architecture, AttributionMethod, MeasuringMetric, ParamSelector, PatchingMetric, Task,
     inventory,

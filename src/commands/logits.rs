@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use circuit_framework::candle_core::DType;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{Model, Pass, Tensor};
 use circuit_models::Loaded;
 use clap::{Arg, ArgGroup, ArgMatches, Command};

@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use circuit_framework::experiment::Experiment;
-use circuit_framework::matrix::Combination;
-use circuit_framework::{files, guard};
+use circuit_framework::run::experiment::Experiment;
+use circuit_framework::run::matrix::Combination;
+use circuit_framework::{files, plugin::guard};
 use serde::Serialize;
 
 use super::{compare, with_runner};

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use circuit_framework::experiment::Experiment;
+use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, Summary};
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgMatches};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use circuit_framework::matrix::combinations;
+use circuit_framework::run::matrix::combinations;
 use circuit_framework::run::next_folder;
 use clap::{Arg, ArgMatches, Command};
 

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use circuit_framework::example::Counterfactual;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{Example, Key, files};
 use circuit_models::Loaded;
 use clap::{Arg, ArgMatches, Command};

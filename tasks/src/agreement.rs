@@ -18,11 +18,11 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use circuit_framework::example::Counterfactual;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
-    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
-    files, inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Result, Setting, Split, Task, files, refuse,
+    register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -360,17 +360,12 @@ impl Dataset for Sentences {
     }
 }
 
-impl Options<dyn Task> for Agreement {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Agreement>(
-        "agreement", "subject-verb agreement, or disagreement: from files or a grammar", origin!(),
-    )
-}
+register!(
+    dyn Task,
+    Agreement,
+    "agreement",
+    "subject-verb agreement, or disagreement: from files or a grammar"
+);
 
 #[cfg(test)]
 mod tests {

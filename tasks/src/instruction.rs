@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{Evaluation, Example, Generation, Key, Result, Setting, refuse};
 
 use crate::rows::Sieve;

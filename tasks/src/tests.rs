@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use circuit_framework::Setting;
-use circuit_framework::conformance::byte_tokenizer;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
+use circuit_framework::plugin::conformance::byte_tokenizer;
 
 /// A token a byte; no chat template, no special tokens.
 pub(crate) fn tokenizer() -> &'static Tokenizer {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Tensor;
 
 use super::{Ablation, scoring};
-use crate::example::Batch;
+use crate::data::example::Batch;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::ops::{multiply_blocks_into, weight};

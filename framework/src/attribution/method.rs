@@ -4,13 +4,13 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Discovery, Scoring};
-use crate::example::{Batch, Example, by_length};
-use crate::metric::PatchingMetric;
+use crate::data::example::{Batch, Example, by_length};
+use crate::evaluation::metric::PatchingMetric;
+use crate::graph::scores::Scores;
 use crate::model::Model;
 use crate::pass::{Captured, Pass, Readout};
+use crate::plugin::registry;
 use crate::progress::{Progress, Report};
-use crate::registry;
-use crate::scores::Scores;
 use crate::{Error, Result};
 
 /// What a method needs of the data, beside what ablation and positions need.
@@ -27,7 +27,7 @@ pub struct Needs {
 ///
 /// ```
 /// use circuit_framework::attribution::{Attribution, AttributionMethod, Discovered, Run, Scoring};
-/// use circuit_framework::{Batch, Options, Pass, Plugin, Result, inventory, origin};
+/// use circuit_framework::{Batch, Pass, Result, register};
 ///
 /// /// Edge attribution patching: one clean pass, and back from the metric.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -64,17 +64,9 @@ pub struct Needs {
 ///     }
 /// }
 ///
-/// impl Options<dyn AttributionMethod> for Plain {
-///     fn build(self) -> Result<Box<dyn AttributionMethod>> {
-///         Ok(Box::new(self))
-///     }
-/// }
+/// register!(dyn AttributionMethod, Plain, "plain", "EAP, plainly");
 ///
-/// inventory::submit! {
-///     Plugin::<dyn AttributionMethod>::new::<Plain>("plain", "EAP, plainly", origin!())
-/// }
-///
-/// let plugin = circuit_framework::registry::find::<dyn AttributionMethod>("plain")?;
+/// let plugin = circuit_framework::plugin::registry::find::<dyn AttributionMethod>("plain")?;
 /// assert!(plugin.build(&Default::default()).is_ok());
 /// # Ok::<(), circuit_framework::Error>(())
 /// ```

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 
 use super::{Ablation, Discovery, Positions};
-use crate::example::Batch;
+use crate::data::example::Batch;
 use crate::graph::Graph;
 use crate::ops::{Kept, add_by_place, multiply_blocks_into, sum_rows, weight};
 use crate::pass::{Captured, Reading, Unembedding, Writing, Written};

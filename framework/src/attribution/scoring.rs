@@ -9,12 +9,12 @@ use super::method::Discovered;
 use super::observation::{BatchView, Watched};
 use super::sums::{Difference, Sums};
 use super::{Ablation, Discovery, Positions};
-use crate::example::{Batch, Example, pad};
+use crate::data::example::{Batch, Example, pad};
+use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Graph;
-use crate::metric::PatchingMetric;
+use crate::graph::scores::Scores;
 use crate::model::Model;
 use crate::pass::{Captured, Pass, Readout, scalar};
-use crate::scores::Scores;
 use crate::{Error, Result, refuse};
 
 /// The running scores of a method, and the tools to add to them.

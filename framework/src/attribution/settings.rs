@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Attribution, MethodChoice, Needs, Scoring};
-use crate::example::Example;
+use crate::data::example::Example;
+use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Kind;
-use crate::metric::PatchingMetric;
 use crate::model::Model;
 use crate::{Error, Result, refuse};
 

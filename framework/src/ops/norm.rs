@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::blocks::{is_small, multiply_blocks_then};
 use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks_into, values};
-use crate::parameters::Param;
+use crate::weights::parameters::Param;
 
 /// A normalisation with its parameters, each [1, d_model].
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use super::differentiable;
 use super::norm::Norm;
 use super::rotary::Rotary;
 use super::weight;
-use crate::parameters::{Param, ParamId};
+use crate::weights::parameters::{Param, ParamId};
 
 /// A reproducible tensor without a pattern that an operation could hide behind.
 fn noise(shape: &[usize], seed: f64) -> Tensor {

@@ -11,6 +11,7 @@
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
 //! wanted ([`crate::attribution`], [`crate::gradients`]).
 
+pub mod cache;
 pub mod edges;
 pub mod hooks;
 mod readout;
@@ -26,12 +27,12 @@ pub use hooks::Replacement;
 pub use readout::Readout;
 pub use sites::{Captured, Embedding, Reading, Unembedding, Writing, Written};
 
-use crate::cache::Cache;
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::{self, Attention};
 use crate::ops::{add_rows, differentiable, weight};
-use crate::parameters::Param;
+use crate::pass::cache::Cache;
+use crate::weights::parameters::Param;
 use crate::{Result, refuse};
 use edges::Edges;
 use hooks::Hooks;

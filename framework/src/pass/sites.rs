@@ -11,7 +11,7 @@ use crate::lora::AdapterGradients;
 use crate::ops::cross_entropy::Target;
 use crate::ops::norm::Norm;
 use crate::ops::{Kept, add_rows, weight};
-use crate::parameters::Param;
+use crate::weights::parameters::Param;
 use crate::{Result, refuse};
 
 /// Token embedding, and learned position embedding where the model has one.

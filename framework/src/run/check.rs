@@ -2,13 +2,13 @@
 //! is asked before the run folder is made.
 
 use super::Runner;
-use crate::circuit::Circuit;
-use crate::example::Example;
-use crate::experiment::{Experiment, Plugins};
+use crate::data::example::Example;
+use crate::evaluation::metric::PatchingMetric;
+use crate::evaluation::task::Split;
+use crate::graph::circuit::Circuit;
 use crate::lora::Adapters;
-use crate::metric::PatchingMetric;
-use crate::registry;
-use crate::task::Split;
+use crate::plugin::registry;
+use crate::run::experiment::{Experiment, Plugins};
 use crate::{Error, Result, refuse};
 
 impl Runner<'_> {

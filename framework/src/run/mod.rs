@@ -2,8 +2,13 @@
 //! drawings, summary, tuned model. Files appear whole: each is written under another name first.
 
 mod check;
+pub mod experiment;
 mod folder;
 mod log;
+pub mod matrix;
+pub mod provenance;
+pub mod settings;
+pub mod splits;
 mod summary;
 mod tune;
 
@@ -16,18 +21,18 @@ pub use folder::next_folder;
 pub use summary::Summary;
 
 use crate::attribution::{Discovered, discover};
-use crate::circuit::Circuit;
-use crate::data::Data;
-use crate::drawing::Drawing;
+use crate::data::example::Example;
+use crate::data::tokenizer::Tokenizer;
 use crate::evaluation::Evaluation;
-use crate::example::Example;
-use crate::experiment::{Experiment, Plugins};
+use crate::evaluation::task::{Dataset, Figures, Setting, Split};
 use crate::files;
+use crate::graph::circuit::Circuit;
+use crate::graph::drawing::Drawing;
 use crate::model::Model;
 use crate::progress::Report;
-use crate::provenance::{Geometry, Provenance};
-use crate::task::{Dataset, Figures, Setting, Split};
-use crate::tokenizer::Tokenizer;
+use crate::run::experiment::{Experiment, Plugins};
+use crate::run::provenance::{Geometry, Provenance};
+use crate::run::splits::Data;
 use crate::tuning::Tuned;
 use crate::{Error, Result};
 use folder::RunFolder;

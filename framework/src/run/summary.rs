@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::figures;
-use crate::task::Figures;
+use crate::evaluation::figures;
+use crate::evaluation::task::Figures;
 
 /// A run's outcome: `summary.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -6,11 +6,11 @@ use super::Runner;
 use super::folder::RunFolder;
 use super::log::RunLog;
 use crate::Result;
-use crate::example::Example;
-use crate::experiment::{Experiment, ModelChoice};
-use crate::guard::caught;
+use crate::data::example::Example;
 use crate::lora::Adapters;
-use crate::selector::ParamSelector;
+use crate::plugin::guard::caught;
+use crate::run::experiment::{Experiment, ModelChoice};
+use crate::tuning::selector::ParamSelector;
 use crate::tuning::{Tuned, Tuner};
 
 impl Runner<'_> {

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use super::optimizer::{Algorithm, Rule};
 use crate::Result;
 use crate::ops::{squared_norm, weight};
-use crate::parameters::{ParamId, Parameters, Selection};
+use crate::weights::parameters::{ParamId, Parameters, Selection};
 
 /// What the updates so far can have made of the trained parameters, at the most.
 #[derive(Clone, Copy)]

@@ -5,10 +5,12 @@
 //! forward pass serves the loss too; where the metric is the loss, so does its backward pass.
 
 mod bounds;
+pub mod gradients;
 mod objective;
 mod optimizer;
 mod order;
 mod schedule;
+pub mod selector;
 mod settings;
 
 use std::sync::{Arc, Mutex};
@@ -24,17 +26,17 @@ pub use schedule::{Shape, TopNSchedule};
 pub use settings::Tuning;
 
 use crate::attribution::{Discovery, Run, Smoother};
-use crate::circuit::{Circuit, Pruning};
-use crate::example::{Batch, Example};
-use crate::figures;
-use crate::gradients::Gradients;
+use crate::data::example::{Batch, Example};
+use crate::evaluation::figures;
+use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Graph;
+use crate::graph::circuit::{Circuit, Pruning};
 use crate::lora::{Adapters, Training};
-use crate::metric::PatchingMetric;
 use crate::model::Model;
-use crate::parameters::{Parameters, Selection};
 use crate::pass::{Pass, scalar};
-use crate::selector::ParamSelector;
+use crate::tuning::gradients::Gradients;
+use crate::tuning::selector::ParamSelector;
+use crate::weights::parameters::{Parameters, Selection};
 use crate::{Error, Result, refuse};
 use objective::Terms;
 use order::Order;

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Tuning;
-use crate::answers::{self, Side};
-use crate::example::{Batch, Example};
+use crate::data::example::{Batch, Example};
+use crate::evaluation::answers::{self, Side};
 use crate::ops::cross_entropy::Target;
 use crate::pass::Readout;
 use crate::{Result, refuse};

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::Tuning;
 use super::bounds::{Bounds, Rows};
 use crate::Result;
-use crate::gradients::Gradients;
 use crate::ops::{Real, is_fused, squared_norm, vectorized, weight};
-use crate::parameters::Parameters;
+use crate::tuning::gradients::Gradients;
+use crate::weights::parameters::Parameters;
 
 /// The update rule.
 #[derive(

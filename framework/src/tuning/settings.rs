@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Algorithm, Objective, TopNSchedule};
 use crate::attribution::Smoothing;
-use crate::circuit::Circuit;
 use crate::graph::Graph;
+use crate::graph::circuit::Circuit;
 use crate::model::Model;
 use crate::range::Range;
 use crate::{Result, refuse};

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, Tensor};
-use circuit_framework::checkpoint::{Stored, Weights};
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
+use circuit_framework::model::checkpoint::{Stored, Weights};
 use circuit_framework::{Checkpoint, Error, Result, refuse};
 use serde_json::json;
 

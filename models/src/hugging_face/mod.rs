@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use circuit_framework::checkpoint::Weights;
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
+use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::{Checkpoint, Error, Model, Result, files, refuse};
 use serde_json::json;
 

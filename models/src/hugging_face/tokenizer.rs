@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use circuit_framework::tokenizer::Tokenizer;
+use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{Error, Result, files, refuse};
 use serde_json::{Value, json};
 use tokenizers::PreTokenizerWrapper;

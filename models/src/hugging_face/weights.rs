@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::{Load, load_buffer};
 use candle_core::{Device, Tensor};
-use circuit_framework::checkpoint::Stored;
+use circuit_framework::model::checkpoint::Stored;
 use circuit_framework::{Error, Result, files, refuse};
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use serde_json::Value;

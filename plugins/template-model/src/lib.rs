@@ -8,11 +8,11 @@ use std::sync::Arc;
 use circuit_framework::graph::{Input, Node, Port};
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::ops::norm::Norm;
-use circuit_framework::parameters::Param;
 use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::weights::parameters::Param;
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Graph, Model, Options, Owner, Parameters, Pass, Plugin,
-    Readout, Result, Tensor, inventory, origin, refuse,
+    Architecture, Checkpoint, Error, Graph, Model, Owner, Parameters, Pass, Readout, Result,
+    Tensor, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -195,22 +195,17 @@ impl Model for Transformer {
     }
 }
 
-impl Options<dyn Architecture> for AttentionOnly {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<AttentionOnly>(
-        "attention_only", "attention layers without MLPs, with learned positions", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    AttentionOnly,
+    "attention_only",
+    "attention layers without MLPs, with learned positions"
+);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use circuit_framework::conformance;
+    use circuit_framework::plugin::conformance;
 
     #[test]
     fn it_conforms() {

@@ -6,11 +6,9 @@
 //! The sentences here are of words that the built-in model knows too: "the doctor stands near the
 //! teacher for the teacher waits for the". The paper's are a matter of options.
 
-use circuit_framework::example::Counterfactual;
-use circuit_framework::tokenizer::Tokenizer;
-use circuit_framework::{
-    Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, inventory, origin, refuse,
-};
+use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::tokenizer::Tokenizer;
+use circuit_framework::{Dataset, Example, Key, Result, Setting, Split, Task, refuse, register};
 use rand::SeedableRng;
 use rand::seq::{IndexedRandom, index};
 use rand_chacha::ChaCha8Rng;
@@ -139,22 +137,12 @@ impl IndirectObject {
     }
 }
 
-impl Options<dyn Task> for IndirectObject {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<IndirectObject>(
-        "indirect_object", "which of two names an indirect object has", origin!(),
-    )
-}
+register!(dyn Task, IndirectObject, "indirect_object", "which of two names an indirect object has");
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use circuit_framework::conformance::byte_tokenizer;
+    use circuit_framework::plugin::conformance::byte_tokenizer;
 
     #[test]
     fn the_second_subject_is_what_the_counterfactual_changes() {

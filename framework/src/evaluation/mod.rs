@@ -1,0 +1,138 @@
+//! Running a model over examples without gradients: what tasks' evaluations are made of.
+
+pub mod answers;
+pub mod figures;
+pub mod generation;
+pub mod metric;
+pub mod task;
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use serde::Serialize;
+
+use self::answers::Side;
+use crate::data::example::{Batch, Example, by_length};
+use crate::evaluation::task::{Figures, Setting};
+use crate::model::Model;
+use crate::ops::cross_entropy::Target;
+use crate::pass::{Pass, Readout, scalar, values};
+use crate::progress::{Progress, Report};
+use crate::{Error, Result, files};
+
+/// A model and how to run it.
+#[derive(Clone, Copy)]
+pub struct Evaluation<'a> {
+    pub model: &'a dyn Model,
+    pub setting: Setting<'a>,
+    pub batch_size: usize,
+    pub report: &'a Report<'a>,
+    /// Where the evaluation's files go, made when the first is written; without it none are.
+    pub folder: Option<&'a Path>,
+    /// The parameters before tuning, to compare with; none where the model is untuned.
+    pub untuned: Option<&'a [Tensor]>,
+}
+
+impl Evaluation<'_> {
+    /// Writes a file beside the figures: a drawing, a table of details.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let Some(folder) = self.folder else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        files::write_atomically(&folder.join(name), content)
+    }
+
+    /// Writes a JSON Lines file beside the figures: what was generated, and its verdict.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_jsonl(&self, name: &str, lines: &[impl Serialize]) -> Result<()> {
+        self.write(name, files::jsonl(lines)?.as_bytes())
+    }
+
+    /// Runs `f` on the model as it was before tuning. Afterwards the model is tuned again, even if `f`
+    /// panics.
+    ///
+    /// # Errors
+    /// As `f`, and if the parameters can't be copied.
+    pub fn untuned<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(untuned) = self.untuned else {
+            return f();
+        };
+        let parameters = self.model.parameters();
+        let _tuned = parameters.put_back_on_drop()?;
+        parameters.restore(untuned)?;
+        f()
+    }
+
+    /// Runs all examples in batches of similar length. `f` is given the batch's indices in
+    /// `examples`, which come in no order of note.
+    ///
+    /// # Errors
+    /// If an example doesn't fit the model, naming it.
+    pub fn for_each_batch(
+        &self,
+        examples: &[Example],
+        mut f: impl FnMut(&[usize], &Batch, &Readout) -> Result<()>,
+    ) -> Result<()> {
+        for example in examples {
+            example.check(self.model.vocabulary(), self.model.context())?;
+        }
+        let mut done = 0;
+        let order = by_length(examples, |example| example.tokens.len());
+        for chunk in order.chunks(self.batch_size.max(1)) {
+            let batch = chunk.iter().map(|&index| &examples[index]).collect();
+            let batch = Batch::new(batch, &self.model.device())?;
+            let readout = self.model.forward(&Pass::forward_only(), &batch.tokens)?;
+            f(chunk, &batch, &readout)?;
+            done += chunk.len();
+            let total = examples.len();
+            (self.report)(Progress { stage: "evaluate", done, total, figure: None });
+        }
+        Ok(())
+    }
+
+    /// `loss` over all predicted tokens, and its `perplexity`; with right and wrong answers,
+    /// `logit_diff` (right − wrong, the mean over keys) and `right_share` (the share of keys whose best
+    /// right answer beats every wrong one).
+    ///
+    /// # Errors
+    /// As for [`Evaluation::for_each_batch`].
+    pub fn language_modelling(&self, examples: &[Example]) -> Result<Figures> {
+        let (mut loss, mut predicted) = (0.0, 0usize);
+        let (mut differences, mut wins) = (Vec::new(), 0usize);
+        self.for_each_batch(examples, |_, batch, readout| {
+            let (mut rows, mut targets) = (Vec::new(), Vec::new());
+            for (index, position, row) in batch.predicted() {
+                let token = batch.examples[index].tokens[position];
+                rows.push(row);
+                targets.push(Target { token, weight: 1.0 });
+            }
+            predicted += rows.len();
+            loss += scalar(&readout.cross_entropy(&rows, targets)?)?;
+            let keys: Vec<_> = batch.keys().filter(|(_, key, _)| !key.wrong.is_empty()).collect();
+            if keys.is_empty() {
+                return Ok(());
+            }
+            differences.extend(values(&answers::logit_differences(readout, &keys)?)?);
+            let right = values(&answers::best_logits(readout, &keys, Side::Right)?)?;
+            let wrong = values(&answers::best_logits(readout, &keys, Side::Wrong)?)?;
+            wins += right.iter().zip(&wrong).filter(|(right, wrong)| right > wrong).count();
+            Ok(())
+        })?;
+        let mut figures = Figures::new();
+        let loss = loss / predicted as f64;
+        figures.insert("loss".into(), loss);
+        figures.insert("perplexity".into(), loss.exp());
+        if !differences.is_empty() {
+            let n = differences.len() as f64;
+            figures.insert("logit_diff".into(), differences.iter().sum::<f64>() / n);
+            figures.insert("right_share".into(), wins as f64 / n);
+        }
+        Ok(figures)
+    }
+}

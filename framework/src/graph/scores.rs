@@ -1,0 +1,134 @@
+//! The scores of a graph's edges, and the file they are kept in. How they come about is
+//! [`crate::attribution`]'s; what is cut from them, [`crate::circuit`]'s.
+
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use serde_json::json;
+
+use crate::graph::{Graph, Input, Node, Reader, Writer};
+use crate::model::Model;
+use crate::run::provenance::{self, Provenance};
+use crate::{Error, Result, files};
+
+/// The signed worth of every edge: a matrix [writers, readers], 0 where there is no edge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    pub graph: Graph,
+    /// Row-major, `values[writer * readers + reader]`, in the metric's unit.
+    pub values: Vec<f32>,
+}
+
+impl Scores {
+    /// The score of an edge.
+    pub fn of(&self, writer: Writer, reader: Reader) -> f32 {
+        self.values[writer.0 * self.graph.readers().len() + reader.0]
+    }
+
+    /// |score|, laid out as the scores are.
+    pub fn magnitudes(&self) -> Vec<f32> {
+        self.values.iter().map(|score| score.abs()).collect()
+    }
+
+    /// Writes one float32 tensor `scores` [writers, readers]. The metadata has the node names as JSON
+    /// lists under `writers` and `readers`, and what the scores are of as JSON under `provenance`.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
+        let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
+        let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        // The header is written here because the crate's has its metadata in random order, and the
+        // same scores shall be the same file.
+        let header = json!({
+            "__metadata__": {
+                "writers": list(self.graph.writers().iter().map(Node::to_string).collect()),
+                "readers": list(self.graph.readers().iter().map(Input::to_string).collect()),
+                "provenance": json!(provenance).to_string(),
+            },
+            "scores": {
+                "dtype": "F32",
+                "shape": [self.graph.writers().len(), self.graph.readers().len()],
+                "data_offsets": [0, bytes.len()],
+            },
+        });
+        let mut header = header.to_string().into_bytes();
+        // The data begins at a multiple of 8 bytes.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header);
+        file.extend(bytes);
+        files::write_atomically(path, &file)
+    }
+
+    /// Reads scores of this model's graph, or of that part of it whose nodes the file names. Files of
+    /// former versions, which don't say what they are of, are read with a warning.
+    ///
+    /// # Errors
+    /// If the file is not one of scores, or of another model.
+    pub fn load(path: &Path, model: &dyn Model) -> Result<Self> {
+        let file = ScoreFile::read(path)?;
+        provenance::check_model(file.provenance.as_ref(), path, model)?;
+        let place = |error: Error| Error::input(format!("{}: {error}", path.display()));
+        let whole = model.graph();
+        let writers = file.writers.iter().map(|name| Ok(whole.writers()[whole.writer(name)?.0]));
+        let writers: Vec<Node> = writers.collect::<Result<_>>().map_err(place)?;
+        let readers = file.readers.iter().map(|name| Ok(whole.readers()[whole.reader(name)?.0]));
+        let readers: Vec<Input> = readers.collect::<Result<_>>().map_err(place)?;
+        let graph =
+            whole.filtered(|node| writers.contains(&node), |input| readers.contains(&input));
+        let columns = graph.readers().len();
+        let mut values = vec![0f32; graph.writers().len() * columns];
+        for (row, &node) in writers.iter().enumerate() {
+            for (column, &input) in readers.iter().enumerate() {
+                if let (Some(writer), Some(reader)) =
+                    (graph.writer_of(node), graph.reader_of(input))
+                {
+                    let score = file.values[row * readers.len() + column];
+                    values[writer.0 * columns + reader.0] = score;
+                }
+            }
+        }
+        Ok(Self { graph, values })
+    }
+}
+
+/// A score file as it stands, in its own order.
+struct ScoreFile {
+    writers: Vec<String>,
+    readers: Vec<String>,
+    provenance: Option<Provenance>,
+    values: Vec<f32>,
+}
+
+impl ScoreFile {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let malformed = |what: &str| {
+            let path = path.display();
+            Error::input(format!("{path}: {what}; give a file that `discover --scores` wrote"))
+        };
+        let cut = |_| malformed("this is no whole safetensors file");
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(cut)?;
+        let entry = |name: &str| header.metadata().as_ref().and_then(|entries| entries.get(name));
+        // Former versions called the axes otherwise.
+        let names = |name: &str, former: &str| -> Result<Vec<String>> {
+            let list = entry(name).or_else(|| entry(former));
+            (list.and_then(|list| serde_json::from_str(list).ok()))
+                .ok_or_else(|| malformed(&format!("the metadata has no list `{name}`")))
+        };
+        let (writers, readers) = (names("writers", "upstream")?, names("readers", "downstream")?);
+        let provenance = entry("provenance").map(|text| serde_json::from_str(text)).transpose();
+        let provenance = provenance.map_err(|_| malformed("`provenance` can't be read"))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(cut)?;
+        let view =
+            tensors.tensor("scores").map_err(|_| malformed("there is no tensor `scores`"))?;
+        if view.dtype() != Dtype::F32 || view.shape() != [writers.len(), readers.len()] {
+            return Err(malformed("`scores` is not float32 [writers, readers]"));
+        }
+        let (words, _) = view.data().as_chunks::<4>();
+        let values = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+        Ok(Self { writers, readers, provenance, values })
+    }
+}

@@ -1,0 +1,82 @@
+//! What a parameter selector must keep to.
+
+use crate::graph::circuit::{Circuit, Edge};
+use crate::model::Model;
+use crate::tuning::selector::ParamSelector;
+use crate::weights::parameters::{Owner, Parameters, Selection};
+use crate::{Result, refuse};
+
+/// Checks that a selector answers the same again, names only rows there are, survives a circuit
+/// without edges, and, where it depends on the circuit, selects nothing for that one, never what no
+/// node owns, and no less for a larger circuit.
+///
+/// # Errors
+/// Saying what is broken.
+pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> Result<()> {
+    let parameters = model.parameters();
+    let mut smaller: Option<Selection> = None;
+    for circuit in growing(model) {
+        let edges = circuit.edges.len();
+        let selection = selector.select(&circuit, model, seed)?;
+        if selection != selector.select(&circuit, model, seed)? {
+            refuse!("of {edges} edges: the same arguments give another selection");
+        }
+        check_rows(&selection, parameters)?;
+        if !selector.needs_circuit() {
+            continue;
+        }
+        if edges == 0 && selection.count(parameters) > 0 {
+            refuse!("an empty circuit selects {} parameters", selection.count(parameters));
+        }
+        for (id, parameter) in parameters.iter() {
+            let shared = parameter.blocks.iter().filter(|block| block.owner == Owner::Shared);
+            for block in shared {
+                let mut ranges = selection.ranges(id).iter();
+                if ranges.any(|r| r.start < block.rows.end && block.rows.start < r.end) {
+                    refuse!("of {edges} edges: `{}` is no node's own", parameter.name);
+                }
+            }
+        }
+        if let Some(smaller) = &smaller {
+            let mut both = smaller.clone();
+            both.extend(&selection);
+            if both.count(parameters) != selection.count(parameters) {
+                refuse!("{edges} edges select less than a part of them does");
+            }
+        }
+        smaller = Some(selection);
+    }
+    Ok(())
+}
+
+/// Circuits of the model, each with all edges of the one before: none, then ever more.
+fn growing(model: &dyn Model) -> Vec<Circuit> {
+    let graph = model.graph();
+    let edges: Vec<Edge> = (graph.edges().enumerate())
+        .map(|(index, (writer, reader))| Edge {
+            writer: graph.writers()[writer.0],
+            reader: graph.readers()[reader.0],
+            score: 1.0 / (1.0 + index as f32),
+        })
+        .collect();
+    [0, 1, edges.len().div_ceil(3), edges.len()]
+        .map(|count| Circuit { edges: edges[..count.min(edges.len())].to_vec() })
+        .into()
+}
+
+fn check_rows(selection: &Selection, parameters: &Parameters) -> Result<()> {
+    for (id, parameter) in parameters.iter() {
+        let mut free = 0;
+        for range in selection.ranges(id) {
+            if range.start < free || range.is_empty() || range.end > parameter.rows() {
+                refuse!(
+                    "rows {range:?} of `{}`: ranges must be sorted, apart, and within 0..{}",
+                    parameter.name,
+                    parameter.rows()
+                );
+            }
+            free = range.end + 1;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! What makes a plugin of an implementation: the registry that knows it, the guard that turns its panics
+//! into errors, and the conformance suite that its author's tests call.
+
+pub mod conformance;
+pub mod guard;
+pub mod registry;

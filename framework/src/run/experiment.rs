@@ -1,0 +1,318 @@
+//! An experiment as data: which model, task, metric, selector, and every setting of discovery and
+//! tuning. It is read from TOML, changed by `--set`, and written back fully resolved.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::attribution::Discovery;
+use crate::data::tokenizer::Bos;
+use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
+use crate::evaluation::task::Task;
+use crate::graph::circuit::Pruning;
+use crate::model::{Place, Precision};
+use crate::plugin::registry::{self, Kind, Origin, Plugin};
+use crate::run::settings;
+use crate::tuning::Tuning;
+use crate::tuning::selector::ParamSelector;
+use crate::{Error, Result, refuse};
+
+/// A plugin by name, with its options beside the name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Choice {
+    pub name: String,
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub options: toml::Table,
+}
+
+impl Choice {
+    /// This plugin, its options left at their defaults.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), options: toml::Table::new() }
+    }
+
+    fn build<T: Kind + ?Sized>(&self) -> Result<Box<T>>
+    where
+        Plugin<T>: inventory::Collect,
+    {
+        registry::find::<T>(&self.name)?.build(&self.options)
+    }
+
+    /// A patching metric; one that only measures is answered with where it belongs.
+    fn build_metric(&self) -> Result<Box<dyn PatchingMetric>> {
+        let measuring = registry::all::<dyn MeasuringMetric>()?;
+        if measuring.iter().any(|plugin| plugin.name == self.name) {
+            refuse!(
+                "metric `{0}` only measures, nothing can be discovered with it; write measure = [{{ name = \"{0}\" }}]",
+                self.name
+            );
+        }
+        self.build()
+    }
+
+    /// The same choice with every option spelt out.
+    fn resolved<T: Kind + ?Sized>(&self) -> Result<Self>
+    where
+        Plugin<T>: inventory::Collect,
+    {
+        let mut options = toml::Table::new();
+        for option in registry::find::<T>(&self.name)?.options() {
+            // An option left open has no TOML value and is left out.
+            if let Ok(default) = toml::Value::try_from(option.default) {
+                options.insert(option.name, default);
+            }
+        }
+        options.extend(self.options.clone());
+        Ok(Self { name: self.name.clone(), options })
+    }
+}
+
+/// Which model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ModelChoice {
+    /// A Hugging Face folder, a model in Hugging Face's local cache by its name, `ORG/NAME`, a GGUF
+    /// file, or `embedded`.
+    pub path: PathBuf,
+    /// Draw the weights with this seed instead of reading them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_init: Option<u64>,
+    /// Merge the LoRA adapter in this folder, as PEFT or a run saved it, into the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// What to compute in.
+    #[serde(default)]
+    pub dtype: Precision,
+    /// What to compute on: `cpu`, `cuda`, `cuda:N` or `auto`.
+    #[serde(default)]
+    pub device: Place,
+    /// Whether texts begin with the beginning-of-sequence token. A chat template writes its own.
+    #[serde(default)]
+    pub bos: Bos,
+    /// The architecture's options.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub options: toml::Table,
+}
+
+impl Default for ModelChoice {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("embedded"),
+            random_init: None,
+            adapter: None,
+            dtype: Precision::default(),
+            device: Place::default(),
+            bos: Bos::default(),
+            options: toml::Table::new(),
+        }
+    }
+}
+
+/// The version of the settings' meaning. 2: ablation `mean` is over all tokens; what it was at all
+/// positions in 1 is `mean-positional`.
+const FORMAT: u32 = 2;
+
+/// An experiment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Experiment {
+    /// The version of these settings' meaning, which every run writes into its config.toml.
+    pub format: u32,
+    /// What the experiment is called; its run folders are named after it.
+    pub name: String,
+    /// One line on what it is for, which `list experiments` and `run` show.
+    pub description: String,
+    /// The seed of everything random: generated data, shuffling, the random control.
+    pub seed: u64,
+    /// Sequences a forward pass in evaluation.
+    pub evaluation_batch_size: usize,
+    /// Run-time plugins to load first, as `plugin build` made them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PathBuf>,
+    pub model: ModelChoice,
+    /// The task; its options stand beside its name and are what `list tasks` shows.
+    pub task: Choice,
+    /// What an edge's worth is measured by, one of `list metrics`; without it, the task's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Choice>,
+    /// Metrics that only measure, each a `name` with its options: taken on the task's test examples
+    /// before and after tuning.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub measure: Vec<Choice>,
+    /// Other tasks to evaluate on too, each a `name` with its options: what tuning costs elsewhere.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evaluate: Vec<Choice>,
+    /// What of the circuit is tuned, one of `list selectors`.
+    pub selector: Choice,
+    /// A second selector, tuned from the same start in the same way, to compare with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<Choice>,
+    pub discovery: Discovery,
+    pub pruning: Pruning,
+    pub tuning: Tuning,
+}
+
+impl Default for Experiment {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            name: "experiment".to_owned(),
+            description: String::new(),
+            seed: 0,
+            evaluation_batch_size: 32,
+            plugins: Vec::new(),
+            model: ModelChoice::default(),
+            task: Choice::named("agreement"),
+            metric: None,
+            measure: Vec::new(),
+            evaluate: Vec::new(),
+            selector: Choice::named("nodes"),
+            control: None,
+            discovery: Discovery::default(),
+            pruning: Pruning::default(),
+            tuning: Tuning::default(),
+        }
+    }
+}
+
+/// Refuses settings whose meaning was another. What is written by hand need not say its format; what a
+/// run of a former version wrote has every setting of discovery, and none.
+fn check_format(table: &toml::Table, origin: &str) -> Result<()> {
+    let format = table.get("format").map(|format| format.to_string());
+    let written = || {
+        let all = toml::Table::try_from(Discovery::default()).unwrap_or_default();
+        let discovery = table.get("discovery").and_then(toml::Value::as_table);
+        discovery.is_some_and(|discovery| all.keys().all(|key| discovery.contains_key(key)))
+    };
+    let format = format.or_else(|| written().then(|| "1".to_owned()));
+    match format {
+        Some(format) if format != FORMAT.to_string() => refuse!(
+            "{origin}: format {format}, but this version reads format {FORMAT}; in format 1 ablation \
+             `mean` at positions `all` was what `mean-positional` is now: change it where that is \
+             meant, and write format = {FORMAT}"
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// An experiment that `run NAME` knows: its configuration as TOML, with a `description`.
+///
+/// ```
+/// use circuit_framework::run::experiment::Registered;
+/// use circuit_framework::{inventory, origin};
+///
+/// inventory::submit! {
+///     Registered { name: "mine", toml: "description = 'agreement, all defaults'", origin: origin!() }
+/// }
+/// assert!(Registered::all()?.iter().any(|experiment| experiment.name == "mine"));
+/// # Ok::<(), circuit_framework::Error>(())
+/// ```
+pub struct Registered {
+    pub name: &'static str,
+    pub toml: &'static str,
+    pub origin: Origin,
+}
+
+inventory::collect!(Registered);
+
+impl Registered {
+    /// All registered experiments, sorted by name.
+    ///
+    /// # Errors
+    /// If two have one name, naming both crates.
+    pub fn all() -> Result<Vec<&'static Registered>> {
+        let mut all: Vec<&Registered> = inventory::iter::<Registered>().collect();
+        all.sort_by_key(|experiment| (experiment.name, experiment.origin.location));
+        registry::refuse_twins(all.iter().map(|experiment| (experiment.name, experiment.origin)))?;
+        Ok(all)
+    }
+}
+
+/// The plugins an experiment is made of.
+pub struct Plugins {
+    pub task: Box<dyn Task>,
+    pub metric: Box<dyn PatchingMetric>,
+    /// By name.
+    pub measure: Vec<(String, Box<dyn MeasuringMetric>)>,
+    /// By name; of two of one name the second is NAME-2.
+    pub evaluate: Vec<(String, Box<dyn Task>)>,
+    pub selector: Box<dyn ParamSelector>,
+    pub control: Option<Box<dyn ParamSelector>>,
+}
+
+impl Experiment {
+    /// An experiment from a table; `origin` is what messages call it.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value doesn't fit.
+    pub fn from_table(table: toml::Table, origin: &str) -> Result<Self> {
+        check_format(&table, origin)?;
+        if table.contains_key("report") {
+            refuse!(
+                "{origin}: there is no key `report`; metrics that only measure are listed under `measure`"
+            );
+        }
+        table.try_into().map_err(|error: toml::de::Error| {
+            Error::input(format!("{origin}: {}", settings::misfit(&error.to_string())))
+        })
+    }
+
+    /// Builds the plugins, refusing unknown names and options.
+    ///
+    /// # Errors
+    /// Naming what is unknown, and the nearest known.
+    pub fn plugins(&self) -> Result<Plugins> {
+        let task: Box<dyn Task> = self.task.build()?;
+        let metric = match &self.metric {
+            Some(metric) => metric.build_metric()?,
+            None => Choice::named(task.default_metric()).build()?,
+        };
+        let measure = self
+            .measure
+            .iter()
+            .map(|choice| Ok((choice.name.clone(), choice.build::<dyn MeasuringMetric>()?)));
+        let evaluate = self.evaluate.iter().enumerate().map(|(index, choice)| {
+            let before = &self.evaluate[..index];
+            let name = match before.iter().filter(|before| before.name == choice.name).count() {
+                0 => choice.name.clone(),
+                same => format!("{}-{}", choice.name, same + 1),
+            };
+            Ok((name, choice.build::<dyn Task>()?))
+        });
+        if self.evaluation_batch_size == 0 {
+            refuse!("evaluation_batch_size must be at least 1");
+        }
+        Ok(Plugins {
+            metric,
+            measure: measure.collect::<Result<_>>()?,
+            evaluate: evaluate.collect::<Result<_>>()?,
+            selector: self.selector.build()?,
+            control: self.control.as_ref().map(|control| control.build()).transpose()?,
+            task,
+        })
+    }
+
+    /// The same experiment with every default spelt out, as TOML.
+    ///
+    /// # Errors
+    /// If a plugin is unknown.
+    pub fn resolved(&self) -> Result<String> {
+        let task: Box<dyn Task> = self.task.build()?;
+        let default_metric = Choice::named(task.default_metric());
+        let metric = self.metric.as_ref().unwrap_or(&default_metric);
+        let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>());
+        let measure = self.measure.iter().map(|c| c.resolved::<dyn MeasuringMetric>());
+        let evaluate = self.evaluate.iter().map(|choice| choice.resolved::<dyn Task>());
+        let resolved = Self {
+            measure: measure.collect::<Result<_>>()?,
+            evaluate: evaluate.collect::<Result<_>>()?,
+            task: self.task.resolved::<dyn Task>()?,
+            metric: Some(metric.resolved::<dyn PatchingMetric>()?),
+            selector: self.selector.resolved::<dyn ParamSelector>()?,
+            control: control.transpose()?,
+            ..self.clone()
+        };
+        toml::to_string(&resolved).map_err(|error| Error::input(format!("{}: {error}", self.name)))
+    }
+}

@@ -1,0 +1,54 @@
+//! What a run's tasks have loaded: each split when it is first asked for, and once, however often the
+//! model is evaluated on it.
+
+use std::cell::OnceCell;
+
+use crate::Result;
+use crate::evaluation::task::{Dataset, Setting, Split};
+use crate::run::experiment::Plugins;
+
+/// The data of a run's task, and of the other tasks its model is evaluated on.
+#[derive(Default)]
+pub struct Data {
+    train: OnceCell<Box<dyn Dataset>>,
+    test: OnceCell<Box<dyn Dataset>>,
+    others: OnceCell<Vec<Box<dyn Dataset>>>,
+}
+
+impl Data {
+    /// A split of the task's data.
+    ///
+    /// # Errors
+    /// As the task's loading.
+    pub fn split(
+        &self,
+        split: Split,
+        plugins: &Plugins,
+        setting: &Setting,
+    ) -> Result<&dyn Dataset> {
+        let cell = match split {
+            Split::Train => &self.train,
+            Split::Test => &self.test,
+        };
+        Ok(&**once(cell, || plugins.task.load(split, setting))?)
+    }
+
+    /// The test splits of the other tasks, in the order of `plugins.evaluate`.
+    ///
+    /// # Errors
+    /// As the tasks' loading.
+    pub fn others(&self, plugins: &Plugins, setting: &Setting) -> Result<&[Box<dyn Dataset>]> {
+        let load =
+            || plugins.evaluate.iter().map(|(_, task)| task.load(Split::Test, setting)).collect();
+        Ok(once(&self.others, load)?)
+    }
+}
+
+/// What the cell holds, loaded first where it is empty.
+fn once<T>(cell: &OnceCell<T>, load: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(loaded) = cell.get() {
+        return Ok(loaded);
+    }
+    let loaded = load()?;
+    Ok(cell.get_or_init(|| loaded))
+}

@@ -1,0 +1,3 @@
+//! A model's weights: parameters as rows that nodes own, and selections of them.
+
+pub mod parameters;
