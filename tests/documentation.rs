@@ -78,6 +78,14 @@ fn tokens_commands_run_and_leave_the_line_that_is_shown() {
     assert_eq!(written.lines().next(), shown.lines().next());
 }
 
+/// What its scripts leave stands in it, which their own tests hold against them.
+#[test]
+fn data_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/data.md", folder.path()), 2);
+    assert!(folder.path().join("tuned/summary.json").exists());
+}
+
 #[cfg(feature = "runtime")]
 #[test]
 fn plugin_commands_run() {

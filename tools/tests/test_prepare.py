@@ -98,6 +98,8 @@ class WithSpacy(InFolder):
         if not importlib.util.find_spec("spacy"):
             requirements = os.path.join(TOOLS, "requirements.txt")
             print(f"\nSKIPPED {cls.__qualname__}: pip install -r {requirements}", file=sys.stderr)
+            if "CI" in os.environ:
+                raise ModuleNotFoundError("spaCy is required here")
             raise unittest.SkipTest("spaCy is not installed")
 
     def prepare(self, module, text, name, *flags):
@@ -121,6 +123,12 @@ class WithSpacy(InFolder):
                 self.assertEqual(counterfactual["verbs"], line["corr_verbs"])
             for text, verbs, spans in texts:
                 self.assertEqual([text[start:end] for start, end in spans], verbs)
+
+    def test_the_page_shows_what_the_script_makes(self):
+        blocks = read(os.path.join(TOOLS, "..", "docs", "data.md")).split("```")[1::2]
+        shown = dict(block.split("\n", 1) for block in blocks)
+        made, _ = self.prepare(prepare_agreement, shown["txt"], "out.jsonl", "--lines")
+        self.assertEqual(made, shown["jsonl"])
 
     def test_running_text_is_split(self):
         text = """A heading
