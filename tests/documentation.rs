@@ -104,6 +104,14 @@ fn what_a_run_leaves_is_documented() {
     }
 }
 
+/// What its scripts leave stands in it, which their own tests hold against them.
+#[test]
+fn data_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/data.md", folder.path()), 2);
+    assert!(folder.path().join("tuned/summary.json").exists());
+}
+
 #[cfg(feature = "runtime")]
 #[test]
 fn plugin_commands_run() {

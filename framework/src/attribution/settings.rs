@@ -93,6 +93,14 @@ impl Discovery {
         self.method.build()?.start(Scoring::new(model, examples, metric, self)?)
     }
 
+    /// Whether every example must have a counterfactual. An unknown method needs none: starting it
+    /// names it.
+    pub fn needs_counterfactuals(&self) -> bool {
+        let method = self.method.build();
+        self.ablation == Ablation::Corrupt
+            || method.is_ok_and(|method| method.needs().counterfactual)
+    }
+
     /// Refuses examples that can't be scored this way, naming the first. `why` is a task's reason
     /// for having no counterfactuals.
     ///
@@ -128,7 +136,7 @@ impl Discovery {
             if self.positions == Positions::Key && example.keys.is_empty() {
                 refuse!("{origin}: no key positions; discover with positions = \"all\"");
             }
-            if needs.counterfactual || self.ablation == Ablation::Corrupt {
+            if self.needs_counterfactuals() {
                 self.check_counterfactual(example, needs, why)?;
             }
         }

@@ -62,6 +62,7 @@ impl Runner<'_> {
             tokenizer: self.tokenizer,
             context: self.model.context(),
             seed: self.experiment.seed,
+            counterfactuals: self.experiment.discovery.needs_counterfactuals(),
         }
     }
 
