@@ -20,6 +20,7 @@ mod commands_tokens;
 mod conformance;
 mod documentation;
 mod failures;
+mod faithfulness;
 mod files;
 mod generation;
 mod gguf;

@@ -5,6 +5,7 @@ pub(crate) mod compare;
 pub(crate) mod discover;
 pub(crate) mod draw;
 pub(crate) mod eval;
+pub(crate) mod faithfulness;
 pub(crate) mod list;
 pub(crate) mod logits;
 mod matrix;

@@ -9,6 +9,7 @@
 
 pub mod circuit;
 pub mod drawing;
+pub mod edge_set;
 pub mod scores;
 
 use std::collections::BTreeMap;
