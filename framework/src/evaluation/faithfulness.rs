@@ -179,6 +179,7 @@ impl<'a> CircuitEvaluation<'a> {
         let (model, graph) = (self.model, self.model.graph());
         let values = values_over(model, self.ablation, self.examples, self.batch_size)?;
         let mut sums = vec![0.0; kept.len()];
+        let total = kept.len() * self.examples.len().div_ceil(self.batch_size.max(1));
         let mut done = 0;
         for batch in batches(model, self.examples, self.batch_size) {
             let batch = batch?;
@@ -194,10 +195,9 @@ impl<'a> CircuitEvaluation<'a> {
                 };
                 let readout = model.forward(&pass, &batch.tokens)?;
                 *sum += scalar(&self.metric.sum(&readout, &batch)?)?;
+                done += 1;
+                (self.report)(Progress { stage: "faithfulness", done, total, figure: None });
             }
-            done += batch.examples.len();
-            let total = self.examples.len();
-            (self.report)(Progress { stage: "faithfulness", done, total, figure: None });
         }
         let weights = self.examples.iter().map(|example| self.metric.weight(example));
         let weight = weights.sum::<f64>();
