@@ -21,6 +21,7 @@ fn evaluation(model: &dyn Model, batch_size: usize) -> Evaluation<'_> {
         report: &progress::silent,
         folder: None,
         untuned: None,
+        circuit: None,
     }
 }
 

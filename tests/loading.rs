@@ -124,6 +124,7 @@ fn a_task_whose_data_panics_is_named() {
         report: &|_| (),
         folder: None,
         untuned: None,
+        circuit: None,
     };
     let figures = task.load(Split::Test, &setting).unwrap().evaluate(&evaluation);
     for (outcome, why) in [

@@ -57,6 +57,7 @@ fn evaluation<'a>(model: &'a dyn Model, untuned: Option<&'a [Tensor]>) -> Evalua
         report: &progress::silent,
         folder: None,
         untuned,
+        circuit: None,
     }
 }
 

@@ -93,6 +93,7 @@ proptest! {
             report: &|_| seen.borrow_mut().push(first_weight(&*model)),
             folder: None,
             untuned: Some(&untuned),
+            circuit: None,
         };
         let metric: Box<dyn MeasuringMetric> =
             plugin("kl_divergence", &format!("positions = '{positions}'"));

@@ -6,6 +6,7 @@ pub(crate) mod convert;
 pub(crate) mod discover;
 pub(crate) mod draw;
 pub(crate) mod eval;
+pub(crate) mod faithfulness;
 pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod methods;

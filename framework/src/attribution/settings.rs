@@ -4,27 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Attribution, MethodChoice, Needs, Scoring};
 use crate::data::example::Example;
+use crate::evaluation::ablation::Ablation;
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Kind;
 use crate::model::Model;
 use crate::{Error, Result, refuse};
-
-/// What a writer's output is compared with.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ablation {
-    /// Its mean over all tokens of all examples.
-    #[default]
-    Mean,
-    /// At each position its mean over the examples that reach it.
-    MeanPositional,
-    /// Nothing.
-    Zero,
-    /// Its output on the counterfactual.
-    Corrupt,
-}
 
 /// At which positions the graph is read.
 #[derive(

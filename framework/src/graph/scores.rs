@@ -68,6 +68,14 @@ impl Scores {
         tensors::write(path, metadata, &[scores])
     }
 
+    /// What the scores in a file are of; none in files of former versions.
+    ///
+    /// # Errors
+    /// If the file is not one of scores.
+    pub fn provenance(path: &Path) -> Result<Option<Provenance>> {
+        Ok(ScoreFile::read(path)?.provenance)
+    }
+
     /// Reads scores of this model's graph, or of that part of it whose nodes the file names. Files of
     /// former versions, which don't say what they are of, are read with a warning.
     ///
