@@ -50,12 +50,13 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 13);
+    assert_eq!(follow("README.md", folder.path()), 17);
     for file in [
         "scores.safetensors",
         "circuit.svg",
         "tuned/summary.json",
         "compare.md",
+        "curve.svg",
         "mine/summary.json",
         "back.json",
     ] {

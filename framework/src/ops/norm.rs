@@ -5,6 +5,8 @@
 //! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm; with s taken for a constant
 //! ([`Rules::norm_scales`]) it is s (v − mean v).
 
+use std::ops::Deref;
+
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
@@ -32,6 +34,31 @@ fn statistics<T: Real>(x: &[T], centred: bool, epsilon: f64) -> (T, T) {
     (mean, lanes::real(1.0 / (WithDType::to_f64(variance) + epsilon).sqrt()))
 }
 
+/// A normalisation of single rows, with γ, and β of a layer norm.
+pub(super) struct Row<V> {
+    weight: V,
+    bias: Option<V>,
+    epsilon: f64,
+}
+
+impl<T: Real, V: Deref<Target = [T]>> Row<V> {
+    /// Puts y in the place of x.
+    pub(super) fn forward(&self, x: &mut [T]) {
+        lanes::vectorized(
+            #[inline(always)]
+            || {
+                let (mean, scale) = statistics(x, self.bias.is_some(), self.epsilon);
+                for (x, weight) in x.iter_mut().zip(self.weight.iter()) {
+                    *x = (*x - mean) * scale * *weight;
+                }
+                if let Some(bias) = &self.bias {
+                    lanes::add_scaled(x, T::one(), bias);
+                }
+            },
+        );
+    }
+}
+
 impl Norm {
     fn centred(&self) -> bool {
         self.bias.is_some()
@@ -54,24 +81,19 @@ impl Norm {
         let (rows, d) = x.dims2()?;
         let x = x.contiguous()?;
         let x = values::<T>(&x)?;
-        let weight = values::<T>(&self.weight.tensor)?;
-        let bias = self.bias.as_ref().map(|bias| values::<T>(&bias.tensor)).transpose()?;
+        let row = self.row::<T>()?;
         let mut y = vec![T::zero(); rows * d];
         y.par_chunks_mut(d).zip(x.par_chunks(d)).for_each(|(y, x)| {
-            lanes::vectorized(
-                #[inline(always)]
-                || {
-                    let (mean, scale) = statistics(x, self.centred(), self.epsilon);
-                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
-                        *y = (*x - mean) * scale * *weight;
-                    }
-                    if let Some(bias) = &bias {
-                        lanes::add_scaled(y, T::one(), bias);
-                    }
-                },
-            );
+            y.copy_from_slice(x);
+            row.forward(y);
         });
         Tensor::from_vec(y, (rows, d), self.weight.tensor.device())
+    }
+
+    /// The same row by row, on the CPU.
+    pub(super) fn row<T: Real>(&self) -> Result<Row<impl Deref<Target = [T]> + Sync + '_>> {
+        let bias = self.bias.as_ref().map(|bias| values::<T>(&bias.tensor)).transpose()?;
+        Ok(Row { weight: values::<T>(&self.weight.tensor)?, bias, epsilon: self.epsilon })
     }
 
     /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i
