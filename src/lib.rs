@@ -15,7 +15,9 @@ mod commands;
 mod experiments;
 mod flags;
 mod plugins;
+mod print;
 mod progress;
+mod signals;
 
 // Linked for what they register.
 use circuit_metrics as _;
@@ -29,21 +31,30 @@ use anyhow::Result;
 use circuit_framework::plugin::guard;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::print::tell;
+use crate::signals::Stopped;
+
 /// Runs the command that the program's arguments name, with every plugin linked into the program. The exit
 /// code is 2 where it was refused or failed.
 pub fn main() -> ExitCode {
-    // A closed pipe ends the program as it ends any other, without a word.
-    sigpipe::reset();
     progress::log_to_stderr();
     guard::note_panics();
     let matches = command().get_matches();
+    // A closed pipe ends the program as it ends any other, without a word; but not a run.
+    if !matches!(matches.subcommand_name(), Some("run" | "tune")) {
+        sigpipe::reset();
+    }
     // In the pool from the start: a thread outside would wake it and sleep itself for every operation.
     let done = rayon::scope(|_| guard::caught("the program", || Ok(run(&matches))));
     match done.map_err(anyhow::Error::from).flatten() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
+            let stopped = error.downcast_ref::<Stopped>();
+            match stopped {
+                Some(_) => tell!("{error:#}"),
+                None => tell!("error: {error:#}"),
+            }
+            ExitCode::from(stopped.map_or(2, Stopped::exit_code))
         }
     }
 }
@@ -59,6 +70,7 @@ fn run(matches: &ArgMatches) -> Result<()> {
         Some(("tune", matches)) => commands::tune::run(matches),
         Some(("draw", matches)) => commands::draw::run(matches),
         Some(("eval", matches)) => commands::eval::run(matches),
+        Some(("faithfulness", matches)) => commands::faithfulness::run(matches),
         Some(("compare", matches)) => commands::compare::run(matches),
         Some(("methods", matches)) => commands::methods::run(matches),
         Some(("convert", matches)) => commands::convert::run(matches),
@@ -85,6 +97,7 @@ fn command() -> Command {
             commands::tune::command(),
             commands::draw::command(),
             commands::eval::command(),
+            commands::faithfulness::command(),
             commands::compare::command(),
             commands::methods::command(),
             commands::convert::command(),

@@ -11,6 +11,7 @@ use circuit_plugins as _;
 use circuit_tasks as _;
 
 mod bfloat16;
+mod circuits;
 mod command_line;
 mod commands_draw;
 mod commands_logits;
@@ -21,6 +22,8 @@ mod conformance;
 mod convert;
 mod documentation;
 mod failures;
+mod faithfulness;
+mod faults;
 mod files;
 mod generation;
 mod gguf;

@@ -69,7 +69,7 @@ impl Case {
             self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
         )]);
         let task = registry::find::<dyn Task>("tokens").unwrap().build(&options).unwrap();
-        let setting = Setting { tokenizer: None, context: 32, seed: 0 };
+        let setting = Setting { tokenizer: None, context: 32, seed: 0, counterfactuals: false };
         task.load(Split::Train, &setting).unwrap().examples().to_vec()
     }
 

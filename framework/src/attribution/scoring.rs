@@ -8,8 +8,9 @@ use candle_core::Tensor;
 use super::method::Discovered;
 use super::observation::{BatchView, Watched};
 use super::sums::{Difference, Sums};
-use super::{Ablation, Discovery, Positions};
-use crate::data::example::{Batch, Example, pad};
+use super::{Discovery, Positions};
+use crate::data::example::{Batch, Example};
+use crate::evaluation::ablation::{Ablation, counterfactual_tokens};
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Graph;
 use crate::graph::scores::Scores;
@@ -226,17 +227,4 @@ impl<'a> Scoring<'a> {
         let values = self.sums.finish(&self.graph)?;
         Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
-}
-
-/// A batch's counterfactuals, u32 [batch, seq].
-///
-/// # Errors
-/// If an example has none.
-pub fn counterfactual_tokens(model: &dyn Model, batch: &Batch) -> Result<Tensor> {
-    let of = |example: &&Example| match &example.counterfactual {
-        Some(counterfactual) => Ok(counterfactual.tokens.clone()),
-        None => Err(Error::input(format!("{}: no counterfactual", example.origin))),
-    };
-    let counterfactuals: Vec<Vec<u32>> = batch.examples.iter().map(of).collect::<Result<_>>()?;
-    Ok(pad(counterfactuals.iter().map(|tokens| &tokens[..]), &model.device())?.0)
 }

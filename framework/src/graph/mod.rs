@@ -10,6 +10,7 @@
 pub mod circuit;
 pub mod drawing;
 pub mod eap_ig;
+pub mod edge_set;
 pub mod mib;
 pub mod scores;
 pub mod table;

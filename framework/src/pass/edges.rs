@@ -84,6 +84,13 @@ impl AblatedEdges {
                 Some(of(vectors)?.unsqueeze(1)?.broadcast_as(like.shape())?)
             }
             Ablated::ByPosition(vectors) => {
+                let reached = vectors.dim(1)?;
+                if let Some(position) = positions.iter().find(|&&p| p as usize >= reached) {
+                    refuse!(
+                        "there is no ablated value at position {position}: the examples that the means \
+                         are taken over have at most {reached} tokens; use ablation `mean` or `zero`"
+                    );
+                }
                 let index = Tensor::new(positions, vectors.device())?;
                 Some(of(&vectors.index_select(&index, 1)?)?)
             }

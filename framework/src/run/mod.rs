@@ -1,41 +1,48 @@
 //! One experiment from start to end, and the folder it leaves: configuration, logs, circuits,
-//! drawings, summary, tuned model. Files appear whole: each is written under another name first.
+//! drawings, summary, tuned model. Files appear whole: each is written under another name first. A run that
+//! was ended goes on from the last step that was kept and the stages that were finished.
 
 mod check;
+mod checkpoints;
 pub mod experiment;
+mod faithfulness;
 mod folder;
 mod log;
-pub mod matrix;
 pub mod provenance;
 pub mod settings;
 pub mod splits;
 mod summary;
+pub mod sweep;
 mod tune;
 
 use std::path::Path;
-use std::time::Instant;
 
 use candle_core::Tensor;
 
-pub use folder::next_folder;
-pub use summary::Summary;
+pub use faithfulness::CircuitSummary;
+pub use summary::{SUMMARY, Summary};
 
-use crate::attribution::{Discovered, discover};
+use crate::attribution::{Ablation, Discovered, discover};
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
-use crate::evaluation::Evaluation;
 use crate::evaluation::task::{Dataset, Figures, Setting, Split};
+use crate::evaluation::{CircuitEvaluation, CircuitInForce, Evaluation};
 use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::drawing::Drawing;
+use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::progress::Report;
 use crate::run::experiment::{Experiment, Plugins};
 use crate::run::provenance::{Geometry, Provenance};
 use crate::run::splits::Data;
 use crate::tuning::Tuned;
+use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result};
+use checkpoints::Stages;
 use folder::RunFolder;
+use log::STATE;
+use summary::Control;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
 pub type Save<'a> = dyn Fn(&Path, &dyn Model) -> Result<()> + 'a;
@@ -58,6 +65,7 @@ impl Runner<'_> {
             tokenizer: self.tokenizer,
             context: self.model.context(),
             seed: self.experiment.seed,
+            counterfactuals: self.experiment.discovery.needs_counterfactuals(),
         }
     }
 
@@ -72,15 +80,52 @@ impl Runner<'_> {
     /// # Errors
     /// As the tasks'.
     pub fn evaluate(&self, folder: Option<&Path>, untuned: Option<&[Tensor]>) -> Result<Figures> {
+        self.figures(folder, untuned, None)
+    }
+
+    /// The same with the circuit in a file alone in force, in the graph of discovery's kinds of nodes,
+    /// without its dead ends. Means are taken over each task's own test examples.
+    ///
+    /// # Errors
+    /// As the tasks', and if the circuit isn't this model's.
+    pub fn evaluate_circuit(&self, folder: Option<&Path>, file: &Path) -> Result<Figures> {
+        let Experiment { discovery, faithfulness, .. } = self.experiment;
+        let graph = self.model.graph();
+        let circuit = Circuit::load(file, self.model, &graph.subset(&discovery.nodes))?;
+        let all = CircuitEvaluation::graph(self.model, &discovery.nodes)?;
+        let circuit = EdgeSet::of(graph, circuit.indices(graph)?);
+        let kept = circuit.without_dead_ends(graph, &all);
+        let ablation = faithfulness.as_ref().and_then(|settings| settings.ablation);
+        self.figures(folder, None, Some((&all, &kept, ablation.unwrap_or(discovery.ablation))))
+    }
+
+    /// The figures of the whole model, or of a circuit of a graph under an ablation.
+    fn figures(
+        &self,
+        folder: Option<&Path>,
+        untuned: Option<&[Tensor]>,
+        circuit: Option<(&EdgeSet, &EdgeSet, Ablation)>,
+    ) -> Result<Figures> {
+        let batch_size = self.experiment.evaluation_batch_size;
+        let in_force = |dataset: &dyn Dataset| {
+            let of = |(all, kept, ablation)| {
+                let examples = dataset.examples();
+                CircuitInForce::new(self.model, (all, kept), ablation, examples, batch_size)
+            };
+            circuit.map(of).transpose()
+        };
+        let test = self.split(Split::Test)?;
+        let alone = in_force(test)?;
         let own = Evaluation {
             model: self.model,
             setting: self.setting(),
-            batch_size: self.experiment.evaluation_batch_size,
+            batch_size,
             report: self.report,
             folder,
             untuned,
+            circuit: alone.as_ref(),
         };
-        let mut figures = self.split(Split::Test)?.evaluate(&own)?;
+        let mut figures = test.evaluate(&own)?;
         if !self.plugins.measure.is_empty() {
             let examples = self.measured_examples()?;
             for (name, metric) in &self.plugins.measure {
@@ -90,7 +135,10 @@ impl Runner<'_> {
         let others = self.data.others(self.plugins, &self.setting())?;
         for ((name, _), dataset) in self.plugins.evaluate.iter().zip(others) {
             let folder = folder.map(|folder| folder.join(name));
-            let others = dataset.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
+            let alone = in_force(&**dataset)?;
+            let evaluation =
+                Evaluation { folder: folder.as_deref(), circuit: alone.as_ref(), ..own };
+            let others = dataset.evaluate(&evaluation)?;
             figures.extend(others.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
         }
         Ok(figures)
@@ -143,6 +191,18 @@ impl Runner<'_> {
         self.run_prepared(self.prepare()?, folder)
     }
 
+    /// Everything, into the first of `parent/NAME-1`, `NAME-2`, … that isn't there. `begun` is called with
+    /// the folder once it is there.
+    ///
+    /// # Errors
+    /// As [`Runner::run`]'s.
+    pub fn run_in_next(&self, parent: &Path, begun: impl FnOnce(&Path)) -> Result<Summary> {
+        let (examples, config) = (self.prepare()?, self.experiment.resolved()?);
+        let folder = RunFolder::create_next(parent, &self.experiment.name, &config)?;
+        begun(folder.root());
+        self.go_on(examples, &folder)
+    }
+
     /// Everything that comes after [`Runner::prepare`], whose examples these are, into `folder`, which
     /// must not exist. The model is left tuned, not as the control tuned it.
     ///
@@ -151,12 +211,30 @@ impl Runner<'_> {
     /// adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
     /// model.
     pub fn run_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
-        let start = Instant::now();
-        let tuning = &self.experiment.tuning;
-        let config = self.experiment.resolved()?;
-        let folder = RunFolder::create(folder)?;
-        files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
+        let folder = RunFolder::create(folder, &self.experiment.resolved()?)?;
+        self.go_on(examples, &folder)
+    }
 
+    /// Goes on with the run of a folder, whose config.toml the experiment is, from where it was ended. What
+    /// it leaves is what it would have left.
+    ///
+    /// # Errors
+    /// As [`Runner::run_prepared`]'s.
+    pub fn resume(&self, folder: &Path) -> Result<Summary> {
+        self.resume_prepared(self.prepare()?, folder)
+    }
+
+    /// As [`Runner::resume`], after [`Runner::prepare`], whose examples these are.
+    ///
+    /// # Errors
+    /// As [`Runner::run_prepared`]'s.
+    pub fn resume_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
+        self.go_on(examples, &RunFolder::open(folder)?)
+    }
+
+    /// Every stage that isn't finished yet.
+    fn go_on(&self, examples: &[Example], folder: &RunFolder) -> Result<Summary> {
+        let mut stages = Stages::of(&folder.path(STATE))?;
         // A second copy of the weights, only where something starts from it or is compared with it.
         let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
         let untuned = match compared || self.plugins.control.is_some() {
@@ -164,66 +242,124 @@ impl Runner<'_> {
             false => None,
         };
         let untuned = untuned.as_deref();
-        let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
-        self.circuit(&folder, "before", examples)?;
-        let tuned = self.tune(&folder, &*self.plugins.selector, examples, untuned)?;
+        let before = stages.evaluation("before", || {
+            self.evaluate(Some(&folder.path("evaluation-before")), None)
+        })?;
+        let faithfulness_before =
+            stages.once("circuit before", || self.circuit(folder, "before", examples))?;
+        let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
         // Before anything else can fail.
-        (self.save)(&folder.path("model"), self.model)?;
-        let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
-        self.circuit(&folder, "after", examples)?;
-        let mut control = None;
-        if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
-            let _tuned = self.model.parameters().put_back_on_drop()?;
-            self.model.parameters().restore(weights)?;
-            let folder = RunFolder::create(&folder.path("control"))?;
-            let tuned = self.tune(&folder, &**selector, examples, untuned)?;
-            let figures = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
-            control = Some((tuned, figures));
-        }
-        let parameters = self.model.parameters().count();
-        let ratio = |tuned: &Tuned| tuned.tuned_parameters as f64 / parameters as f64;
-        let seconds = |tuned: &Tuned| tuned.discovery_seconds + tuned.tuning_seconds;
-        let control_tuned = control.as_ref().map(|(tuned, _)| tuned);
-        let summary = Summary {
-            experiment: self.experiment.name.clone(),
-            task: self.experiment.task.name.clone(),
-            selector: self.experiment.selector.name.clone(),
-            control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
-            before,
-            after,
-            parameters,
-            tuned_parameters: tuned.tuned_parameters,
-            tuned_parameter_ratio: ratio(&tuned),
-            control_tuned_parameters: control_tuned.map(|tuned| tuned.tuned_parameters),
-            control_tuned_parameter_ratio: control_tuned.map(ratio),
-            steps: tuning.total_steps(examples.len()),
-            discovery_seconds: tuned.discovery_seconds,
-            tuning_seconds: tuned.tuning_seconds,
-            control_seconds: control_tuned.map(seconds),
-            seconds: start.elapsed().as_secs_f64(),
-            control: control.map(|(_, figures)| figures),
+        stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
+        let after = stages.evaluation("after", || {
+            self.evaluate(Some(&folder.path("evaluation-after")), untuned)
+        })?;
+        let faithfulness_after =
+            stages.once("circuit after", || self.circuit(folder, "after", examples))?;
+        let control = match (&self.plugins.control, untuned) {
+            (Some(selector), Some(weights)) => {
+                Some(self.control(folder, &**selector, examples, weights, &mut stages)?)
+            }
+            _ => None,
         };
-        files::write_json(&folder.path("summary.json"), &summary)?;
+        let summary = Summary {
+            seconds: stages.seconds(),
+            faithfulness_before,
+            faithfulness_after,
+            ..self.summary(examples, before, after, &tuned, control)
+        };
+        files::write_json(&folder.path(SUMMARY), &summary)?;
+        folder.clear(STATE)?;
         Ok(summary)
     }
 
-    /// Discovers the circuit as the model is now; writes and draws it.
-    fn circuit(&self, folder: &RunFolder, when: &str, examples: &[Example]) -> Result<()> {
-        if !self.plugins.selector.needs_circuit() {
-            return Ok(());
+    /// Tunes with the control's selector, from the weights before tuning, and evaluates.
+    fn control(
+        &self,
+        folder: &RunFolder,
+        selector: &dyn ParamSelector,
+        examples: &[Example],
+        weights: &[Tensor],
+        stages: &mut Stages,
+    ) -> Result<Control> {
+        stages.once("control", || {
+            let _tuned = self.model.parameters().put_back_on_drop()?;
+            self.model.parameters().restore(weights)?;
+            let folder = folder.folder("control")?;
+            let tuned = self.tune(&folder, selector, examples, Some(weights))?;
+            let figures = self.evaluate(Some(&folder.path("evaluation-after")), Some(weights))?;
+            folder.clear(STATE)?;
+            Ok(Control {
+                figures,
+                tuned_parameters: tuned.tuned_parameters,
+                seconds: tuned.discovery_seconds + tuned.tuning_seconds,
+            })
+        })
+    }
+
+    fn summary(
+        &self,
+        examples: &[Example],
+        before: Figures,
+        after: Figures,
+        tuned: &Tuned,
+        control: Option<Control>,
+    ) -> Summary {
+        let parameters = self.model.parameters().count();
+        let ratio = |tuned: usize| tuned as f64 / parameters as f64;
+        let Experiment { name, task, selector, tuning, .. } = self.experiment;
+        Summary {
+            experiment: name.clone(),
+            task: task.name.clone(),
+            selector: selector.name.clone(),
+            control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
+            before,
+            after,
+            faithfulness_before: None,
+            faithfulness_after: None,
+            parameters,
+            tuned_parameters: tuned.tuned_parameters,
+            tuned_parameter_ratio: ratio(tuned.tuned_parameters),
+            control_tuned_parameters: control.as_ref().map(|control| control.tuned_parameters),
+            control_tuned_parameter_ratio: control.as_ref().map(|c| ratio(c.tuned_parameters)),
+            steps: tuning.total_steps(examples.len()),
+            discovery_seconds: tuned.discovery_seconds,
+            tuning_seconds: tuned.tuning_seconds,
+            control_seconds: control.as_ref().map(|control| control.seconds),
+            seconds: 0.0,
+            control: control.map(|control| control.figures),
         }
-        let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
-        let circuit = match (self.experiment.tuning.fixed_circuit(self.model, &graph)?, when) {
-            (Some(circuit), "before") => circuit,
-            _ => match self.discover(examples) {
-                Ok((_, circuit)) => circuit,
-                // The tuned model is there to be looked at; the figures say what became of it.
-                Err(error @ Error::NotFinite(_)) if when == "after" => {
-                    ::log::warn!("there is no circuit after tuning: {error}");
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            },
+    }
+
+    /// Discovers the circuit as the model is now; writes and draws it, and evaluates it where
+    /// `[faithfulness]` asks for that.
+    fn circuit(
+        &self,
+        folder: &RunFolder,
+        when: &str,
+        examples: &[Example],
+    ) -> Result<Option<CircuitSummary>> {
+        let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
+        if !self.plugins.selector.needs_circuit() && faithfulness.is_none() {
+            return Ok(None);
+        }
+        let graph = self.model.graph().subset(&discovery.nodes);
+        let fixed = tuning.fixed_circuit(self.model, &graph)?.filter(|_| when == "before");
+        // What a fixed circuit is held against is the ranking by scores.
+        let found = match fixed.is_some() && faithfulness.is_none() {
+            true => None,
+            false => Some(self.discover(examples)),
+        };
+        let (scores, circuit) = match (found, fixed) {
+            (Some(Ok((found, _))), Some(circuit)) => (Some(found.scores), circuit),
+            (Some(Ok((found, circuit))), None) => (Some(found.scores), circuit),
+            (None, Some(circuit)) => (None, circuit),
+            // The tuned model is there to be looked at; the figures say what became of it.
+            (Some(Err(error @ Error::NotFinite(_))), _) if when == "after" => {
+                ::log::warn!("there is no circuit after tuning: {error}");
+                return Ok(None);
+            }
+            (Some(Err(error)), _) => return Err(error),
+            (None, None) => return Ok(None),
         };
         let file = folder.path(&format!("circuit-{when}.json"));
         let provenance = self.provenance(examples);
@@ -231,6 +367,10 @@ impl Runner<'_> {
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
         let drawing = Drawing::of(&circuit.edges, &title, &provenance);
         let file = folder.path(&format!("circuit-{when}.svg"));
-        files::write_atomically(&file, drawing.svg().as_bytes())
+        files::write_atomically(&file, drawing.svg().as_bytes())?;
+        match (faithfulness, scores) {
+            (Some(settings), Some(scores)) => self.judge(settings, &circuit, &scores, folder, when),
+            _ => Ok(None),
+        }
     }
 }

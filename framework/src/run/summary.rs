@@ -5,6 +5,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
+use crate::run::CircuitSummary;
+
+/// The file of a finished run's [`Summary`].
+pub const SUMMARY: &str = "summary.json";
+
+/// What a control came to.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Control {
+    #[serde(with = "figures")]
+    pub(super) figures: Figures,
+    pub(super) tuned_parameters: usize,
+    pub(super) seconds: f64,
+}
 
 /// A run's outcome: `summary.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +32,12 @@ pub struct Summary {
     /// The same after tuning with the control's selector instead.
     #[serde(default, with = "figures::optional", skip_serializing_if = "Option::is_none")]
     pub control: Option<Figures>,
+    /// What the circuit before tuning came to, where `[faithfulness]` asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faithfulness_before: Option<CircuitSummary>,
+    /// The same of the circuit after tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faithfulness_after: Option<CircuitSummary>,
     /// The task's registered name.
     pub task: String,
     /// The selector's registered name.
@@ -40,6 +59,7 @@ pub struct Summary {
     /// The control's discovery and tuning together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_seconds: Option<f64>,
-    /// From the making of the folder to the end, evaluations and the control included.
+    /// From the making of the folder to the end, evaluations and the control included; of a run that was
+    /// resumed, of what was not done twice.
     pub seconds: f64,
 }
