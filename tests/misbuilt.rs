@@ -159,7 +159,7 @@ fn an_output_projection_saved_untransposed_does_not_conform() {
     );
     let error = refusal(&LLAMA, Alteration { projection: |_| None, ..altered });
     assert!(error.contains("built again from its own state_dict"), "{error}");
-    assert!(error.contains("`model.layers.0.self_attn.o_proj` is the first"), "{error}");
+    assert!(error.contains("`model.layers.0.self_attn.o_proj.weight` is the first"), "{error}");
 }
 
 #[test]

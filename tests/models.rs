@@ -136,7 +136,7 @@ fn configurations_that_are_not_implemented_are_refused_by_name() {
         ("attention_bias", json!(true)),
         ("mlp_bias", json!(true)),
         ("hidden_act", json!("gelu")),
-        ("head_dim", json!(16)),
+        ("head_dim", json!(5)),
         ("num_key_value_heads", json!(3)),
         ("num_attention_heads", json!(0)),
         ("sliding_window", json!(4)),

@@ -322,6 +322,7 @@ cases!(discovers:
     llama_key_mean_positional_lengths = "llama-key-mean-positional-lengths",
     llama_sets = "llama-sets",
     llama_tied_lengths = "llama-tied-lengths",
+    qwen2_key_mean = "qwen2-key-mean",
 );
 
 cases!(tunes:
@@ -329,4 +330,5 @@ cases!(tunes:
     gpt2_tune_sgd = "gpt2-tune-sgd",
     gpt2_tune_weighted = "gpt2-tune-weighted",
     llama_tune_sgd = "llama-tune-sgd",
+    qwen2_tune_sgd = "qwen2-tune-sgd",
 );

@@ -1,14 +1,12 @@
 //! The models: GPT-2 and Llama as plugins, and getting them into and out of files.
 
-mod config;
 mod embedded;
 mod gguf;
 mod gpt2;
 mod hub;
 mod hugging_face;
 mod llama;
-mod rope;
-mod transformer;
+mod qwen2;
 
 use std::path::Path;
 

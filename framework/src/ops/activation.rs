@@ -21,6 +21,11 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// Whether it reads a gate before its input.
+    pub fn is_gated(self) -> bool {
+        self == Self::Swiglu
+    }
+
     /// The differentiable value.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use circuit_framework::model::checkpoint::{Stored, Weights};
 use circuit_framework::{Checkpoint, Error, Result, refuse};
 use serde_json::json;
 
-use crate::rope::{Llama3Scaling, frequencies};
+use circuit_framework::model::decoder::rope::{Llama3Scaling, frequencies};
 
 /// Reads a file's configuration and tokenizer, and lists its weights.
 pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {

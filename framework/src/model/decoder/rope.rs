@@ -1,23 +1,26 @@
 //! Rotary frequencies: the settings in config.json in both of transformers' spellings, `rope_theta`
 //! with `rope_scaling` and `rope_parameters`, and the frequencies that come of them.
 
-use circuit_framework::{Checkpoint, Error, Result, refuse};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::model::checkpoint::Checkpoint;
+use crate::ops::rotary::Rotary;
+use crate::{Error, Result, refuse};
+
 /// The settings of rotary frequencies.
-pub(crate) struct Rope {
-    pub(crate) theta: f64,
-    pub(crate) scaling: Option<Llama3Scaling>,
+pub struct Rope {
+    pub theta: f64,
+    pub scaling: Option<Llama3Scaling>,
 }
 
 /// Llama 3's scaling for long contexts.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub(crate) struct Llama3Scaling {
-    pub(crate) factor: f64,
-    pub(crate) low_freq_factor: f64,
-    pub(crate) high_freq_factor: f64,
-    pub(crate) original_max_position_embeddings: f64,
+pub struct Llama3Scaling {
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    pub original_max_position_embeddings: f64,
 }
 
 /// Settings of every type.
@@ -32,13 +35,18 @@ impl Rope {
     ///
     /// # Errors
     /// Naming the first setting that can't be read.
-    pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let table = Table::find(checkpoint)?;
         let is_llama3 = table.is_llama3()?;
         table.check_names(if is_llama3 { &LLAMA3 } else { &[] })?;
         table.check_partial()?;
         let scaling = is_llama3.then(|| table.llama3()).transpose()?;
         Ok(Self { theta: table.theta()?, scaling })
+    }
+
+    /// The rotation of heads of width `d_head` at so many positions.
+    pub fn rotary(&self, d_head: usize, positions: usize) -> Rotary {
+        Rotary::new(&frequencies(d_head, self.theta, self.scaling.as_ref()), positions)
     }
 }
 
@@ -137,7 +145,7 @@ impl<'a> Table<'a> {
 }
 
 /// The rotation frequencies [d_head / 2], in radians a position, with Llama 3's scaling.
-pub(crate) fn frequencies(d_head: usize, theta: f64, scaling: Option<&Llama3Scaling>) -> Vec<f64> {
+pub fn frequencies(d_head: usize, theta: f64, scaling: Option<&Llama3Scaling>) -> Vec<f64> {
     let plain = (0..d_head / 2).map(|i| theta.powf(-2.0 * i as f64 / d_head as f64));
     let Some(scaling) = scaling else {
         return plain.collect();

@@ -1,0 +1,49 @@
+//! Qwen2 and Qwen2.5 (Yang et al., 2024, arXiv 2407.10671), as Hugging Face's `Qwen2ForCausalLM`: Llama
+//! with biases on queries, keys and values, which belong to the head that reads through them.
+
+use circuit_framework::model::config;
+use circuit_framework::model::decoder::rope::Rope;
+use circuit_framework::model::decoder::standard::{StandardConfig, refuse_windows};
+use circuit_framework::{
+    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// Qwen2's options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Qwen2Options {
+    /// Split each MLP into heads of this many neurons; without it an MLP is one node.
+    mlp_head_width: Option<usize>,
+}
+
+impl Architecture for Qwen2Options {
+    fn build(&self, checkpoint: Checkpoint) -> Result<Box<dyn Model>> {
+        config::accept(
+            &checkpoint,
+            &[("hidden_act", &[json!("silu")]), ("quantization_config", &[json!(null)])],
+        )?;
+        let config = StandardConfig::read(&checkpoint)?;
+        refuse_windows(&checkpoint)?;
+        let mut decoder = config.decoder(&Rope::read(&checkpoint)?);
+        decoder.mlp_head_width = self.mlp_head_width;
+        for layer in &mut decoder.layers {
+            let modules = layer.query_key_value.modules_mut();
+            modules.iter_mut().for_each(|module| module.has_bias = true);
+        }
+        decoder.build(checkpoint)
+    }
+}
+
+impl Options<dyn Architecture> for Qwen2Options {
+    fn build(self) -> Result<Box<dyn Architecture>> {
+        Ok(Box::new(self))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Architecture>::new::<Qwen2Options>(
+        "qwen2", "Qwen2 and Qwen2.5, from Hugging Face folders", origin!(),
+    )
+}
