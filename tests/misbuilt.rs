@@ -11,7 +11,7 @@ use circuit_framework::{
 };
 
 use crate::conformance::architecture;
-use crate::support::Geometry;
+use crate::support::{Family, Geometry};
 
 /// A Llama, altered in what it says of itself.
 struct Altered {
@@ -110,7 +110,7 @@ impl Model for Altered {
 struct Misbuilt(Alteration);
 
 const LLAMA: Geometry = Geometry {
-    llama: true,
+    family: Family::Llama,
     layers: 2,
     heads: 4,
     kv_heads: 4,

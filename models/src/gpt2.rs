@@ -3,7 +3,7 @@
 
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::{
-    Decoder, Layer, Linear, Mlp, NormKind, QueryKeyValue,
+    Decoder, Layer, Linear, Mlp, NormKind, Norms, QueryKeyValue,
 };
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
@@ -61,19 +61,19 @@ impl Config {
 
     fn layer(&self, index: usize) -> Layer {
         let of = |part: &str| format!("h.{index}.{part}");
-        let (heads, d_head) = (self.n_head, self.n_embd / self.n_head);
         Layer {
-            attention: Attention { heads, kv_heads: heads, d_head, rotary: None },
-            attention_norm: of("ln_1"),
+            attention: Attention::new(self.n_head, self.n_head, self.n_embd / self.n_head),
+            attention_norms: Norms::before(of("ln_1")),
             query_key_value: QueryKeyValue::Stacked(Linear::biased(of("attn.c_attn"))),
+            head_norms: None,
             attention_output: Linear::biased(of("attn.c_proj")),
-            mlp_norm: of("ln_2"),
-            mlp: Mlp {
+            mlp: Some(Mlp {
+                norms: Norms::before(of("ln_2")),
                 width: self.n_inner.unwrap_or(4 * self.n_embd),
                 inputs: vec![Linear::biased(of("mlp.c_fc"))],
                 activation: Activation::GeluTanh,
                 output: Linear::biased(of("mlp.c_proj")),
-            },
+            }),
         }
     }
 }
@@ -85,6 +85,7 @@ impl Architecture for Gpt2Options {
             vocabulary: config.vocab_size,
             context: config.n_positions,
             d_model: config.n_embd,
+            embedding_scale: 1.0,
             tokens: "wte.weight".to_owned(),
             positions: Some("wpe.weight".to_owned()),
             norm: NormKind::Layer,
@@ -93,6 +94,8 @@ impl Architecture for Gpt2Options {
             final_norm: "ln_f".to_owned(),
             unembedding: "lm_head.weight".to_owned(),
             is_tied: true,
+            cap: None,
+            is_parallel: false,
             mlp_head_width: self.mlp_head_width,
             fan_in_fan_out: true,
             prefix: "transformer.",

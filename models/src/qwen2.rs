@@ -3,7 +3,8 @@
 
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::{StandardConfig, refuse_windows};
+use circuit_framework::model::decoder::Decoder;
+use circuit_framework::model::decoder::standard::StandardConfig;
 use circuit_framework::{
     Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
 };
@@ -25,8 +26,8 @@ impl Architecture for Qwen2Options {
             &[("hidden_act", &[json!("silu")]), ("quantization_config", &[json!(null)])],
         )?;
         let config = StandardConfig::read(&checkpoint)?;
-        refuse_windows(&checkpoint)?;
         let mut decoder = config.decoder(&Rope::read(&checkpoint)?);
+        set_windows(&mut decoder, &checkpoint)?;
         decoder.mlp_head_width = self.mlp_head_width;
         for layer in &mut decoder.layers {
             let modules = layer.query_key_value.modules_mut();
@@ -34,6 +35,15 @@ impl Architecture for Qwen2Options {
         }
         decoder.build(checkpoint)
     }
+}
+
+/// Sliding windows are there where `use_sliding_window` says so, from layer `max_window_layers` on.
+pub(crate) fn set_windows(decoder: &mut Decoder, checkpoint: &Checkpoint) -> Result<()> {
+    if checkpoint.config["use_sliding_window"] != json!(true) {
+        return Ok(());
+    }
+    let first = checkpoint.config["max_window_layers"].as_u64().unwrap_or(0) as usize;
+    decoder.set_windows(checkpoint, |layer| layer >= first)
 }
 
 impl Options<dyn Architecture> for Qwen2Options {

@@ -45,12 +45,12 @@ use crate::{Error, Result, refuse};
 ///         let tokens = parameters.add_shared("embed", weight.copy()?)?;
 ///         let weight = parameters.add_shared("unembed", weight)?;
 ///         let gain = parameters.add_shared("norm", gain)?;
-///         let norm = Norm { weight: gain, bias: None, epsilon: 1e-5 };
+///         let norm = Norm { weight: gain, bias: None, epsilon: 1e-5, offset: 0.0 };
 ///         Ok(Self {
 ///             graph,
 ///             parameters,
-///             embedding: Arc::new(Embedding { tokens, positions: None }),
-///             unembedding: Arc::new(Unembedding { site: 1, norm, weight }),
+///             embedding: Arc::new(Embedding { tokens, positions: None, scale: 1.0 }),
+///             unembedding: Arc::new(Unembedding { site: 1, norm, weight, cap: None }),
 ///             config: serde_json::json!({ "model_type": "bigram" }),
 ///         })
 ///     }
@@ -120,6 +120,12 @@ pub trait Model: Send + Sync {
     /// call a module's weight.
     fn projections(&self) -> Vec<Projection> {
         Projection::all(self.parameters())
+    }
+
+    /// Whether a layer's queries, or its keys, are normalised all together, so that each head's depend on
+    /// what the others read.
+    fn heads_share_a_norm(&self) -> bool {
+        false
     }
 
     /// Where the weights are, and tokens have to be.

@@ -11,9 +11,11 @@
 pub mod activation;
 pub mod attention;
 mod blocks;
+pub(crate) mod cap;
 pub mod composed;
 pub mod cross_entropy;
 mod function;
+pub mod head_norms;
 mod kept;
 mod lanes;
 mod matrix;

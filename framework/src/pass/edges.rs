@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor};
 use super::hooks::Replacement;
 use super::{Reading, Writing};
 use crate::graph::{Graph, Input, Node, Reader, Writer};
-use crate::ops::{multiply_blocks_into, weight};
+use crate::ops::weight;
 use crate::{Result, refuse};
 
 /// What is read along an ablated edge instead of what the writer wrote. Writers are those of the
@@ -133,18 +133,19 @@ impl Edges {
         }
     }
 
-    /// Takes note of what a site's writers wrote, of their z [rows, writers × width]. `written` is what
-    /// stands for all of it [rows, d_model] where that was replaced.
+    /// Takes note of what a site's writers wrote, of their values [rows, writers × width], which `values`
+    /// forms, and of what was written instead.
     pub(super) fn written(
         &self,
         writing: &Writing,
-        z: &Tensor,
+        values: impl FnOnce() -> Result<Tensor>,
         replaced: Option<&Replacement>,
     ) -> Result<()> {
         if !self.edges.leaves(writing.site) {
             return Ok(());
         }
-        self.put(writing.site, &writers_outputs(writing, z, self.writers(writing.site), replaced)?)
+        let writers = self.writers(writing.site);
+        self.put(writing.site, &writers_outputs(writing, &values()?, writers, replaced)?)
     }
 
     /// How many writers a site has.
@@ -207,30 +208,24 @@ impl Edges {
     }
 }
 
-/// What each of a site's writers wrote [writers, rows, d_model], of their z [rows, writers × width].
+/// What each of a site's writers wrote [writers, rows, d_model], of their values [rows, writers × width].
 ///
 /// # Errors
 /// If what was replaced doesn't say so writer by writer.
 pub(super) fn writers_outputs(
     writing: &Writing,
-    z: &Tensor,
+    values: &Tensor,
     writers: usize,
     replaced: Option<&Replacement>,
 ) -> Result<Tensor> {
-    let (rows, d_model) = (z.dim(0)?, writing.weight.tensor.dim(1)?);
-    let outputs = Tensor::zeros((writers, rows, d_model), z.dtype(), z.device())?;
-    multiply_blocks_into(z, &weight::widened(&writing.weight.tensor)?, &outputs)?;
-    let outputs = match &writing.bias {
-        Some(bias) if writing.bias_is_written => outputs.broadcast_add(&bias.tensor)?,
-        _ => outputs,
-    };
+    let outputs = writing.outputs(values, writers)?;
     match replaced {
         None => {}
         Some(Replacement::Writer { index, output, .. }) => {
-            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(z.dtype())?, 0, *index)?;
+            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(values.dtype())?, 0, *index)?;
         }
         Some(Replacement::Site(output)) if writers == 1 => {
-            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(z.dtype())?, 0, 0)?;
+            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(values.dtype())?, 0, 0)?;
         }
         Some(Replacement::Site(_)) => refuse!(
             "site {} was replaced as a whole, so that none of its {writers} writers' edges can be \
@@ -285,11 +280,11 @@ impl Inputs {
                 let shape = (x.dim(0)?, reading.weight.tensor.dim(0)?);
                 Tensor::zeros(shape, x.dtype(), x.device())?
             }
-            false => reading.project(&reading.norm.forward(x)?)?,
+            false => reading.project(&reading.normalise(x)?)?,
         };
         let own = self.own(x)?;
         for (index, readers) in self.own.iter().enumerate() {
-            let normed = reading.norm.forward(&own.get(index)?)?;
+            let normed = reading.normalise(&own.get(index)?)?;
             for columns in self.columns(readers, reading)? {
                 let (start, len) = (columns.start, columns.len());
                 let weight = reading.weight.tensor.narrow(0, start, len)?;
@@ -325,7 +320,7 @@ impl Inputs {
                 let weight = reading.weight.tensor.narrow(0, columns.start, columns.len())?;
                 normed = (normed + weight::times(&gradient, &weight)?)?;
             }
-            let gradient = reading.norm.pull_back(&x, &normed)?;
+            let gradient = reading.pull_back(&x, &normed)?;
             Ok(SharedInput { readers: readers.clone(), x, normed, gradient })
         };
         let own = self.own(x)?;

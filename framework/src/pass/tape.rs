@@ -11,7 +11,8 @@ use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
-use crate::ops::{Kept, differentiable, weight};
+use crate::ops::head_norms::NormGradient;
+use crate::ops::{Kept, differentiable, multiply_blocks_into, weight};
 use crate::{Result, refuse};
 
 /// Where gradients are put that candle has brought back.
@@ -70,6 +71,8 @@ pub(super) struct Between {
 pub(super) struct Write {
     pub(super) writing: Arc<Writing>,
     pub(super) z: Z,
+    /// What a norm behind the projection normalised [batch·seq, d_model]; formed again where it isn't kept.
+    pub(super) projected: Option<Tensor>,
     pub(super) applied: Vec<Applied>,
     pub(super) replaced: Option<Replaced>,
     /// The pass's ablated edges.
@@ -233,7 +236,7 @@ impl Tape {
             }
         };
         let at_z = write.go_back(z, back, adapters, sink)?;
-        Ok(Some((*input, operation.pull_back(&values, &at_z, from)?)))
+        Ok(Some((*input, operation.pull_back(&values, &at_z, from, sink)?)))
     }
 }
 
@@ -258,7 +261,7 @@ impl Write {
         }
         let stream = &back.stream;
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
-        let gradient = kept.gather(stream)?;
+        let gradient = self.pull_back_norm(&z, &kept, kept.gather(stream)?, sink)?;
         let at_z = weight::times_transposed(&gradient, &self.writing.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &gradient, &at_z)?;
@@ -271,6 +274,59 @@ impl Write {
 }
 
 impl Write {
+    /// What the norm behind the projection normalised.
+    fn projected(&self, z: &Tensor) -> Result<Tensor> {
+        match &self.projected {
+            Some(projected) => Ok(projected.clone()),
+            None => Ok(weight::times(z, &self.writing.weight.tensor)?),
+        }
+    }
+
+    /// From the gradient [kept rows, d_model] at what was added to the stream to that at the projection's
+    /// output.
+    fn pull_back_norm(
+        &self,
+        z: &Tensor,
+        kept: &Kept,
+        gradient: Tensor,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Tensor> {
+        let Some(norm) = &self.writing.norm else {
+            return Ok(gradient);
+        };
+        let x = kept.gather(&self.projected(z)?)?;
+        sink(Captured::NormWeight(norm.weight_gradient(&x, &gradient)?))?;
+        Ok(norm.pull_back(&x, &gradient)?)
+    }
+
+    /// The same where the writers' gradients [writers, batch·seq, d_model] differ. With p_u what writer u
+    /// projects, P their sum, s = 1/rms(P) and v_u = γ ⊙ g_u, the gradient at p_u is
+    /// s v_u − s³ P/d Σ_w ⟨v_w, p_w⟩, and that of γ Σ_w s p_w ⊙ g_w.
+    fn pull_back_norm_apart(
+        &self,
+        z: &Tensor,
+        gradients: Tensor,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Tensor> {
+        let Some(norm) = &self.writing.norm else {
+            return Ok(gradients);
+        };
+        let (writers, rows, d_model) = gradients.dims3()?;
+        let parts = Tensor::zeros((writers, rows, d_model), z.dtype(), z.device())?;
+        multiply_blocks_into(z, &weight::widened(&self.writing.weight.tensor)?, &parts)?;
+        let whole = self.projected(z)?;
+        let scale = norm.scales(&whole)?;
+        let products = (&parts * &gradients)?;
+        let of_gain = products.sum(0)?.broadcast_mul(&scale)?.sum_keepdim(0)?;
+        sink(Captured::NormWeight(NormGradient { weight: norm.weight.clone(), gradient: of_gain }))?;
+        let gain = norm.gain()?;
+        let along = products.broadcast_mul(&gain)?.sum(0)?.sum_keepdim(1)?;
+        let cube = (scale.powf(3.0)? / d_model as f64)?;
+        let common = whole.broadcast_mul(&(along * cube)?)?.unsqueeze(0)?;
+        let own = gradients.broadcast_mul(&gain)?.broadcast_mul(&scale.unsqueeze(0)?)?;
+        Ok(own.broadcast_sub(&common)?.contiguous()?)
+    }
+
     /// The gradients at the writers' outputs [writers, batch·seq, d_model], where they are not all the
     /// stream's.
     fn by_writer(&self, z: &Tensor, back: &Back) -> Result<Option<Tensor>> {
@@ -311,6 +367,7 @@ impl Write {
         back: &Back,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
+        let gradients = self.pull_back_norm_apart(&z, gradients, sink)?;
         let (writers, rows, d_model) = gradients.dims3()?;
         let weight = weight::widened(&self.writing.weight.tensor)?;
         let width = weight.dim(0)? / writers;
@@ -349,7 +406,7 @@ impl Read {
     fn again(&self) -> Result<Tensor> {
         let output = match &self.inputs {
             Some(inputs) => inputs.project(&self.reading, &self.x)?,
-            None => self.reading.project(&self.reading.norm.forward(&self.x)?)?,
+            None => self.reading.project(&self.reading.normalise(&self.x)?)?,
         };
         let (batch, seq) = self.shape;
         Ok(output.reshape((batch, seq, ()))?)
@@ -385,7 +442,7 @@ impl Read {
             let gradients = adapters.backward(&self.applied, &projected, &normed)?;
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
-        let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed)?;
+        let pulled = self.reading.pull_back(&kept.gather(&self.x)?, &normed)?;
         back.stream = kept.add(&back.stream, pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
         sink(Captured::Reading { reading, x, kept, normed, projected })
@@ -419,7 +476,13 @@ impl Operation {
         }
     }
 
-    fn pull_back(&self, values: &Tensor, at_z: &Partial, from: &[usize]) -> Result<Partial> {
+    fn pull_back(
+        &self,
+        values: &Tensor,
+        at_z: &Partial,
+        from: &[usize],
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Partial> {
         let Partial { kept, values: gradient } = at_z;
         match self {
             Self::Activation(activation) => {
@@ -429,7 +492,9 @@ impl Operation {
             Self::Attention(attention) => {
                 let (batch, seq, _) = values.dims3()?;
                 let at_z = kept.scatter(gradient.clone())?.reshape((batch, seq, ()))?;
-                Partial::of(&rows(&attention.pull_back(values, &at_z, from)?)?)
+                let (at_values, of_norms) = attention.pull_back(values, &at_z, from)?;
+                of_norms.into_iter().map(Captured::NormWeight).try_for_each(sink)?;
+                Partial::of(&rows(&at_values)?)
             }
         }
     }

@@ -24,6 +24,8 @@ pub struct Decoder {
     pub context: usize,
     /// The width of the residual stream.
     pub d_model: usize,
+    /// What token embeddings are multiplied with.
+    pub embedding_scale: f64,
     /// The token embedding's weight.
     pub tokens: String,
     /// The weight of learned position embeddings.
@@ -38,6 +40,10 @@ pub struct Decoder {
     pub unembedding: String,
     /// Whether the unembedding is the token embedding.
     pub is_tied: bool,
+    /// The soft cap on logits.
+    pub cap: Option<f64>,
+    /// Whether a layer's MLP reads what its attention reads, and not what that writes.
+    pub is_parallel: bool,
     /// Splits each MLP into heads of so many neurons; without it an MLP is one node.
     pub mlp_head_width: Option<usize>,
     /// Whether files have projections [in, out], as GPT-2's `Conv1D` does.
@@ -48,18 +54,34 @@ pub struct Decoder {
     pub ignored: &'static [&'static str],
 }
 
-/// A layer: attention reads and writes, then an MLP.
+/// A layer: attention reads and writes, then an MLP, where there is one.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// Heads, their width, rotary positions.
+    /// Heads, their width, rotary positions, window, cap; its norms come of `head_norms`.
     pub attention: Attention,
-    /// The norm that attention reads through.
-    pub attention_norm: String,
+    pub attention_norms: Norms,
     pub query_key_value: QueryKeyValue,
+    pub head_norms: Option<HeadNormNames>,
     pub attention_output: Linear,
-    /// The norm that the MLP reads through.
-    pub mlp_norm: String,
-    pub mlp: Mlp,
+    pub mlp: Option<Mlp>,
+}
+
+/// The norms of a sub-layer, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Norms {
+    /// The norm that is read through.
+    pub before: Option<String>,
+    /// The norm of what is written, which must be by the root mean square.
+    pub after: Option<String>,
+}
+
+/// The norms on queries and keys, by name.
+#[derive(Clone, Debug)]
+pub struct HeadNormNames {
+    pub query: String,
+    pub key: String,
+    /// Whether each head is normalised by itself; else all are together.
+    pub is_per_head: bool,
 }
 
 /// The projections that attention reads through.
@@ -69,11 +91,14 @@ pub enum QueryKeyValue {
     Separate([Linear; 3]),
     /// One module: all queries, then all keys, then all values.
     Stacked(Linear),
+    /// One module: a head's queries, keys and values, then the next head's. Heads share none.
+    ByHead(Linear),
 }
 
 /// An MLP of some hidden width.
 #[derive(Clone, Debug)]
 pub struct Mlp {
+    pub norms: Norms,
     pub width: usize,
     /// The gate is read before the up projection where the activation is gated.
     pub inputs: Vec<Linear>,
@@ -95,6 +120,20 @@ pub enum NormKind {
     Layer,
     /// By the root mean square, with a weight.
     Rms,
+    /// The same, with a weight that is stored less 1.
+    RmsFromOne,
+}
+
+impl Norms {
+    /// A norm that is read through, and none of what is written.
+    pub fn before(name: impl Into<String>) -> Self {
+        Self { before: Some(name.into()), after: None }
+    }
+
+    /// A norm of what is written, and none that is read through.
+    pub fn after(name: impl Into<String>) -> Self {
+        Self { before: None, after: Some(name.into()) }
+    }
 }
 
 impl Linear {
@@ -114,7 +153,7 @@ impl QueryKeyValue {
     pub fn modules_mut(&mut self) -> &mut [Linear] {
         match self {
             Self::Separate(modules) => modules,
-            Self::Stacked(module) => std::slice::from_mut(module),
+            Self::Stacked(module) | Self::ByHead(module) => std::slice::from_mut(module),
         }
     }
 }

@@ -10,6 +10,7 @@ pub(super) struct LayerNodes {
     layer: usize,
     heads: usize,
     kv_heads: usize,
+    has_mlp: bool,
     /// How many nodes the MLP is; none where it is one.
     mlp_parts: Option<usize>,
     mlp_ports: &'static [Port],
@@ -17,7 +18,7 @@ pub(super) struct LayerNodes {
 
 impl LayerNodes {
     pub(super) fn new(decoder: &Decoder, index: usize, layer: &Layer) -> Result<Self> {
-        let width = layer.mlp.width;
+        let width = layer.mlp.as_ref().map_or(0, |mlp| mlp.width);
         let mlp_parts = match decoder.mlp_head_width {
             None => None,
             Some(part) if part > 0 && width.is_multiple_of(part) => Some(width / part),
@@ -25,12 +26,13 @@ impl LayerNodes {
                 refuse!("mlp_head_width is {part}, which does not divide the MLP's {width} neurons")
             }
         };
-        let mlp_ports: &[Port] = match layer.mlp.activation.is_gated() {
+        let mlp_ports: &[Port] = match layer.mlp.as_ref().is_some_and(|mlp| mlp.activation.is_gated()) {
             true => &[Port::Gate, Port::Up],
             false => &[Port::Input],
         };
         let (heads, kv_heads) = (layer.attention.heads, layer.attention.kv_heads);
-        Ok(Self { layer: index, heads, kv_heads, mlp_parts, mlp_ports })
+        let has_mlp = layer.mlp.is_some();
+        Ok(Self { layer: index, heads, kv_heads, has_mlp, mlp_parts, mlp_ports })
     }
 
     /// The heads, in the order of their rows.
@@ -84,12 +86,22 @@ pub(super) fn writer_rows(nodes: &[Node]) -> Vec<(Owner, usize)> {
     nodes.iter().map(|&node| (Owner::Writer(node), 0)).collect()
 }
 
-/// Embedding, then an attention site and an MLP site a layer, then the unembedding.
-pub(super) fn graph(layers: &[LayerNodes]) -> Graph {
+/// Embedding, then an attention site and an MLP site a layer, then the unembedding. In a parallel layer both
+/// read before either writes: sites that only read, then sites that only write.
+pub(super) fn graph(layers: &[LayerNodes], is_parallel: bool) -> Graph {
     let mut sites = vec![(Vec::new(), vec![Node::Embed])];
     for layer in layers {
-        sites.push((layer.attention_inputs(), layer.heads()));
-        sites.push((layer.mlp_inputs(), layer.mlp()));
+        let (reads, writes) = (layer.attention_inputs(), layer.heads());
+        match (is_parallel, layer.has_mlp) {
+            (_, false) => sites.push((reads, writes)),
+            (false, true) => sites.extend([(reads, writes), (layer.mlp_inputs(), layer.mlp())]),
+            (true, true) => sites.extend([
+                (reads, Vec::new()),
+                (layer.mlp_inputs(), Vec::new()),
+                (Vec::new(), writes),
+                (Vec::new(), layer.mlp()),
+            ]),
+        }
     }
     sites.push((vec![Input { node: Node::Logits, port: Port::Input }], Vec::new()));
     Graph::new(sites)

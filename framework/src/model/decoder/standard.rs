@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::rope::Rope;
-use super::{Decoder, Layer, Linear, Mlp, NormKind, QueryKeyValue};
+use super::{Decoder, Layer, Linear, Mlp, NormKind, Norms, QueryKeyValue};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config;
 use crate::ops::activation::Activation;
@@ -74,16 +74,15 @@ impl StandardConfig {
         let d_head = self.d_head();
         let rotary = Arc::new(rope.rotary(d_head, self.max_position_embeddings));
         let attention = Attention {
-            heads: self.num_attention_heads,
-            kv_heads: self.kv_heads(),
-            d_head,
             rotary: Some(rotary),
+            ..Attention::new(self.num_attention_heads, self.kv_heads(), d_head)
         };
         let layer = |index: usize| Layer::standard(index, &attention, self.intermediate_size);
         Decoder {
             vocabulary: self.vocab_size,
             context: self.max_position_embeddings,
             d_model: self.hidden_size,
+            embedding_scale: 1.0,
             tokens: "model.embed_tokens.weight".to_owned(),
             positions: None,
             norm: NormKind::Rms,
@@ -92,6 +91,8 @@ impl StandardConfig {
             final_norm: "model.norm".to_owned(),
             unembedding: "lm_head.weight".to_owned(),
             is_tied: self.tie_word_embeddings == Some(true),
+            cap: None,
+            is_parallel: false,
             mlp_head_width: None,
             fan_in_fan_out: false,
             prefix: "",
@@ -107,18 +108,19 @@ impl Layer {
         let linear = |part: &str| Linear::plain(of(part));
         Self {
             attention: attention.clone(),
-            attention_norm: of("input_layernorm"),
+            attention_norms: Norms::before(of("input_layernorm")),
             query_key_value: QueryKeyValue::Separate(
                 ["q_proj", "k_proj", "v_proj"].map(|name| linear(&format!("self_attn.{name}"))),
             ),
+            head_norms: None,
             attention_output: linear("self_attn.o_proj"),
-            mlp_norm: of("post_attention_layernorm"),
-            mlp: Mlp {
+            mlp: Some(Mlp {
+                norms: Norms::before(of("post_attention_layernorm")),
                 width,
                 inputs: vec![linear("mlp.gate_proj"), linear("mlp.up_proj")],
                 activation: Activation::Swiglu,
                 output: linear("mlp.down_proj"),
-            },
+            }),
         }
     }
 }
@@ -139,10 +141,54 @@ pub fn refuse_windows(checkpoint: &Checkpoint) -> Result<()> {
         );
     }
     let layers = config["layer_types"].as_array();
-    if let Some(other) = layers.into_iter().flatten().find(|kind| **kind != "full_attention") {
-        refuse!(
-            "{origin}: config.json: `layer_types` has {other}; what can be read is \"full_attention\""
-        );
+    if let Some(other) = layers.into_iter().flatten().find(|kind| **kind != FULL) {
+        refuse!("{origin}: config.json: `layer_types` has {other}; what can be read is \"{FULL}\"");
     }
     Ok(())
+}
+
+/// What `layer_types` calls attention over the whole context, and over a window.
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+impl Decoder {
+    /// Sets the layers' windows, of `sliding_window` tokens: in the layers that `layer_types` names, or
+    /// where it is absent in those for which `slides` holds.
+    ///
+    /// # Errors
+    /// Naming the key that can't be read.
+    pub fn set_windows(
+        &mut self,
+        checkpoint: &Checkpoint,
+        slides: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let (origin, config) = (&checkpoint.origin, &checkpoint.config);
+        let window = match &config["sliding_window"] {
+            Value::Null => None,
+            value => match value.as_u64() {
+                Some(window @ 1..) => Some(window as usize),
+                _ => refuse!("{origin}: config.json: `sliding_window` is {value}, no number of tokens"),
+            },
+        };
+        let kinds = config["layer_types"].as_array();
+        if let Some(kinds) = kinds.filter(|kinds| kinds.len() != self.layers.len()) {
+            refuse!(
+                "{origin}: config.json: `layer_types` is of {} layers; there are {}",
+                kinds.len(),
+                self.layers.len()
+            );
+        }
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let slides = match kinds.map(|kinds| &kinds[index]) {
+                None => window.is_some() && slides(index),
+                Some(kind) if kind == FULL => false,
+                Some(kind) if kind == SLIDING && window.is_some() => true,
+                Some(kind) => refuse!(
+                    "{origin}: config.json: `layer_types` has {kind}; what can be read is \"{FULL}\" or, with a `sliding_window`, \"{SLIDING}\""
+                ),
+            };
+            layer.attention.window = window.filter(|_| slides);
+        }
+        Ok(())
+    }
 }

@@ -17,10 +17,15 @@ pub(super) struct Block {
     pub(super) attention: Attention,
     pub(super) attention_in: Arc<Reading>,
     pub(super) attention_out: Arc<Writing>,
-    /// What the MLP does between reading and writing.
+    pub(super) mlp: Option<MlpBlock>,
+}
+
+/// An MLP with its weights.
+pub(super) struct MlpBlock {
+    pub(super) input: Arc<Reading>,
+    /// What it does between reading and writing.
     pub(super) activation: Activation,
-    pub(super) mlp_in: Arc<Reading>,
-    pub(super) mlp_out: Arc<Writing>,
+    pub(super) output: Arc<Writing>,
 }
 
 /// A decoder-only transformer.
@@ -33,6 +38,7 @@ pub(super) struct Transformer {
     pub(super) parameters: Parameters,
     pub(super) embedding: Arc<Embedding>,
     pub(super) blocks: Vec<Block>,
+    pub(super) is_parallel: bool,
     pub(super) unembedding: Arc<Unembedding>,
 }
 
@@ -49,11 +55,20 @@ impl Model for Transformer {
         let mut x = pass.embed(&self.embedding, tokens)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let qkv = pass.read(&block.attention_in, &x)?;
+            let read_early = match &block.mlp {
+                Some(mlp) if self.is_parallel => Some(pass.read(&mlp.input, &x)?),
+                _ => None,
+            };
             let z = pass.attend(index, &block.attention, &qkv)?;
             x = pass.write(&block.attention_out, &x, &z)?;
-            let hidden = pass.read(&block.mlp_in, &x)?;
-            let z = pass.activate(block.activation, &hidden)?;
-            x = pass.write(&block.mlp_out, &x, &z)?;
+            if let Some(mlp) = &block.mlp {
+                let hidden = match read_early {
+                    Some(hidden) => hidden,
+                    None => pass.read(&mlp.input, &x)?,
+                };
+                let z = pass.activate(mlp.activation, &hidden)?;
+                x = pass.write(&mlp.output, &x, &z)?;
+            }
         }
         pass.finish(&self.unembedding, &x)
     }
@@ -68,5 +83,10 @@ impl Model for Transformer {
 
     fn config(&self) -> &serde_json::Value {
         &self.config
+    }
+
+    fn heads_share_a_norm(&self) -> bool {
+        let norms = self.blocks.iter().filter_map(|block| block.attention.norms.as_ref());
+        norms.into_iter().any(|norms| !norms.is_per_head)
     }
 }

@@ -162,8 +162,8 @@ fn check_places(parameter: &Parameter, owners: &[Owner]) -> Result<()> {
 fn output(written: &Written) -> Result<Tensor> {
     Ok(match written {
         Written::Embedding { output, .. } => output.clone(),
-        Written::Projected { writing, z, .. } => {
-            let output = z.matmul(&writing.weight.tensor)?;
+        Written::Projected { writing, .. } => {
+            let output = written.values()?.matmul(&writing.output_weight()?)?;
             match &writing.bias {
                 Some(bias) => output.broadcast_add(&bias.tensor)?,
                 None => output,
