@@ -269,7 +269,7 @@ proptest! {
         let edges = edges(&*model, form % 3, seed);
         let whole = run(&*model, &Pass::forward_only().ablating(edges.clone()), &tokens(seed));
         let composed = everywhere(|| run(&*model, &Pass::forward_only().ablating(edges.clone()), &tokens(seed)));
-        prop_assert!(distance(&whole, &composed) < 1e-9);
+        prop_assert!(distance(&whole, &composed) < 1e-9, "{}", distance(&whole, &composed));
         let cache = Arc::new(Mutex::new(Cache::new(vec![0; BATCH], SEQ)));
         let width = whole.len() / (BATCH * SEQ);
         for position in 0..SEQ {
