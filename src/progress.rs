@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use circuit_framework::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::print::tell;
+
 /// Lines printed for one piece of work where no terminal listens, at the most.
 const LINES: usize = 10;
 /// Between two lines of one piece of work there is at least this; its last line comes in any case.
@@ -46,7 +48,7 @@ impl Display {
             true => state.move_bar(progress),
             false => {
                 if let Some(line) = state.line(progress, Instant::now()) {
-                    eprintln!("{line}");
+                    tell!("{line}");
                 }
             }
         }
@@ -118,7 +120,7 @@ impl log::Log for Messages {
         let message = format!("{prefix}{}", record.args());
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if self.enabled(record.metadata()) && shown.insert(message.clone()) {
-            eprintln!("{message}");
+            tell!("{message}");
         }
     }
 

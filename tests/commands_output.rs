@@ -53,8 +53,8 @@ fn json_is_one_flag_on_every_command_that_prints_a_result() {
     let listed = prints_and_writes(here, "list settings", "tuning.lr");
     let settings = listed["settings"].as_array().unwrap();
     assert!(settings.iter().any(|setting| setting["name"] == "tuning.lr"), "{listed}");
-    std::fs::write(here.join("matrix.toml"), "[matrix]\nseeds = [0, 1]\n").unwrap();
-    refuses(here, &words("run matrix.toml --json"), &["compare.json"]);
+    std::fs::write(here.join("sweep.toml"), "[sweep]\nseeds = [0, 1]\n").unwrap();
+    refuses(here, &words("run sweep.toml --json"), &["compare.json"]);
 }
 
 #[test]

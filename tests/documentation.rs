@@ -78,6 +78,31 @@ fn tokens_commands_run_and_leave_the_line_that_is_shown() {
     assert_eq!(written.lines().next(), shown.lines().next());
 }
 
+/// Every file of a run and every key of its logs and summary stands in docs/run-folder.md.
+#[test]
+fn what_a_run_leaves_is_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/run-folder.md", folder.path()), 2);
+    let page = std::fs::read_to_string(repository("docs/run-folder.md")).unwrap();
+    let documented = |word: &str| assert!(page.contains(&format!("`{word}`")), "{word}");
+    let run = folder.path().join("runs/documented");
+    for entry in std::fs::read_dir(&run).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let name = if name.starts_with("checkpoint-") { "checkpoint-N".to_owned() } else { name };
+        match entry.path().is_dir() {
+            true => documented(&format!("{name}/")),
+            false => documented(&name),
+        }
+    }
+    for file in ["log.jsonl", "circuits.jsonl", "evaluations.jsonl", "summary.json"] {
+        let text = std::fs::read_to_string(run.join(file)).unwrap();
+        let mut values = serde_json::Deserializer::from_str(&text).into_iter();
+        let value: serde_json::Value = values.next().unwrap().unwrap();
+        value.as_object().unwrap().keys().for_each(|key| documented(key));
+    }
+}
+
 #[cfg(feature = "runtime")]
 #[test]
 fn plugin_commands_run() {

@@ -162,11 +162,9 @@ fn adapters_are_saved_in_the_layout_of_peft() {
         ("gpt_neox.layers.0.mlp.dense_4h_to_h", [12, 8]),
         ("gpt_neox.layers.0.mlp.dense_h_to_4h", [8, 12]),
     ];
-    for (geometry, shapes) in [
-        (llama, &llama_shapes[..]),
-        (gpt2, &gpt2_shapes[..]),
-        (gpt_neox, &gpt_neox_shapes[..]),
-    ] {
+    for (geometry, shapes) in
+        [(llama, &llama_shapes[..]), (gpt2, &gpt2_shapes[..]), (gpt_neox, &gpt_neox_shapes[..])]
+    {
         let model = geometry.model(0);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter");

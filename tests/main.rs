@@ -20,6 +20,7 @@ mod commands_tokens;
 mod conformance;
 mod documentation;
 mod failures;
+mod faults;
 mod files;
 mod generation;
 mod gguf;
@@ -31,6 +32,7 @@ mod metrics;
 mod misbuilt;
 mod models;
 mod numbers;
+mod own_program;
 mod pass;
 #[cfg(feature = "runtime")]
 mod plugins;

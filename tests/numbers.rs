@@ -221,7 +221,7 @@ fn an_infinite_figure_is_shown_as_such_and_read_back() {
     assert_eq!(table.matches(" inf ").count(), 3, "{table}");
     assert_eq!(json(&here.join("rows.json"))[0]["figures"]["perplexity"], "Infinity");
 
-    std::fs::write(here.join("many.toml"), format!("{experiment}\n[matrix]\nseeds = [0, 1]\n"))
+    std::fs::write(here.join("many.toml"), format!("{experiment}\n[sweep]\nseeds = [0, 1]\n"))
         .unwrap();
     for _ in ["run", "read what was run"] {
         let shown = succeeds(here, &words("run many.toml --out many"));
@@ -250,7 +250,7 @@ fn a_run_of_a_sweep_that_fails_is_shown_as_failed_and_the_others_are_run() {
         test_examples = 8
         [tuning]
         steps = 1
-        [matrix]
+        [sweep]
         models = [{ path = 'huge', dtype = 'float32' }, 'embedded']
         selectors = ['all', 'random']
     ";

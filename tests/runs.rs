@@ -173,7 +173,7 @@ fn multiple_choice_is_discovered_with_logit_diff() {
 /// Every combination that fits is run once, those that don't are named, and a second call goes on
 /// where the first stopped.
 #[test]
-fn a_matrix_runs_what_fits_and_goes_on_where_it_stopped() {
+fn a_sweep_runs_what_fits_and_goes_on_where_it_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     write_inputs(here);
@@ -182,26 +182,26 @@ fn a_matrix_runs_what_fits_and_goes_on_where_it_stopped() {
         experiment.replace("measure = ", "# measure = ").replace("evaluate = ", "# evaluate = ");
     experiment.push_str(
         r#"
-        [matrix]
+        [sweep]
         tasks = [{ name = "agreement", test_examples = 16 }, { name = "tokens", data = "keys.jsonl" }]
         metrics = ["logit_diff", "answer_log_prob"]
     "#,
     );
-    std::fs::write(here.join("matrix.toml"), experiment).unwrap();
-    let run = |rest: &str| succeeds(here, &words(&format!("run matrix.toml --out matrix {rest}")));
+    std::fs::write(here.join("sweep.toml"), experiment).unwrap();
+    let run = |rest: &str| succeeds(here, &words(&format!("run sweep.toml --out sweep {rest}")));
     let shown = run("");
     assert!(shown.contains("4/4 tokens-answer_log_prob"), "{shown}");
-    let skipped = json(&here.join("matrix/skipped.json"));
+    let skipped = json(&here.join("sweep/skipped.json"));
     let [skipped] = &skipped.as_array().unwrap()[..] else { panic!("one doesn't fit: {skipped}") };
     assert_eq!(skipped["name"], "tokens-logit_diff");
     assert!(skipped["reason"].as_str().unwrap().contains("those that fit"), "{skipped}");
-    let rows = json(&here.join("matrix/compare.json"));
+    let rows = json(&here.join("sweep/compare.json"));
     // Three runs, and the untuned model once for each task.
     assert_eq!(rows.as_array().unwrap().len(), 5);
-    assert!(shown.contains(&std::fs::read_to_string(here.join("matrix/compare.md")).unwrap()));
+    assert!(shown.contains(&std::fs::read_to_string(here.join("sweep/compare.md")).unwrap()));
 
     // One run is lost half way, the others stay as they are.
-    let summary = |name: &str| here.join("matrix").join(name).join("summary.json");
+    let summary = |name: &str| here.join("sweep").join(name).join("summary.json");
     let modified = |name: &str| std::fs::metadata(summary(name)).unwrap().modified().unwrap();
     let (lost, kept) = ("agreement-answer_log_prob", "agreement-logit_diff");
     let before = modified(kept);
@@ -213,13 +213,13 @@ fn a_matrix_runs_what_fits_and_goes_on_where_it_stopped() {
     // With other settings these are other runs.
     refuses(
         here,
-        &words("run matrix.toml --out matrix --set tuning.lr=0.5"),
-        &["matrix/agreement", "--out"],
+        &words("run sweep.toml --out sweep --set tuning.lr=0.5"),
+        &["sweep/agreement", "--out"],
     );
     refuses(
         here,
-        &words("run matrix.toml --out none --set matrix.metrics=['logit_dif']"),
-        &["none of the matrix's", "fits"],
+        &words("run sweep.toml --out none --set matrix.metrics=['logit_dif']"),
+        &["none of the sweep's", "fits"],
     );
     let listed = succeeds(here, &words("list experiments"));
     assert!(listed.contains("smollm2-math") && !listed.contains("logit_diff"), "{listed}");

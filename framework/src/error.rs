@@ -26,6 +26,10 @@ pub enum Error {
     #[error("{0}: the model's numbers on this data are beyond what can be computed with")]
     NotFinite(String),
 
+    /// The program was asked to stop, by a signal.
+    #[error("stopped")]
+    Stopped,
+
     /// A plugin panicked; `what` names it and the place.
     #[error("{what}: {message}")]
     Panicked { what: String, message: String },

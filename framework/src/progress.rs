@@ -1,5 +1,10 @@
-//! How long work says where it is. The framework prints nothing; whoever runs it decides what to
-//! show.
+//! How long work says where it is, and how it is asked to stop. The framework prints nothing; whoever runs
+//! it decides what to show.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use crate::{Error, Result};
 
 /// Where a piece of work stands.
 #[derive(Clone, Debug)]
@@ -17,3 +22,23 @@ pub type Report<'a> = dyn Fn(Progress) + 'a;
 
 /// Shows nothing.
 pub fn silent(_: Progress) {}
+
+/// Set once the program was asked to stop.
+static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// The flag that asks what is running to end at the next place that it can go on from, for a signal's handler
+/// to set.
+pub fn stop_flag() -> Arc<AtomicBool> {
+    STOP.clone()
+}
+
+/// An error once the flag is set.
+///
+/// # Errors
+/// [`Error::Stopped`].
+pub fn check_stop() -> Result<()> {
+    match STOP.load(Ordering::Relaxed) {
+        true => Err(Error::Stopped),
+        false => Ok(()),
+    }
+}

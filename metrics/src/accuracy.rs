@@ -2,8 +2,7 @@
 //! hits has no gradient, so this only measures.
 
 use circuit_framework::{
-    Evaluation, Example, MeasuringMetric, Options, Plugin, Result, evaluation::answers, inventory,
-    origin,
+    Evaluation, Example, MeasuringMetric, Result, evaluation::answers, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,14 +33,9 @@ impl MeasuringMetric for Accuracy {
     }
 }
 
-impl Options<dyn MeasuringMetric> for Accuracy {
-    fn build(self) -> Result<Box<dyn MeasuringMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn MeasuringMetric>::new::<Accuracy>(
-        "accuracy", "the share of keys for which the likeliest token is a right answer", origin!(),
-    )
-}
+register!(
+    dyn MeasuringMetric,
+    Accuracy,
+    "accuracy",
+    "the share of keys for which the likeliest token is a right answer"
+);

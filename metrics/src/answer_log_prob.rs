@@ -2,9 +2,7 @@
 //! discovers the mathematics task with (arXiv 2502.06106, section 4.2).
 
 use circuit_framework::evaluation::answers::{self, Side};
-use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
-};
+use circuit_framework::{Batch, Example, PatchingMetric, Readout, Result, Tensor, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -24,14 +22,9 @@ impl PatchingMetric for AnswerLogProb {
     }
 }
 
-impl Options<dyn PatchingMetric> for AnswerLogProb {
-    fn build(self) -> Result<Box<dyn PatchingMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<AnswerLogProb>(
-        "answer_log_prob", "log Σp(right), the mean over the keys", origin!(),
-    )
-}
+register!(
+    dyn PatchingMetric,
+    AnswerLogProb,
+    "answer_log_prob",
+    "log Σp(right), the mean over the keys"
+);

@@ -5,8 +5,7 @@
 use candle_core::DType;
 use circuit_framework::attribution::Positions;
 use circuit_framework::{
-    Batch, Evaluation, Example, MeasuringMetric, Options, Plugin, Result, Tensor,
-    evaluation::answers, inventory, origin,
+    Batch, Evaluation, Example, MeasuringMetric, Result, Tensor, evaluation::answers, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -114,17 +113,12 @@ fn portions(
     portions
 }
 
-impl Options<dyn MeasuringMetric> for KlDivergence {
-    fn build(self) -> Result<Box<dyn MeasuringMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn MeasuringMetric>::new::<KlDivergence>(
-        "kl_divergence", "KL(untuned ‖ tuned) of the next token's distribution, in nats", origin!(),
-    )
-}
+register!(
+    dyn MeasuringMetric,
+    KlDivergence,
+    "kl_divergence",
+    "KL(untuned ‖ tuned) of the next token's distribution, in nats"
+);
 
 #[cfg(test)]
 mod tests {

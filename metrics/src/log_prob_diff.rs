@@ -3,8 +3,7 @@
 //! too.
 
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, evaluation::answers,
-    inventory, origin,
+    Batch, Example, PatchingMetric, Readout, Result, Tensor, evaluation::answers, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,14 +23,9 @@ impl PatchingMetric for LogProbDiff {
     }
 }
 
-impl Options<dyn PatchingMetric> for LogProbDiff {
-    fn build(self) -> Result<Box<dyn PatchingMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<LogProbDiff>(
-        "log_prob_diff", "log Σp(right) − log Σp(wrong) at the key positions", origin!(),
-    )
-}
+register!(
+    dyn PatchingMetric,
+    LogProbDiff,
+    "log_prob_diff",
+    "log Σp(right) − log Σp(wrong) at the key positions"
+);

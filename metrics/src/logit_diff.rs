@@ -2,8 +2,7 @@
 //! key positions, then over examples (Wang et al., 2022, arXiv 2211.00593).
 
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, evaluation::answers,
-    inventory, origin,
+    Batch, Example, PatchingMetric, Readout, Result, Tensor, evaluation::answers, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,14 +22,9 @@ impl PatchingMetric for LogitDiff {
     }
 }
 
-impl Options<dyn PatchingMetric> for LogitDiff {
-    fn build(self) -> Result<Box<dyn PatchingMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<LogitDiff>(
-        "logit_diff", "the right answers' mean logit less the wrong ones'", origin!(),
-    )
-}
+register!(
+    dyn PatchingMetric,
+    LogitDiff,
+    "logit_diff",
+    "the right answers' mean logit less the wrong ones'"
+);

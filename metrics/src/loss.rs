@@ -2,9 +2,7 @@
 //! backward pass serves discovery and tuning at once.
 
 use circuit_framework::ops::cross_entropy::Target;
-use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
-};
+use circuit_framework::{Batch, Example, PatchingMetric, Readout, Result, Tensor, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -32,14 +30,4 @@ impl PatchingMetric for Loss {
     }
 }
 
-impl Options<dyn PatchingMetric> for Loss {
-    fn build(self) -> Result<Box<dyn PatchingMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<Loss>(
-        "loss", "next-token cross-entropy over all predicted tokens", origin!(),
-    )
-}
+register!(dyn PatchingMetric, Loss, "loss", "next-token cross-entropy over all predicted tokens");

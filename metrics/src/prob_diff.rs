@@ -2,9 +2,7 @@
 //! examples (Hanna et al., 2023, arXiv 2305.00586).
 
 use circuit_framework::evaluation::answers::{self, Side};
-use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
-};
+use circuit_framework::{Batch, Example, PatchingMetric, Readout, Result, Tensor, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -26,14 +24,4 @@ impl PatchingMetric for ProbDiff {
     }
 }
 
-impl Options<dyn PatchingMetric> for ProbDiff {
-    fn build(self) -> Result<Box<dyn PatchingMetric>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<ProbDiff>(
-        "prob_diff", "Σp(right) − Σp(wrong) at the key positions", origin!(),
-    )
-}
+register!(dyn PatchingMetric, ProbDiff, "prob_diff", "Σp(right) − Σp(wrong) at the key positions");

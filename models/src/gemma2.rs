@@ -7,9 +7,7 @@ use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::StandardConfig;
 use circuit_framework::model::decoder::{Decoder, NormKind, Norms};
 use circuit_framework::ops::activation::Activation;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -30,7 +28,11 @@ struct Config {
 }
 
 /// What Gemma 2 and 3 have in common.
-pub(crate) fn gemma(checkpoint: &Checkpoint, standard: &StandardConfig, rope: &Rope) -> Result<Decoder> {
+pub(crate) fn gemma(
+    checkpoint: &Checkpoint,
+    standard: &StandardConfig,
+    rope: &Rope,
+) -> Result<Decoder> {
     let no = [json!(false), json!(null)];
     config::accept(
         checkpoint,
@@ -74,12 +76,9 @@ impl Architecture for Gemma2Options {
     }
 }
 
-impl Options<dyn Architecture> for Gemma2Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Gemma2Options>("gemma2", "Gemma 2: norms after sub-layers too, soft caps, sliding windows", origin!())
-}
+register!(
+    dyn Architecture,
+    Gemma2Options,
+    "gemma2",
+    "Gemma 2: norms after sub-layers too, soft caps, sliding windows"
+);

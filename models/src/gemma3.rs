@@ -8,9 +8,7 @@ use circuit_framework::model::config;
 use circuit_framework::model::decoder::HeadNormNames;
 use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::StandardConfig;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 
 use crate::gemma2::gemma;
@@ -57,12 +55,9 @@ impl Architecture for Gemma3Options {
     }
 }
 
-impl Options<dyn Architecture> for Gemma3Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Gemma3Options>("gemma3_text", "Gemma 3, text alone: norms on queries and keys too, two kinds of rotary positions", origin!())
-}
+register!(
+    dyn Architecture,
+    Gemma3Options,
+    "gemma3_text",
+    "Gemma 3, text alone: norms on queries and keys too, two kinds of rotary positions"
+);

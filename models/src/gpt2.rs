@@ -7,9 +7,7 @@ use circuit_framework::model::decoder::{
 };
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin, refuse,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, refuse, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -105,14 +103,9 @@ impl Architecture for Gpt2Options {
     }
 }
 
-impl Options<dyn Architecture> for Gpt2Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Gpt2Options>(
-        "gpt2", "GPT-2 and models of its architecture, from Hugging Face folders", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    Gpt2Options,
+    "gpt2",
+    "GPT-2 and models of its architecture, from Hugging Face folders"
+);

@@ -10,9 +10,7 @@ use circuit_framework::model::decoder::{
 };
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin, refuse,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, refuse, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -119,12 +117,9 @@ impl Architecture for GptNeoxOptions {
     }
 }
 
-impl Options<dyn Architecture> for GptNeoxOptions {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<GptNeoxOptions>("gpt_neox", "GPT-NeoX, such as Pythia: attention and MLP read side by side, partial rotary positions", origin!())
-}
+register!(
+    dyn Architecture,
+    GptNeoxOptions,
+    "gpt_neox",
+    "GPT-NeoX, such as Pythia: attention and MLP read side by side, partial rotary positions"
+);

@@ -4,9 +4,7 @@
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::{StandardConfig, refuse_windows};
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -38,14 +36,9 @@ impl Architecture for LlamaOptions {
     }
 }
 
-impl Options<dyn Architecture> for LlamaOptions {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<LlamaOptions>(
-        "llama", "Llama, SmolLM2 and models of their architecture, from Hugging Face folders and GGUF", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    LlamaOptions,
+    "llama",
+    "Llama, SmolLM2 and models of their architecture, from Hugging Face folders and GGUF"
+);

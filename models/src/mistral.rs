@@ -4,9 +4,7 @@
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::StandardConfig;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -32,12 +30,4 @@ impl Architecture for MistralOptions {
     }
 }
 
-impl Options<dyn Architecture> for MistralOptions {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<MistralOptions>("mistral", "Mistral: sliding windows", origin!())
-}
+register!(dyn Architecture, MistralOptions, "mistral", "Mistral: sliding windows");

@@ -2,12 +2,10 @@
 //! and the MLP instead of before, and on the queries and keys of all heads together.
 
 use circuit_framework::model::config;
-use circuit_framework::model::decoder::{HeadNormNames, Norms};
 use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::StandardConfig;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::model::decoder::{HeadNormNames, Norms};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -49,12 +47,9 @@ impl Architecture for Olmo2Options {
     }
 }
 
-impl Options<dyn Architecture> for Olmo2Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Olmo2Options>("olmo2", "OLMo 2: norms after sub-layers, and on all heads' queries and keys together", origin!())
-}
+register!(
+    dyn Architecture,
+    Olmo2Options,
+    "olmo2",
+    "OLMo 2: norms after sub-layers, and on all heads' queries and keys together"
+);

@@ -2,12 +2,10 @@
 //! with biases on queries, keys and values, which belong to the head that reads through them.
 
 use circuit_framework::model::config;
-use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::Decoder;
+use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::StandardConfig;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -46,14 +44,4 @@ pub(crate) fn set_windows(decoder: &mut Decoder, checkpoint: &Checkpoint) -> Res
     decoder.set_windows(checkpoint, |layer| layer >= first)
 }
 
-impl Options<dyn Architecture> for Qwen2Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Qwen2Options>(
-        "qwen2", "Qwen2 and Qwen2.5, from Hugging Face folders", origin!(),
-    )
-}
+register!(dyn Architecture, Qwen2Options, "qwen2", "Qwen2 and Qwen2.5, from Hugging Face folders");

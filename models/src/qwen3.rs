@@ -5,9 +5,7 @@ use circuit_framework::model::config;
 use circuit_framework::model::decoder::HeadNormNames;
 use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::standard::StandardConfig;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -47,12 +45,4 @@ impl Architecture for Qwen3Options {
     }
 }
 
-impl Options<dyn Architecture> for Qwen3Options {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<Qwen3Options>("qwen3", "Qwen3: norms on queries and keys", origin!())
-}
+register!(dyn Architecture, Qwen3Options, "qwen3", "Qwen3: norms on queries and keys");

@@ -1,8 +1,6 @@
 //! Everything, shared parameters too: full fine-tuning. No circuit is discovered for it.
 
-use circuit_framework::{
-    Circuit, Model, Options, ParamSelector, Plugin, Result, Selection, inventory, origin,
-};
+use circuit_framework::{Circuit, Model, ParamSelector, Result, Selection, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -20,12 +18,4 @@ impl ParamSelector for All {
     }
 }
 
-impl Options<dyn ParamSelector> for All {
-    fn build(self) -> Result<Box<dyn ParamSelector>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn ParamSelector>::new::<All>("all", "every parameter: full fine-tuning", origin!())
-}
+register!(dyn ParamSelector, All, "all", "every parameter: full fine-tuning");

@@ -1,10 +1,7 @@
 //! Low-rank adapters beside whole projections (Hu et al., 2021, arXiv 2106.09685): the baseline that
 //! fine-tunes few parameters without a circuit. No circuit is discovered for it.
 
-use circuit_framework::{
-    Circuit, Lora, Model, Options, ParamSelector, Plugin, Result, Selection, inventory, origin,
-    refuse,
-};
+use circuit_framework::{Circuit, Lora, Model, ParamSelector, Result, Selection, refuse, register};
 use serde::{Deserialize, Serialize};
 
 /// What every linear map of the model is called, in PEFT's settings and here.
@@ -66,14 +63,9 @@ impl ParamSelector for LoraOptions {
     }
 }
 
-impl Options<dyn ParamSelector> for LoraOptions {
-    fn build(self) -> Result<Box<dyn ParamSelector>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn ParamSelector>::new::<LoraOptions>(
-        "lora", "low-rank adapters beside whole projections, in PEFT's layout", origin!(),
-    )
-}
+register!(
+    dyn ParamSelector,
+    LoraOptions,
+    "lora",
+    "low-rank adapters beside whole projections, in PEFT's layout"
+);

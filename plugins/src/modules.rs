@@ -3,9 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use circuit_framework::{
-    Circuit, Model, Options, ParamSelector, Plugin, Result, Selection, inventory, origin,
-};
+use circuit_framework::{Circuit, Model, ParamSelector, Result, Selection, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -25,12 +23,9 @@ impl ParamSelector for Modules {
     }
 }
 
-impl Options<dyn ParamSelector> for Modules {
-    fn build(self) -> Result<Box<dyn ParamSelector>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn ParamSelector>::new::<Modules>("modules", "a layer's whole projection as soon as one of the circuit's nodes is in it", origin!())
-}
+register!(
+    dyn ParamSelector,
+    Modules,
+    "modules",
+    "a layer's whole projection as soon as one of the circuit's nodes is in it"
+);

@@ -1,9 +1,7 @@
 //! The rows that the circuit's nodes own: a writer its rows of the output projection, a reader its
 //! rows of the projection it reads through and of that projection's bias (arXiv 2502.06106).
 
-use circuit_framework::{
-    Circuit, Model, Options, ParamSelector, Plugin, Result, Selection, inventory, origin,
-};
+use circuit_framework::{Circuit, Model, ParamSelector, Result, Selection, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -18,12 +16,4 @@ impl ParamSelector for Nodes {
     }
 }
 
-impl Options<dyn ParamSelector> for Nodes {
-    fn build(self) -> Result<Box<dyn ParamSelector>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn ParamSelector>::new::<Nodes>("nodes", "the rows that the circuit's nodes own", origin!())
-}
+register!(dyn ParamSelector, Nodes, "nodes", "the rows that the circuit's nodes own");

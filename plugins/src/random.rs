@@ -5,10 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use circuit_framework::graph::{Kind, Port};
-use circuit_framework::{
-    Circuit, Graph, Model, Options, Owner, ParamSelector, Plugin, Result, Selection, inventory,
-    origin,
-};
+use circuit_framework::{Circuit, Graph, Model, Owner, ParamSelector, Result, Selection, register};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -56,12 +53,9 @@ fn shuffled(graph: &Graph, seed: u64) -> Vec<Owner> {
     owners
 }
 
-impl Options<dyn ParamSelector> for Random {
-    fn build(self) -> Result<Box<dyn ParamSelector>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn ParamSelector>::new::<Random>("random", "as many nodes of each kind as the circuit has, drawn with the seed: a control", origin!())
-}
+register!(
+    dyn ParamSelector,
+    Random,
+    "random",
+    "as many nodes of each kind as the circuit has, drawn with the seed: a control"
+);

@@ -7,24 +7,28 @@ pub(crate) mod draw;
 pub(crate) mod eval;
 pub(crate) mod list;
 pub(crate) mod logits;
-mod matrix;
 pub(crate) mod plugin;
 pub(crate) mod run;
 mod settings;
+mod sweep;
 pub(crate) mod tokens;
 pub(crate) mod tune;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::{Runner, Summary};
+use circuit_framework::run::{Runner, SUMMARY, Summary};
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgMatches};
 use serde::Serialize;
 
+use crate::flags;
+use crate::print::say;
 use crate::progress::Display;
+use crate::signals::stoppable;
 
 /// Loads an experiment's model and plugins and hands them to `work`.
 fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<T>) -> Result<T> {
@@ -76,7 +80,7 @@ fn prints_json(matches: &ArgMatches) -> bool {
 /// output.
 fn show<T: Serialize>(matches: &ArgMatches, result: &T, print: impl FnOnce(&T)) -> Result<()> {
     if prints_json(matches) {
-        println!("{}", serde_json::to_string(result)?);
+        say!("{}", serde_json::to_string(result)?);
         return Ok(());
     }
     if let Some(file) = path(matches, "json") {
@@ -84,6 +88,55 @@ fn show<T: Serialize>(matches: &ArgMatches, result: &T, print: impl FnOnce(&T)) 
     }
     print(result);
     Ok(())
+}
+
+/// The flag of commands that run: go on with a run that was ended.
+fn resume_flag() -> Arg {
+    output("resume", "DIR", "Go on with the run of this folder, from where it was ended")
+        .conflicts_with("out")
+}
+
+/// Runs what the experiment asks for, in the folder `--out` names or the next one of its name, and shows the
+/// summary.
+fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
+    let folder = RefCell::new(path(matches, "out"));
+    let run = || {
+        with_runner(experiment, |runner| {
+            let given = folder.borrow().clone();
+            Ok(match given {
+                Some(folder) => runner.run(&folder)?,
+                None => runner.run_in_next(Path::new("runs"), |path| {
+                    *folder.borrow_mut() = Some(path.to_path_buf());
+                })?,
+            })
+        })
+    };
+    let named = || folder.borrow().clone().unwrap_or_default();
+    let summary = stoppable(run, || go_on(&named()))?;
+    show(matches, &Finished { folder: &named(), summary }, print_summary)
+}
+
+/// Goes on with the run of a folder, and shows the summary; a finished one's is shown as it is.
+fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
+    let finished = folder.join(SUMMARY);
+    let summary = match finished.exists() {
+        true => files::read_json(&finished)?,
+        false => {
+            let config = folder.join("config.toml");
+            let text = files::read_text(&config)?;
+            let origin = config.display().to_string();
+            let table = text.parse().with_context(|| origin.clone())?;
+            let experiment = flags::from_table(table, &origin)?;
+            let run = || with_runner(&experiment, |runner| Ok(runner.resume(folder)?));
+            stoppable(run, || go_on(folder))?
+        }
+    };
+    show(matches, &Finished { folder, summary }, print_summary)
+}
+
+/// How to go on with a run that was stopped.
+fn go_on(folder: &Path) -> String {
+    format!("`circuit-tuning run --resume {}` goes on from here", folder.display())
 }
 
 /// A finished run.
@@ -100,8 +153,8 @@ fn print_summary(Finished { folder, summary }: &Finished) {
     columns.extend(summary.control.as_ref().map(|control| ("control", control)));
     print_figures(&columns);
     let percent = |ratio: f64| format!("{:.1} %", 100.0 * ratio);
-    println!();
-    println!(
+    say!();
+    say!(
         "tuned       {} of {} parameters ({}) in {} steps",
         summary.tuned_parameters,
         summary.parameters,
@@ -109,28 +162,25 @@ fn print_summary(Finished { folder, summary }: &Finished) {
         summary.steps
     );
     if let Some(ratio) = summary.control_tuned_parameter_ratio {
-        println!("control     {}", percent(ratio));
+        say!("control     {}", percent(ratio));
     }
-    println!("discovery   {:.1} s", summary.discovery_seconds);
-    println!("tuning      {:.1} s", summary.tuning_seconds);
-    println!("written to  {}", folder.display());
+    say!("discovery   {:.1} s", summary.discovery_seconds);
+    say!("tuning      {:.1} s", summary.tuning_seconds);
+    say!("written to  {}", folder.display());
 }
 
 /// A row a figure that any column has, a column a model; a figure that a column lacks is a dash.
 fn print_figures(columns: &[(&str, &Figures)]) {
     let names: BTreeSet<&String> = columns.iter().flat_map(|(_, figures)| figures.keys()).collect();
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
-    print!("{:width$}", "");
-    columns.iter().for_each(|(name, _)| print!("{name:>12}"));
-    println!();
+    let cell = |text: &str| format!("{text:>12}");
+    let header: String = columns.iter().map(|(name, _)| cell(name)).collect();
+    say!("{:width$}{header}", "");
     for name in names {
-        print!("{name:width$}");
-        for (_, figures) in columns {
-            match figures.get(name) {
-                Some(value) => print!("{value:>12.4}"),
-                None => print!("{:>12}", "-"),
-            }
-        }
-        println!();
+        let figure = |figures: &Figures| figures.get(name).map(|value| format!("{value:.4}"));
+        let row: String = (columns.iter())
+            .map(|(_, figures)| cell(figure(figures).as_deref().unwrap_or("-")))
+            .collect();
+        say!("{name:width$}{row}");
     }
 }

@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use circuit_framework::attribution::{Ablation, Discovery};
 use circuit_framework::model::Precision;
 use circuit_framework::plugin::conformance;
 use circuit_framework::plugin::registry::{self, Kind, Plugin, Registration};
 use circuit_framework::run::experiment::{Experiment, ModelChoice};
 use circuit_framework::{
-    Architecture, Example, ParamSelector, PatchingMetric, Setting, Split, Task, files, inventory,
+    Architecture, AttributionMethod, Example, ParamSelector, PatchingMetric, Setting, Split, Task,
+    files, inventory,
 };
 use circuit_models::Loaded;
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 
 use crate::flags::{self, Flag, MODEL};
@@ -40,9 +42,10 @@ macro_rules! template {
     };
 }
 
-const TEMPLATES: [Template; 4] = [
+const TEMPLATES: [Template; 5] = [
     template!("task", "indirect_object", ["Cargo.toml", "src/lib.rs"]),
     template!("metric", "top_k_margin", ["Cargo.toml", "src/lib.rs"]),
+    template!("method", "node_sums", ["Cargo.toml", "src/lib.rs"]),
     template!("selector", "largest_rows", ["Cargo.toml", "src/lib.rs"]),
     template!("model", "attention_only", ["Cargo.toml", "src/lib.rs", "config.json"]),
 ];
@@ -63,6 +66,12 @@ pub(crate) fn command() -> Command {
                 .required(true)
                 .value_parser(TEMPLATES.map(|template| template.kind))
                 .help("What it registers"),
+        )
+        .arg(
+            Arg::new("program")
+                .long("program")
+                .action(ArgAction::SetTrue)
+                .help("Make it a program too: every command, with this crate's plugins built in"),
         );
     let check = Command::new("check")
         .about("Tell whether a plugin fits this program and keeps to what its kind promises")
@@ -72,7 +81,9 @@ pub(crate) fn command() -> Command {
         )
         .arg(path("The plugin file"));
     Command::new("plugin")
-        .about("Tasks, metrics, selectors and models in crates of your own; see docs/plugins.md")
+        .about(
+            "Tasks, metrics, methods, selectors and models in crates of your own; see docs/plugins.md",
+        )
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
@@ -90,7 +101,10 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     };
     let path = matches.get_one::<String>("path").map_or(Path::new(""), Path::new);
     match command {
-        "new" => write_new(path, matches.get_one::<String>("kind").map_or("", String::as_str)),
+        "new" => {
+            let kind = matches.get_one::<String>("kind").map_or("", String::as_str);
+            write_new(path, kind, matches.get_flag("program"))
+        }
         "build" => {
             println!("{}", plugins::compile(path)?.display());
             Ok(())
@@ -99,8 +113,11 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     }
 }
 
+/// The root of the repository that the program was built from: a crate of one's own depends on it.
+const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
+
 /// Writes a template's files under another name.
-fn write_new(folder: &Path, kind: &str) -> Result<()> {
+fn write_new(folder: &Path, kind: &str, program: bool) -> Result<()> {
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(is_name) {
@@ -109,22 +126,59 @@ fn write_new(folder: &Path, kind: &str) -> Result<()> {
     if folder.exists() {
         bail!("{}: exists already", folder.display());
     }
-    let framework = Path::new(env!("CARGO_MANIFEST_DIR")).join("framework");
+    let framework = Path::new(REPOSITORY).join("framework");
     let registered = name.replace('-', "_");
     for template in TEMPLATES.iter().filter(|template| template.kind == kind) {
         for (file, content) in template.files {
-            let content = content
+            let mut content = content
                 .replace(&format!("template-{kind}"), name)
                 .replace("../../framework", &framework.to_string_lossy())
                 .replace(template.registers, &registered);
-            let path = folder.join(file);
-            let parent = path.parent().unwrap_or(folder);
-            std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-            files::write_atomically(&path, content.as_bytes())?;
+            if program && *file == "Cargo.toml" {
+                content = with_program(&content);
+            }
+            write(&folder.join(file), &content)?;
         }
     }
-    println!("{kind} `{registered}` is in {}", folder.display());
+    if program {
+        write(&folder.join("src/main.rs"), &PROGRAM.replace("NAME", &registered))?;
+        println!(
+            "`cargo run --` in {} is circuit-tuning with {kind} `{registered}`",
+            folder.display()
+        );
+    } else {
+        println!("{kind} `{registered}` is in {}", folder.display());
+    }
     Ok(())
+}
+
+/// A program of one's own.
+const PROGRAM: &str = "\
+//! circuit-tuning with this crate's plugins: every command knows them.
+
+use std::process::ExitCode;
+
+// Linked for what it registers.
+use NAME as _;
+
+fn main() -> ExitCode {
+    circuit_tuning::main()
+}
+";
+
+/// A plugin's manifest, with what its program needs: the command line, and the repository's own profiles,
+/// since without optimisation a step would take minutes.
+fn with_program(manifest: &str) -> String {
+    const WORKSPACE: &str = include_str!("../../Cargo.toml");
+    let profiles = WORKSPACE.find("[profile.").map_or("", |start| &WORKSPACE[start..]);
+    let program = format!("[dependencies]\ncircuit-tuning = {{ path = {REPOSITORY:?} }}\n");
+    manifest.replacen("[dependencies]\n", &program, 1) + "\n" + profiles
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    Ok(files::write_atomically(path, content.as_bytes())?)
 }
 
 fn check(path: &Path, matches: &ArgMatches) -> Result<()> {
@@ -168,6 +222,14 @@ fn conforms(registration: &Registration, settings: &Table) -> Result<String> {
             };
             let examples = examples(&*task, &setting(&loaded, seed))?;
             conformance::metric(&*metric, &*loaded.model, &examples)?;
+        }
+        <dyn AttributionMethod as Kind>::NAME => {
+            let method = build::<dyn AttributionMethod>(name, settings, "method")?;
+            let (plugins, loaded) = (Experiment::default().plugins()?, embedded()?);
+            let examples = examples(&*plugins.task, &setting(&loaded, seed))?;
+            let discovery = Discovery { ablation: Ablation::Corrupt, ..Discovery::default() };
+            let (model, metric) = (&*loaded.model, &*plugins.metric);
+            conformance::attribution_method(&*method, model, metric, &examples, &discovery)?;
         }
         <dyn ParamSelector as Kind>::NAME => {
             let selector = build::<dyn ParamSelector>(name, settings, "selector")?;

@@ -1,17 +1,17 @@
-//! `run`: a whole experiment, registered or from a TOML file, into a run folder; or a matrix of them.
+//! `run`: a whole experiment, registered or from a TOML file, into a run folder; or a sweep of them;
+//! or the rest of one that was ended.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use circuit_framework::run::matrix::combinations;
-use circuit_framework::run::next_folder;
+use circuit_framework::run::sweep::combinations;
 use clap::{Arg, ArgMatches, Command};
 
-use super::{
-    Finished, json_flag, matrix, output, path, print_summary, prints_json, show, with_runner,
-};
+use super::{json_flag, output, path, prints_json, resume, resume_flag, run_and_show, sweep};
 use crate::experiments;
 use crate::flags::{self, COMPUTING, Flag};
+use crate::print::say;
+use crate::signals::stoppable;
 
 const FLAGS: &[&[Flag]] = &[COMPUTING];
 
@@ -24,17 +24,22 @@ pub(crate) fn command() -> Command {
         Arg::new("experiment")
             .value_name("EXPERIMENT|FILE.toml")
             .default_value(experiments::DEFAULT)
+            .conflicts_with("resume")
             .help("A registered experiment (see `list experiments`) or a TOML file"),
     )
     .arg(output(
         "out",
         "DIR",
-        "The run folder; runs/EXPERIMENT-N without it, for a matrix runs/EXPERIMENT",
+        "The run folder; runs/EXPERIMENT-N without it, for a sweep runs/EXPERIMENT",
     ))
+    .arg(resume_flag())
     .arg(json_flag())
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    if let Some(folder) = path(matches, "resume") {
+        return resume(matches, &folder);
+    }
     let name = matches.get_one::<String>("experiment").map_or(experiments::DEFAULT, String::as_str);
     let mut table = experiments::find(name)?;
     let stem = Path::new(name).file_stem().map_or(name.into(), |stem| stem.to_string_lossy());
@@ -44,19 +49,16 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         let folder = path(matches, "out").unwrap_or_else(|| Path::new("runs").join(&*stem));
         if matches.contains_id("json") {
             bail!(
-                "{name}: a matrix leaves its rows in compare.json of its folder; run it without --json"
+                "{name}: a sweep leaves its rows in compare.json of its folder; run it without --json"
             );
         }
-        return matrix::run(combinations, name, &folder);
+        let again =
+            || format!("`circuit-tuning run {name} --out {}` goes on from here", folder.display());
+        return stoppable(|| sweep::run(combinations, name, &folder), again);
     }
     let experiment = flags::from_table(table, name)?;
-    let folder =
-        path(matches, "out").unwrap_or_else(|| next_folder(Path::new("runs"), &experiment.name));
     if !experiment.description.is_empty() && !prints_json(matches) {
-        println!("{}\n", experiment.description);
+        say!("{}\n", experiment.description);
     }
-    with_runner(&experiment, |runner| {
-        let summary = runner.run(&folder)?;
-        show(matches, &Finished { folder: &folder, summary }, print_summary)
-    })
+    run_and_show(matches, &experiment)
 }

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use circuit_framework::data::example::Counterfactual;
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
-    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
-    files, inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Result, Setting, Split, Task, files, refuse,
+    register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -325,14 +325,9 @@ impl Dataset for Sentences {
     }
 }
 
-impl Options<dyn Task> for Agreement {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Agreement>(
-        "agreement", "subject-verb agreement, or disagreement: from files or a grammar", origin!(),
-    )
-}
+register!(
+    dyn Task,
+    Agreement,
+    "agreement",
+    "subject-verb agreement, or disagreement: from files or a grammar"
+);

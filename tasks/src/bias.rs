@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
-    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
-    evaluation::answers, inventory, origin, pass, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Result, Setting, Split, Task, evaluation::answers,
+    pass, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -201,17 +201,12 @@ impl Dataset for Sentences {
     }
 }
 
-impl Options<dyn Task> for Bias {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Bias>(
-        "bias", "gender de-biasing: pronouns for occupations, from BUG or WinoBias", origin!(),
-    )
-}
+register!(
+    dyn Task,
+    Bias,
+    "bias",
+    "gender de-biasing: pronouns for occupations, from BUG or WinoBias"
+);
 
 #[cfg(test)]
 mod tests {

@@ -10,8 +10,8 @@ mod verdicts;
 use std::path::PathBuf;
 
 use circuit_framework::{
-    Dataset, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split,
-    Task, inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Generation, Result, Setting, Split, Task, refuse,
+    register,
 };
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -142,18 +142,12 @@ impl Dataset for Loaded<Problem> {
     }
 }
 
-impl Options<dyn Task> for Logic {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Logic>(
-        "logic", "deductive and abductive reasoning: Contexthub, judged on generated answers",
-        origin!(),
-    )
-}
+register!(
+    dyn Task,
+    Logic,
+    "logic",
+    "deductive and abductive reasoning: Contexthub, judged on generated answers"
+);
 
 #[cfg(test)]
 mod tests {

@@ -8,8 +8,8 @@
 use std::path::PathBuf;
 
 use circuit_framework::{
-    Dataset, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting, Split,
-    Task, inventory, origin, refuse,
+    Dataset, Evaluation, Example, Figures, Generation, Result, Setting, Split, Task, refuse,
+    register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -215,17 +215,7 @@ impl Dataset for Loaded<Problem> {
     }
 }
 
-impl Options<dyn Task> for Math {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Math>(
-        "math", "grade-school mathematics: GSM8K, judged on generated answers", origin!(),
-    )
-}
+register!(dyn Task, Math, "math", "grade-school mathematics: GSM8K, judged on generated answers");
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::ops::cross_entropy::Target;
 use circuit_framework::{
-    Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
-    inventory, origin, pass, refuse,
+    Dataset, Evaluation, Example, Figures, Key, Result, Setting, Split, Task, pass, refuse,
+    register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -204,17 +204,12 @@ fn best(values: &[f64]) -> usize {
     (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0)
 }
 
-impl Options<dyn Task> for MultipleChoice {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<MultipleChoice>(
-        "multiple_choice", "choices scored by their length-normalised log-likelihood", origin!(),
-    )
-}
+register!(
+    dyn Task,
+    MultipleChoice,
+    "multiple_choice",
+    "choices scored by their length-normalised log-likelihood"
+);
 
 #[cfg(test)]
 mod tests {

@@ -3,10 +3,7 @@
 
 use std::path::PathBuf;
 
-use circuit_framework::{
-    Dataset, Example, Options, Plugin, Result, Setting, Split, Task, files, inventory, origin,
-    refuse,
-};
+use circuit_framework::{Dataset, Example, Result, Setting, Split, Task, files, refuse, register};
 use serde::{Deserialize, Serialize};
 
 /// The text, and how it is cut.
@@ -65,17 +62,7 @@ impl Task for Perplexity {
     }
 }
 
-impl Options<dyn Task> for Perplexity {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Perplexity>(
-        "perplexity", "perplexity on a plain text file", origin!(),
-    )
-}
+register!(dyn Task, Perplexity, "perplexity", "perplexity on a plain text file");
 
 #[cfg(test)]
 mod tests {

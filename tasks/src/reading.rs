@@ -7,8 +7,8 @@ mod score;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::{
-    Dataset, Error, Evaluation, Example, Figures, Generation, Options, Plugin, Result, Setting,
-    Split, Task, files, inventory, origin, refuse,
+    Dataset, Error, Evaluation, Example, Figures, Generation, Result, Setting, Split, Task, files,
+    refuse, register,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -245,17 +245,12 @@ impl Dataset for Loaded<Question> {
     }
 }
 
-impl Options<dyn Task> for Reading {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Reading>(
-        "reading", "reading comprehension: SQuAD 2.0, judged as its official script does", origin!(),
-    )
-}
+register!(
+    dyn Task,
+    Reading,
+    "reading",
+    "reading comprehension: SQuAD 2.0, judged as its official script does"
+);
 
 #[cfg(test)]
 mod tests {

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use circuit_framework::data::example::Counterfactual;
 use circuit_framework::{
-    Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, files, inventory, origin,
-    refuse,
+    Dataset, Example, Key, Result, Setting, Split, Task, files, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -121,15 +120,7 @@ impl Task for Tokens {
     }
 }
 
-impl Options<dyn Task> for Tokens {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<Tokens>("tokens", "pre-tokenised examples from JSON Lines", origin!())
-}
+register!(dyn Task, Tokens, "tokens", "pre-tokenised examples from JSON Lines");
 
 #[cfg(test)]
 mod tests {

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Tensor;
 
 use super::{Ablation, scoring};
+use crate::Result;
 use crate::data::example::Batch;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::pass::{Ablated, Pass, Written};
-use crate::Result;
 
 /// What one site wrote, before its projection: [rows, width], with what projects it.
 type SiteWrites = Vec<Written>;

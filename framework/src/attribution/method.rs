@@ -27,7 +27,7 @@ pub struct Needs {
 ///
 /// ```
 /// use circuit_framework::attribution::{Attribution, AttributionMethod, Discovered, Run, Scoring};
-/// use circuit_framework::{Batch, Options, Pass, Plugin, Result, inventory, origin};
+/// use circuit_framework::{Batch, Pass, Result, register};
 ///
 /// /// Edge attribution patching: one clean pass, and back from the metric.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -64,15 +64,7 @@ pub struct Needs {
 ///     }
 /// }
 ///
-/// impl Options<dyn AttributionMethod> for Plain {
-///     fn build(self) -> Result<Box<dyn AttributionMethod>> {
-///         Ok(Box::new(self))
-///     }
-/// }
-///
-/// inventory::submit! {
-///     Plugin::<dyn AttributionMethod>::new::<Plain>("plain", "EAP, plainly", origin!())
-/// }
+/// register!(dyn AttributionMethod, Plain, "plain", "EAP, plainly");
 ///
 /// let plugin = circuit_framework::plugin::registry::find::<dyn AttributionMethod>("plain")?;
 /// assert!(plugin.build(&Default::default()).is_ok());

@@ -183,9 +183,7 @@ impl BatchView {
         move |written: Written| {
             let values = written.values()?;
             let (site, source, values) = match written {
-                Written::Embedding { site, output } => {
-                    (site, Source::Embedding(output), values)
-                }
+                Written::Embedding { site, output } => (site, Source::Embedding(output), values),
                 // At a few positions less is kept, and projected later, if it is z.
                 Written::Projected { writing, output, .. }
                     if view.reads_all() && alone[writing.site] =>

@@ -27,6 +27,9 @@ impl Smoothing {
     }
 }
 
+const SENSITIVITY: &str = "sensitivity";
+const UNCERTAINTY: &str = "uncertainty";
+
 /// The running averages.
 #[derive(Clone, Debug)]
 pub struct Smoother {
@@ -38,6 +41,17 @@ pub struct Smoother {
 impl Smoother {
     pub fn new(smoothing: Smoothing) -> Self {
         Self { smoothing, sensitivity: Vec::new(), uncertainty: Vec::new() }
+    }
+
+    /// The running averages by name, for a checkpoint.
+    pub(crate) fn averages(&self) -> [(&'static str, &[f32]); 2] {
+        [(SENSITIVITY, &self.sensitivity), (UNCERTAINTY, &self.uncertainty)]
+    }
+
+    /// Puts back the running averages of a checkpoint, by name.
+    pub(crate) fn restore(&mut self, average: impl Fn(&str) -> Option<Vec<f32>>) {
+        self.sensitivity = average(SENSITIVITY).unwrap_or_default();
+        self.uncertainty = average(UNCERTAINTY).unwrap_or_default();
     }
 
     /// Takes a step's |score| in; returns what the edges are ranked by, in the same layout.

@@ -15,8 +15,8 @@ use crate::pass::Readout;
 /// [`weight`]: PatchingMetric::weight
 ///
 /// ```
-/// use circuit_framework::{Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor};
-/// use circuit_framework::{inventory, origin};
+/// use circuit_framework::{Batch, Example, PatchingMetric, Readout, Result, Tensor};
+/// use circuit_framework::register;
 ///
 /// /// The logit of the right answer at the first key position.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -35,15 +35,7 @@ use crate::pass::Readout;
 ///     }
 /// }
 ///
-/// impl Options<dyn PatchingMetric> for FirstLogit {
-///     fn build(self) -> Result<Box<dyn PatchingMetric>> {
-///         Ok(Box::new(self))
-///     }
-/// }
-///
-/// inventory::submit! {
-///     Plugin::<dyn PatchingMetric>::new::<FirstLogit>("first_logit", "one logit", origin!())
-/// }
+/// register!(dyn PatchingMetric, FirstLogit, "first_logit", "one logit");
 ///
 /// let plugin = circuit_framework::plugin::registry::find::<dyn PatchingMetric>("first_logit")?;
 /// assert!(plugin.build(&Default::default()).is_ok());
@@ -86,8 +78,8 @@ pub trait PatchingMetric: Send + Sync {
 /// examples before and after tuning.
 ///
 /// ```
-/// use circuit_framework::{Evaluation, Example, Options, Plugin, MeasuringMetric, Result};
-/// use circuit_framework::{inventory, origin};
+/// use circuit_framework::{Evaluation, Example, MeasuringMetric, Result};
+/// use circuit_framework::register;
 ///
 /// /// How many tokens the examples have on average.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -105,15 +97,7 @@ pub trait PatchingMetric: Send + Sync {
 ///     }
 /// }
 ///
-/// impl Options<dyn MeasuringMetric> for Length {
-///     fn build(self) -> Result<Box<dyn MeasuringMetric>> {
-///         Ok(Box::new(self))
-///     }
-/// }
-///
-/// inventory::submit! {
-///     Plugin::<dyn MeasuringMetric>::new::<Length>("length", "mean number of tokens", origin!())
-/// }
+/// register!(dyn MeasuringMetric, Length, "length", "mean number of tokens");
 ///
 /// let plugin = circuit_framework::plugin::registry::find::<dyn MeasuringMetric>("length")?;
 /// assert!(plugin.build(&Default::default()).is_ok());

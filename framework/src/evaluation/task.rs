@@ -48,8 +48,8 @@ impl<'a> Setting<'a> {
 /// A task: where its data is, and the metric it is discovered with.
 ///
 /// ```
-/// use circuit_framework::{Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task};
-/// use circuit_framework::{inventory, origin};
+/// use circuit_framework::{Dataset, Example, Key, Result, Setting, Split, Task};
+/// use circuit_framework::register;
 ///
 /// /// Repeat the first token after the second.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -74,15 +74,7 @@ impl<'a> Setting<'a> {
 ///     }
 /// }
 ///
-/// impl Options<dyn Task> for Repeat {
-///     fn build(self) -> Result<Box<dyn Task>> {
-///         Ok(Box::new(self))
-///     }
-/// }
-///
-/// inventory::submit! {
-///     Plugin::<dyn Task>::new::<Repeat>("repeat", "copy a token", origin!())
-/// }
+/// register!(dyn Task, Repeat, "repeat", "copy a token");
 ///
 /// let plugin = circuit_framework::plugin::registry::find::<dyn Task>("repeat")?;
 /// assert_eq!(plugin.build(&Default::default())?.default_metric(), "logit_diff");

@@ -3,14 +3,16 @@
 
 use std::path::Path;
 
+use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::files::tensors::{self, Piece};
 use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::model::Model;
 use crate::run::provenance::{self, Provenance};
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 /// The signed worth of every edge: a matrix [writers, readers], 0 where there is no edge.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,29 +39,21 @@ impl Scores {
     /// # Errors
     /// If the file can't be written.
     pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
-        let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
-        let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        // The header is written here because the crate's has its metadata in random order, and the
-        // same scores shall be the same file.
-        let header = json!({
-            "__metadata__": {
-                "writers": list(self.graph.writers().iter().map(Node::to_string).collect()),
-                "readers": list(self.graph.readers().iter().map(Input::to_string).collect()),
-                "provenance": json!(provenance).to_string(),
-            },
-            "scores": {
-                "dtype": "F32",
-                "shape": [self.graph.writers().len(), self.graph.readers().len()],
-                "data_offsets": [0, bytes.len()],
-            },
-        });
-        let mut header = header.to_string().into_bytes();
-        // The data begins at a multiple of 8 bytes.
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
-        file.extend(header);
-        file.extend(bytes);
-        files::write_atomically(path, &file)
+        let list = |names: Vec<String>| Value::from(Value::from(names).to_string());
+        let metadata = [
+            ("writers", list(self.graph.writers().iter().map(Node::to_string).collect())),
+            ("readers", list(self.graph.readers().iter().map(Input::to_string).collect())),
+            ("provenance", json!(provenance).to_string().into()),
+        ];
+        let shape = vec![self.graph.writers().len(), self.graph.readers().len()];
+        let scores = Piece {
+            name: "scores".to_owned(),
+            dtype: DType::F32,
+            shape: shape.clone(),
+            values: Box::new(|| Ok(Tensor::from_slice(&self.values, &shape[..], &Device::Cpu)?)),
+        };
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        tensors::write(path, metadata, &[scores])
     }
 
     /// Reads scores of this model's graph, or of that part of it whose nodes the file names. Files of

@@ -78,7 +78,8 @@ impl Adapters {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let selected = model.projections().into_iter().filter(|projection| {
             projection.rows.iter().all(|rows| {
-                let within = |range: &Range<usize>| range.start <= rows.start && rows.end <= range.end;
+                let within =
+                    |range: &Range<usize>| range.start <= rows.start && rows.end <= range.end;
                 selection.ranges(projection.parameter).iter().any(within)
             })
         });

@@ -162,7 +162,8 @@ fn normal_distribution<T: Real>(x: T) -> T {
 #[inline(always)]
 fn exact_gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
     // 1/√(2π).
-    let density = lanes::real::<T>(0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
+    let density =
+        lanes::real::<T>(0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
     for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
         let slope = density * (x * x * lanes::real(-0.5)).exponential();
         *y = g * (normal_distribution(x) + x * slope);

@@ -318,7 +318,10 @@ impl Write {
         let scale = norm.scales(&whole)?;
         let products = (&parts * &gradients)?;
         let of_gain = products.sum(0)?.broadcast_mul(&scale)?.sum_keepdim(0)?;
-        sink(Captured::NormWeight(NormGradient { weight: norm.weight.clone(), gradient: of_gain }))?;
+        sink(Captured::NormWeight(NormGradient {
+            weight: norm.weight.clone(),
+            gradient: of_gain,
+        }))?;
         let gain = norm.gain()?;
         let along = products.broadcast_mul(&gain)?.sum(0)?.sum_keepdim(1)?;
         let cube = (scale.powf(3.0)? / d_model as f64)?;

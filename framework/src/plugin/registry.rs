@@ -1,6 +1,6 @@
 //! What is registered: every plugin of every kind, by name. A plugin is its options, a serde struct
-//! with a doc comment a field, that builds the running object; one [`inventory::submit!`] line next
-//! to it makes every command know it.
+//! with a doc comment a field, that builds the running object; one [`register!`](crate::register) line
+//! next to it makes every command know it.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +23,8 @@ pub trait Kind: 'static {
     fn guard(name: &str, inner: Box<Self>) -> Box<Self>;
 }
 
-/// Options of a plugin of kind `T` (`dyn Task`, `dyn PatchingMetric`, …).
+/// Options of a plugin of kind `T` (`dyn Task`, `dyn PatchingMetric`, …); [`register!`](crate::register)
+/// implements it.
 pub trait Options<T: ?Sized>:
     Serialize + DeserializeOwned + Default + schemars::JsonSchema
 {
@@ -49,6 +50,30 @@ macro_rules! origin {
             crate_name: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
             location: concat!(file!(), ":", line!()),
+        }
+    };
+}
+
+/// Registers a plugin: its kind, its options' type (which implements the kind's trait), its name, and one
+/// line that says what it is. `check`, where given, is a `fn(&self) -> Result<()>` that refuses options
+/// which contradict each other.
+///
+/// ```text
+/// register!(dyn Task, Repeat, "repeat", "copy a token");
+/// register!(dyn PatchingMetric, Margin, "margin", "right less the k best", check = Margin::check);
+/// ```
+#[macro_export]
+macro_rules! register {
+    (dyn $kind:path, $options:ty, $name:literal, $summary:literal $(, check = $check:expr)? $(,)?) => {
+        impl $crate::plugin::registry::Options<dyn $kind> for $options {
+            fn build(self) -> $crate::Result<Box<dyn $kind>> {
+                $($check(&self)?;)?
+                Ok(Box::new(self))
+            }
+        }
+
+        $crate::inventory::submit! {
+            $crate::Plugin::<dyn $kind>::new::<$options>($name, $summary, $crate::origin!())
         }
     };
 }

@@ -4,27 +4,99 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, refuse};
+use crate::{Error, Result, files, refuse};
+
+/// The file that says what a run is.
+const CONFIG: &str = "config.toml";
 
 /// A folder of its own for a run.
 pub(super) struct RunFolder(PathBuf);
 
 impl RunFolder {
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    /// A new folder that has its config.toml from the moment it is there: two runs never share one, and one
+    /// that was ended at once can be resumed.
+    ///
+    /// # Errors
+    /// If it exists or can't be made.
+    pub(super) fn create(path: &Path, config: &str) -> Result<Self> {
         if path.exists() {
             refuse!(
                 "{}: exists already; name a new folder, runs are never overwritten",
                 path.display()
             );
         }
-        std::fs::create_dir_all(path).map_err(Error::io(path))?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let new = parent.join(format!(".making-{}-{}", std::process::id(), rand::random::<u32>()));
+        std::fs::create_dir(&new).map_err(Error::io(&new))?;
+        let made = files::write_atomically(&new.join(CONFIG), config.as_bytes())
+            // Refused by the system where the name is a folder that isn't empty.
+            .and_then(|()| std::fs::rename(&new, path).map_err(Error::io(path)));
+        if made.is_err() {
+            // It is of no use to anybody; what went wrong is said already.
+            let _ = std::fs::remove_dir_all(&new);
+        }
+        made.map(|()| Self(path.to_path_buf()))
+    }
+
+    /// The first of `parent/NAME-1`, `NAME-2`, … that can be made.
+    ///
+    /// # Errors
+    /// If none can.
+    pub(super) fn create_next(parent: &Path, name: &str, config: &str) -> Result<Self> {
+        loop {
+            let path = next_folder(parent, name);
+            match Self::create(&path, config) {
+                // Another run was faster.
+                Err(_) if path.exists() => {}
+                made => return made,
+            }
+        }
+    }
+
+    /// The folder of a run that was begun.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        if !path.join(CONFIG).is_file() {
+            refuse!("{}: is no run folder; give one that `run` or `tune` made", path.display());
+        }
         Ok(Self(path.to_path_buf()))
+    }
+
+    /// A folder in it, made where it isn't there.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub(super) fn folder(&self, name: &str) -> Result<Self> {
+        let path = self.path(name);
+        std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        Ok(Self(path))
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// The run folder itself.
+    pub(super) fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// Removes what an earlier try left under a name, so that it can be written again.
+    ///
+    /// # Errors
+    /// If it can't be removed.
+    pub(super) fn clear(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        }
+        Ok(path)
     }
 }
 
@@ -40,6 +112,37 @@ impl Lines {
     pub(super) fn new(path: PathBuf) -> Self {
         let part = path.with_extension("jsonl.part");
         Self { path, part, file: None }
+    }
+
+    /// Goes on with what an earlier try wrote, but for lines of step `steps` and later, which will be written
+    /// again.
+    ///
+    /// # Errors
+    /// If a file can't be read or written.
+    pub(super) fn resume(&mut self, steps: usize) -> Result<()> {
+        #[derive(Deserialize)]
+        struct OfStep {
+            step: usize,
+        }
+        if self.path.exists() {
+            std::fs::rename(&self.path, &self.part).map_err(Error::io(&self.path))?;
+        }
+        if !self.part.exists() {
+            return Ok(());
+        }
+        let text = files::read_text(&self.part)?;
+        let is_before =
+            |line: &&str| serde_json::from_str::<OfStep>(line).is_ok_and(|line| line.step < steps);
+        let kept: String = text
+            .split_inclusive('\n')
+            .take_while(|line| line.ends_with('\n') && is_before(line))
+            .collect();
+        files::write_atomically(&self.part, kept.as_bytes())?;
+        if !kept.is_empty() {
+            let file = File::options().append(true).open(&self.part);
+            self.file = Some(BufWriter::new(file.map_err(Error::io(&self.part))?));
+        }
+        Ok(())
     }
 
     pub(super) fn write(&mut self, value: &impl Serialize) -> Result<()> {
@@ -64,7 +167,7 @@ impl Lines {
 }
 
 /// The first of `runs/EXPERIMENT-1`, `-2`, … in `parent` that doesn't exist.
-pub fn next_folder(parent: &Path, experiment: &str) -> PathBuf {
+fn next_folder(parent: &Path, experiment: &str) -> PathBuf {
     let name = |number: usize| parent.join(format!("{experiment}-{number}"));
     let mut number = 1;
     while name(number).exists() {

@@ -1,6 +1,7 @@
 //! What a run writes down while it tunes: a line a step in `log.jsonl`, a line a circuit in
 //! `circuits.jsonl`, and on the way evaluations in `evaluations.jsonl` and checkpoints.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -8,13 +9,17 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Runner;
+use super::checkpoints::Checkpoints;
 use super::folder::{Lines, RunFolder};
 use crate::Result;
 use crate::evaluation::figures::InJson;
 use crate::graph::circuit::Edge;
 use crate::lora::Adapters;
-use crate::progress::Progress;
-use crate::tuning::{Event, Step};
+use crate::progress::{self, Progress};
+use crate::tuning::{Event, State, Step};
+
+/// The folder of what a run goes on from.
+pub(super) const STATE: &str = "state";
 
 /// The files of a tuning under way. Call [`RunLog::event`] for everything that happens, then
 /// [`RunLog::finish`].
@@ -26,6 +31,7 @@ pub(super) struct RunLog<'a> {
     steps: Lines,
     circuits: Lines,
     evaluations: Lines,
+    checkpoints: Checkpoints,
     /// The adapters that are trained, if any are; they follow every step.
     adapters: Option<Arc<Adapters>>,
 }
@@ -45,15 +51,30 @@ impl<'a> RunLog<'a> {
         untuned: Option<&'a [Tensor]>,
     ) -> Self {
         let lines = |name: &str| Lines::new(folder.path(name));
+        let states = folder.path(STATE);
         Self {
             runner,
             folder,
             untuned,
+            checkpoints: Checkpoints::new(states, &runner.experiment.tuning),
             steps: lines("log.jsonl"),
             circuits: lines("circuits.jsonl"),
             evaluations: lines("evaluations.jsonl"),
             adapters: None,
         }
+    }
+
+    /// The state to go on from, where an earlier try left one. The logs then go on from its step.
+    ///
+    /// # Errors
+    /// If a file can't be read or written.
+    pub(super) fn resume(&mut self) -> Result<Option<PathBuf>> {
+        let newest = self.checkpoints.newest()?;
+        let steps = newest.as_ref().map_or(0, |(steps, _)| *steps);
+        for lines in [&mut self.steps, &mut self.circuits, &mut self.evaluations] {
+            lines.resume(steps)?;
+        }
+        Ok(newest.map(|(_, path)| path))
     }
 
     /// Takes note of what happened.
@@ -69,7 +90,7 @@ impl<'a> RunLog<'a> {
             Event::Circuit { step, circuit } => {
                 self.circuits.write(&CircuitLine { step, edges: &circuit.edges })
             }
-            Event::Step { step, total } => self.step(step, total),
+            Event::Step { step, total, state } => self.step(step, total, state),
         }
     }
 
@@ -88,25 +109,31 @@ impl<'a> RunLog<'a> {
         self.evaluations.finish()
     }
 
-    fn step(&mut self, step: &Step, total: usize) -> Result<()> {
+    fn step(&mut self, step: &Step, total: usize, state: &State) -> Result<()> {
         self.steps.write(step)?;
+        let made = step.step + 1;
         (self.runner.report)(Progress {
             stage: "tune",
-            done: step.step + 1,
+            done: made,
             total,
             figure: Some(("loss", step.loss)),
         });
         let tuning = &self.runner.experiment.tuning;
-        let due = |every: usize| every > 0 && (step.step + 1).is_multiple_of(every);
+        let due = |every: usize| every > 0 && made.is_multiple_of(every);
         let (evaluates, saves) = (due(tuning.evaluate_every), due(tuning.checkpoint_every));
-        if !evaluates && !saves {
-            return Ok(());
+        if evaluates || saves {
+            match self.adapters.clone() {
+                Some(adapters) => adapters.while_merged(self.runner.model, || {
+                    self.on_the_way(step.step, evaluates, saves)
+                })?,
+                None => self.on_the_way(step.step, evaluates, saves)?,
+            }
         }
-        match self.adapters.clone() {
-            Some(adapters) => adapters
-                .while_merged(self.runner.model, || self.on_the_way(step.step, evaluates, saves)),
-            None => self.on_the_way(step.step, evaluates, saves),
+        let stops = progress::check_stop();
+        if made == total || stops.is_err() || self.checkpoints.due(made) {
+            self.checkpoints.write(state, self.runner.model, made < total)?;
         }
+        stops
     }
 
     /// Evaluates and saves the model as it is after a step.
@@ -117,7 +144,7 @@ impl<'a> RunLog<'a> {
         }
         if saves {
             let name = format!("checkpoint-{}", step + 1);
-            (self.runner.save)(&self.folder.path(&name), self.runner.model)?;
+            (self.runner.save)(&self.folder.clear(&name)?, self.runner.model)?;
         }
         Ok(())
     }

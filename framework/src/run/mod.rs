@@ -1,24 +1,24 @@
 //! One experiment from start to end, and the folder it leaves: configuration, logs, circuits,
-//! drawings, summary, tuned model. Files appear whole: each is written under another name first.
+//! drawings, summary, tuned model. Files appear whole: each is written under another name first. A run that
+//! was ended goes on from the last step that was kept and the stages that were finished.
 
 mod check;
+mod checkpoints;
 pub mod experiment;
 mod folder;
 mod log;
-pub mod matrix;
 pub mod provenance;
 pub mod settings;
 pub mod splits;
 mod summary;
+pub mod sweep;
 mod tune;
 
 use std::path::Path;
-use std::time::Instant;
 
 use candle_core::Tensor;
 
-pub use folder::next_folder;
-pub use summary::Summary;
+pub use summary::{SUMMARY, Summary};
 
 use crate::attribution::{Discovered, discover};
 use crate::data::example::Example;
@@ -34,8 +34,12 @@ use crate::run::experiment::{Experiment, Plugins};
 use crate::run::provenance::{Geometry, Provenance};
 use crate::run::splits::Data;
 use crate::tuning::Tuned;
+use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result};
+use checkpoints::Stages;
 use folder::RunFolder;
+use log::STATE;
+use summary::Control;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
 pub type Save<'a> = dyn Fn(&Path, &dyn Model) -> Result<()> + 'a;
@@ -143,6 +147,18 @@ impl Runner<'_> {
         self.run_prepared(self.prepare()?, folder)
     }
 
+    /// Everything, into the first of `parent/NAME-1`, `NAME-2`, … that isn't there. `begun` is called with
+    /// the folder once it is there.
+    ///
+    /// # Errors
+    /// As [`Runner::run`]'s.
+    pub fn run_in_next(&self, parent: &Path, begun: impl FnOnce(&Path)) -> Result<Summary> {
+        let (examples, config) = (self.prepare()?, self.experiment.resolved()?);
+        let folder = RunFolder::create_next(parent, &self.experiment.name, &config)?;
+        begun(folder.root());
+        self.go_on(examples, &folder)
+    }
+
     /// Everything that comes after [`Runner::prepare`], whose examples these are, into `folder`, which
     /// must not exist. The model is left tuned, not as the control tuned it.
     ///
@@ -151,12 +167,30 @@ impl Runner<'_> {
     /// adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
     /// model.
     pub fn run_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
-        let start = Instant::now();
-        let tuning = &self.experiment.tuning;
-        let config = self.experiment.resolved()?;
-        let folder = RunFolder::create(folder)?;
-        files::write_atomically(&folder.path("config.toml"), config.as_bytes())?;
+        let folder = RunFolder::create(folder, &self.experiment.resolved()?)?;
+        self.go_on(examples, &folder)
+    }
 
+    /// Goes on with the run of a folder, whose config.toml the experiment is, from where it was ended. What
+    /// it leaves is what it would have left.
+    ///
+    /// # Errors
+    /// As [`Runner::run_prepared`]'s.
+    pub fn resume(&self, folder: &Path) -> Result<Summary> {
+        self.resume_prepared(self.prepare()?, folder)
+    }
+
+    /// As [`Runner::resume`], after [`Runner::prepare`], whose examples these are.
+    ///
+    /// # Errors
+    /// As [`Runner::run_prepared`]'s.
+    pub fn resume_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
+        self.go_on(examples, &RunFolder::open(folder)?)
+    }
+
+    /// Every stage that isn't finished yet.
+    fn go_on(&self, examples: &[Example], folder: &RunFolder) -> Result<Summary> {
+        let mut stages = Stages::of(&folder.path(STATE))?;
         // A second copy of the weights, only where something starts from it or is compared with it.
         let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
         let untuned = match compared || self.plugins.control.is_some() {
@@ -164,47 +198,86 @@ impl Runner<'_> {
             false => None,
         };
         let untuned = untuned.as_deref();
-        let before = self.evaluate(Some(&folder.path("evaluation-before")), None)?;
-        self.circuit(&folder, "before", examples)?;
-        let tuned = self.tune(&folder, &*self.plugins.selector, examples, untuned)?;
+        let before = stages.evaluation("before", || {
+            self.evaluate(Some(&folder.path("evaluation-before")), None)
+        })?;
+        stages.once("circuit before", || self.circuit(folder, "before", examples))?;
+        let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
         // Before anything else can fail.
-        (self.save)(&folder.path("model"), self.model)?;
-        let after = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
-        self.circuit(&folder, "after", examples)?;
-        let mut control = None;
-        if let (Some(selector), Some(weights)) = (&self.plugins.control, untuned) {
+        stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
+        let after = stages.evaluation("after", || {
+            self.evaluate(Some(&folder.path("evaluation-after")), untuned)
+        })?;
+        stages.once("circuit after", || self.circuit(folder, "after", examples))?;
+        let control = match (&self.plugins.control, untuned) {
+            (Some(selector), Some(weights)) => {
+                Some(self.control(folder, &**selector, examples, weights, &mut stages)?)
+            }
+            _ => None,
+        };
+        let summary = Summary {
+            seconds: stages.seconds(),
+            ..self.summary(examples, before, after, &tuned, control)
+        };
+        files::write_json(&folder.path(SUMMARY), &summary)?;
+        folder.clear(STATE)?;
+        Ok(summary)
+    }
+
+    /// Tunes with the control's selector, from the weights before tuning, and evaluates.
+    fn control(
+        &self,
+        folder: &RunFolder,
+        selector: &dyn ParamSelector,
+        examples: &[Example],
+        weights: &[Tensor],
+        stages: &mut Stages,
+    ) -> Result<Control> {
+        stages.once("control", || {
             let _tuned = self.model.parameters().put_back_on_drop()?;
             self.model.parameters().restore(weights)?;
-            let folder = RunFolder::create(&folder.path("control"))?;
-            let tuned = self.tune(&folder, &**selector, examples, untuned)?;
-            let figures = self.evaluate(Some(&folder.path("evaluation-after")), untuned)?;
-            control = Some((tuned, figures));
-        }
+            let folder = folder.folder("control")?;
+            let tuned = self.tune(&folder, selector, examples, Some(weights))?;
+            let figures = self.evaluate(Some(&folder.path("evaluation-after")), Some(weights))?;
+            folder.clear(STATE)?;
+            Ok(Control {
+                figures,
+                tuned_parameters: tuned.tuned_parameters,
+                seconds: tuned.discovery_seconds + tuned.tuning_seconds,
+            })
+        })
+    }
+
+    fn summary(
+        &self,
+        examples: &[Example],
+        before: Figures,
+        after: Figures,
+        tuned: &Tuned,
+        control: Option<Control>,
+    ) -> Summary {
         let parameters = self.model.parameters().count();
-        let ratio = |tuned: &Tuned| tuned.tuned_parameters as f64 / parameters as f64;
-        let seconds = |tuned: &Tuned| tuned.discovery_seconds + tuned.tuning_seconds;
-        let control_tuned = control.as_ref().map(|(tuned, _)| tuned);
-        let summary = Summary {
-            experiment: self.experiment.name.clone(),
-            task: self.experiment.task.name.clone(),
-            selector: self.experiment.selector.name.clone(),
+        let ratio = |tuned: usize| tuned as f64 / parameters as f64;
+        let Experiment { name, task, selector, tuning, .. } = self.experiment;
+        Summary {
+            experiment: name.clone(),
+            task: task.name.clone(),
+            selector: selector.name.clone(),
             control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
             before,
             after,
             parameters,
             tuned_parameters: tuned.tuned_parameters,
-            tuned_parameter_ratio: ratio(&tuned),
-            control_tuned_parameters: control_tuned.map(|tuned| tuned.tuned_parameters),
-            control_tuned_parameter_ratio: control_tuned.map(ratio),
+            tuned_parameter_ratio: ratio(tuned.tuned_parameters),
+            control_tuned_parameters: control.as_ref().map(|control| control.tuned_parameters),
+            control_tuned_parameter_ratio: control.as_ref().map(|c| ratio(c.tuned_parameters)),
             steps: tuning.total_steps(examples.len()),
             discovery_seconds: tuned.discovery_seconds,
             tuning_seconds: tuned.tuning_seconds,
-            control_seconds: control_tuned.map(seconds),
-            seconds: start.elapsed().as_secs_f64(),
-            control: control.map(|(_, figures)| figures),
-        };
-        files::write_json(&folder.path("summary.json"), &summary)?;
-        Ok(summary)
+            control_seconds: control.as_ref().map(|control| control.seconds),
+            seconds: 0.0,
+            control: control.map(|control| control.figures),
+        }
     }
 
     /// Discovers the circuit as the model is now; writes and draws it.

@@ -6,6 +6,18 @@ use serde::{Deserialize, Serialize};
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 
+/// The file of a finished run's [`Summary`].
+pub const SUMMARY: &str = "summary.json";
+
+/// What a control came to.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Control {
+    #[serde(with = "figures")]
+    pub(super) figures: Figures,
+    pub(super) tuned_parameters: usize,
+    pub(super) seconds: f64,
+}
+
 /// A run's outcome: `summary.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
@@ -40,6 +52,7 @@ pub struct Summary {
     /// The control's discovery and tuning together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_seconds: Option<f64>,
-    /// From the making of the folder to the end, evaluations and the control included.
+    /// From the making of the folder to the end, evaluations and the control included; of a run that was
+    /// resumed, of what was not done twice.
     pub seconds: f64,
 }

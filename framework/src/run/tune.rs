@@ -5,19 +5,21 @@ use candle_core::Tensor;
 use super::Runner;
 use super::folder::RunFolder;
 use super::log::RunLog;
-use crate::Result;
 use crate::data::example::Example;
 use crate::lora::Adapters;
 use crate::plugin::guard::caught;
 use crate::run::experiment::{Experiment, ModelChoice};
 use crate::tuning::selector::ParamSelector;
 use crate::tuning::{Tuned, Tuner};
+use crate::{Error, Result};
 
 impl Runner<'_> {
-    /// Tunes, writing down every step. Adapters are saved to `adapter` and merged into the model.
+    /// Tunes, writing down every step, from where an earlier try was ended. Adapters are saved to `adapter`
+    /// and merged into the model.
     ///
     /// # Errors
-    /// If tuning fails. What it reached, adapters and model, is saved to `folder` first.
+    /// If tuning fails. What it reached, adapters and model, is saved to `folder` first, unless it was asked
+    /// to stop: then the state is there to go on from.
     pub(super) fn tune(
         &self,
         folder: &RunFolder,
@@ -38,13 +40,19 @@ impl Runner<'_> {
         let mut log = RunLog::new(self, folder, untuned);
         // An update is the last thing in a step, so model and adapters are as the last whole step left
         // them, even after a panic.
-        let tuned = caught("tuning", || tuner.run(examples, &mut |event| log.event(event)));
+        let from = log.resume()?;
+        let tuned = caught("tuning", || {
+            tuner.resume(examples, from.as_deref(), &mut |event| log.event(event))
+        });
+        if let Err(Error::Stopped) = tuned {
+            return Err(Error::Stopped);
+        }
         let kept = self.keep_adapters(folder, log.adapters());
         let logged = log.finish();
         match tuned {
             Ok(tuned) => kept.and(logged).map(|()| tuned),
             Err(error) => {
-                let saved = kept.and_then(|()| (self.save)(&folder.path("model"), self.model));
+                let saved = kept.and_then(|()| (self.save)(&folder.clear("model")?, self.model));
                 if let Err(error) = saved.and(logged) {
                     log::error!("what was reached can't be saved: {error}");
                 }
@@ -61,7 +69,7 @@ impl Runner<'_> {
         let ModelChoice { path, random_init, .. } = &self.experiment.model;
         // Drawn weights are in no file.
         let base_model = random_init.is_none().then_some(&**path);
-        adapters.save(&folder.path("adapter"), base_model)?;
+        adapters.save(&folder.clear("adapter")?, base_model)?;
         adapters.merge(self.model)
     }
 }

@@ -116,9 +116,13 @@ impl Gradients {
             Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
                 let weight = &unembedding.weight;
                 if self.selection.contains(weight.id) {
-                    let gradient =
-                        cross_entropy::unembedding_gradient(hidden, &weight.tensor, unembedding.cap, targets)?
-                            .affine(*factor, 0.0)?;
+                    let gradient = cross_entropy::unembedding_gradient(
+                        hidden,
+                        &weight.tensor,
+                        unembedding.cap,
+                        targets,
+                    )?
+                    .affine(*factor, 0.0)?;
                     self.add_rows(weight.id, |range| {
                         Ok(gradient.narrow(0, range.start, range.len())?)
                     })?;

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Tuning;
 use super::bounds::{Bounds, Rows};
+use super::moments::{Moments, OfRows};
 use crate::Result;
-use crate::ops::{Real, is_fused, squared_norm, vectorized, weight};
+use crate::ops::{Real, is_fused, vectorized, weight};
 use crate::tuning::gradients::Gradients;
-use crate::weights::parameters::Parameters;
+use crate::weights::parameters::{ParamId, Parameter, Parameters};
 
 /// The update rule.
 #[derive(
@@ -44,31 +45,8 @@ pub(super) struct Rule {
 /// The optimizer's state, for all parameters.
 pub struct Optimizer {
     rule: Rule,
-    states: Vec<State>,
+    states: Vec<Moments>,
     bounds: Bounds,
-}
-
-/// Of one parameter; empty until one of its rows is first selected.
-#[derive(Default)]
-struct State {
-    /// Updates each row has had, [rows].
-    counts: Vec<u32>,
-    f32: Moments<f32>,
-    f64: Moments<f64>,
-    /// Of weights kept in bfloat16, the selected rows in float32 [rows, width]: an update can be too
-    /// small for bfloat16 to show, and is not to be lost.
-    master: Vec<f32>,
-    /// The same off the CPU: first and second moment and master [rows, width].
-    tensors: Option<[Tensor; 3]>,
-}
-
-/// In the type of the parameter.
-#[derive(Default)]
-struct Moments<T> {
-    /// Momentum buffer or first moment, [rows, width].
-    first: Vec<T>,
-    /// Second moment, [rows, width]; none for SGD.
-    second: Vec<T>,
 }
 
 impl Optimizer {
@@ -79,7 +57,7 @@ impl Optimizer {
     pub fn new(tuning: &Tuning, parameters: &Parameters) -> Result<Self> {
         Ok(Self {
             rule: Rule::of(tuning),
-            states: std::iter::repeat_with(State::default).take(parameters.len()).collect(),
+            states: std::iter::repeat_with(Moments::default).take(parameters.len()).collect(),
             bounds: Bounds::of(parameters, 0.0)?,
         })
     }
@@ -117,15 +95,29 @@ impl Optimizer {
 
     /// The joint norm of all first moments.
     fn first_moments_norm(&self) -> Result<f64> {
-        let mut squares = 0.0;
-        for State { f32, f64, tensors, .. } in &self.states {
-            squares += f32.first.iter().map(|&first| f64::from(first).powi(2)).sum::<f64>();
-            squares += f64.first.iter().map(|first| first.powi(2)).sum::<f64>();
-            if let Some([first, ..]) = tensors {
-                squares += squared_norm(first)?;
-            }
-        }
+        let squares = self.states.iter().map(Moments::first_squared).sum::<Result<f64>>()?;
         Ok(squares.sqrt())
+    }
+
+    /// What is kept of a parameter.
+    pub(super) fn moments(&self, id: ParamId) -> &Moments {
+        &self.states[id.0]
+    }
+
+    /// Puts back what was kept of each parameter. The parameters' values must be back already.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub(super) fn put_back(
+        &mut self,
+        parameters: &Parameters,
+        moments: impl Fn(ParamId, &Parameter) -> Result<Moments>,
+    ) -> Result<()> {
+        for (id, parameter) in parameters.iter() {
+            self.states[id.0] = moments(id, parameter)?;
+        }
+        self.bounds = Bounds::of(parameters, self.first_moments_norm()?)?;
+        Ok(())
     }
 
     fn update_rows(
@@ -187,7 +179,7 @@ impl Rule {
         weight: &Tensor,
         gradient: &Tensor,
         ranges: &[Range<usize>],
-        state: &mut State,
+        state: &mut Moments,
         lr: f64,
     ) -> Result<()> {
         let Self { algorithm, momentum, beta1, beta2, eps, weight_decay } = *self;
@@ -257,7 +249,7 @@ struct Update<'a> {
     lr: f64,
     width: usize,
     selected: &'a [usize],
-    state: Mutex<&'a mut State>,
+    state: Mutex<&'a mut Moments>,
 }
 
 impl InplaceOp2 for Update<'_> {
@@ -274,7 +266,7 @@ impl InplaceOp2 for Update<'_> {
     ) -> candle_core::Result<()> {
         let (at, from) = (weight_layout.start_offset(), gradient_layout.start_offset());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { counts, f32, f64, master, .. } = &mut **state;
+        let Moments { counts, f32, f64, master, .. } = &mut **state;
         match (weight, gradient) {
             (CpuStorage::F32(weight), CpuStorage::F32(gradient)) => {
                 self.update_rows(&mut weight[at..], &gradient[from..], counts, f32);
@@ -319,10 +311,10 @@ impl Update<'_> {
         weight: &mut [T],
         gradient: &[T],
         counts: &mut [u32],
-        moments: &mut Moments<T>,
+        moments: &mut OfRows<T>,
     ) {
         let (width, entries) = (self.width, counts.len() * self.width);
-        let Moments { first, second } = moments;
+        let OfRows { first, second } = moments;
         // All at once, so that the system gives pages only to the rows that are updated.
         if first.is_empty() {
             *first = vec![T::zero(); entries];

@@ -29,6 +29,15 @@ impl Order {
         }
     }
 
+    /// Passes over the next `count` indices, epoch by epoch.
+    pub(super) fn skip(&mut self, mut count: usize) {
+        while count > self.indices.len() - self.next {
+            count -= self.indices.len() - self.next;
+            self.start_epoch();
+        }
+        self.next += count;
+    }
+
     /// The next `count` indices.
     pub(super) fn take(&mut self, count: usize) -> impl Iterator<Item = usize> {
         let mut taken = Vec::with_capacity(count);

@@ -9,8 +9,8 @@ use crate::weights::parameters::Selection;
 /// From a circuit and the parameters' ownership to the rows to train.
 ///
 /// ```
-/// use circuit_framework::{Circuit, Model, Options, Owner, ParamSelector, Plugin, Result, Selection};
-/// use circuit_framework::{inventory, origin};
+/// use circuit_framework::{Circuit, Model, Owner, ParamSelector, Result, Selection};
+/// use circuit_framework::register;
 ///
 /// /// Only what the circuit's writers own.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -26,15 +26,7 @@ use crate::weights::parameters::Selection;
 ///     }
 /// }
 ///
-/// impl Options<dyn ParamSelector> for Writers {
-///     fn build(self) -> Result<Box<dyn ParamSelector>> {
-///         Ok(Box::new(self))
-///     }
-/// }
-///
-/// inventory::submit! {
-///     Plugin::<dyn ParamSelector>::new::<Writers>("writers", "what the writers own", origin!())
-/// }
+/// register!(dyn ParamSelector, Writers, "writers", "what the writers own");
 ///
 /// let plugin = circuit_framework::plugin::registry::find::<dyn ParamSelector>("writers")?;
 /// assert!(plugin.build(&Default::default()).is_ok());

@@ -72,8 +72,10 @@ pub struct Tuning {
     pub smoothing: Option<Smoothing>,
     /// Steps between evaluations; 0 for none on the way.
     pub evaluate_every: usize,
-    /// Steps between saved checkpoints; 0 for none on the way.
+    /// Steps between checkpoints, each a model saved as `checkpoint-N` and a state to resume from; 0 for none.
     pub checkpoint_every: usize,
+    /// Minutes between states that the run can be resumed from, whatever its steps; 0 for none.
+    pub checkpoint_minutes: f64,
 }
 
 impl Default for Tuning {
@@ -104,6 +106,7 @@ impl Default for Tuning {
             smoothing: None,
             evaluate_every: 0,
             checkpoint_every: 0,
+            checkpoint_minutes: 5.0,
         }
     }
 }
@@ -135,6 +138,7 @@ impl Tuning {
             ("weight_decay", self.weight_decay, Range::FromZero),
             ("key_weight_p", self.key_weight_p, Range::AboveZero),
             ("metric_penalty", self.metric_penalty, Range::FromZero),
+            ("checkpoint_minutes", self.checkpoint_minutes, Range::FromZero),
         ] {
             range.check(&format!("tuning.{name}"), value)?;
         }

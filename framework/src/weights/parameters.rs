@@ -117,7 +117,12 @@ impl Parameters {
             })
             .collect();
         let id = ParamId(self.parameters.len());
-        self.parameters.push(Parameter { name: name.into(), tensor: tensor.clone(), blocks, files });
+        self.parameters.push(Parameter {
+            name: name.into(),
+            tensor: tensor.clone(),
+            blocks,
+            files,
+        });
         Ok(Param { id, tensor })
     }
 

@@ -40,7 +40,7 @@ pub fn load(path: &Path) -> Result<Vec<Registration>> {
     let mut own = registry::registrations()?;
     own.retain(|registration| registration.origin.crate_name == stamp.name);
     if own.is_empty() {
-        refuse!("{}: registers nothing; add an `inventory::submit!`", path.display());
+        refuse!("{}: registers nothing; add an `register!`", path.display());
     }
     Ok(own)
 }

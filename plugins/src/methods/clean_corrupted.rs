@@ -4,7 +4,7 @@
 use circuit_framework::attribution::{
     Attribution, AttributionMethod, Discovered, Needs, Run, Scoring, counterfactual_tokens,
 };
-use circuit_framework::{Batch, Options, Plugin, Result, inventory, origin};
+use circuit_framework::{Batch, Result, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -52,12 +52,9 @@ impl Attribution for Scored<'_> {
     }
 }
 
-impl Options<dyn AttributionMethod> for CleanCorrupted {
-    fn build(self) -> Result<Box<dyn AttributionMethod>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn AttributionMethod>::new::<CleanCorrupted>("clean-corrupted", "EAP, its gradient averaged over the clean and the counterfactual run", origin!())
-}
+register!(
+    dyn AttributionMethod,
+    CleanCorrupted,
+    "clean-corrupted",
+    "EAP, its gradient averaged over the clean and the counterfactual run"
+);

@@ -2,7 +2,7 @@
 //! run. Tuning goes on with that run.
 
 use circuit_framework::attribution::{Attribution, AttributionMethod, Discovered, Run, Scoring};
-use circuit_framework::{Batch, Options, Plugin, Result, inventory, origin};
+use circuit_framework::{Batch, Result, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -41,12 +41,9 @@ impl Attribution for Scored<'_> {
     }
 }
 
-impl Options<dyn AttributionMethod> for Eap {
-    fn build(self) -> Result<Box<dyn AttributionMethod>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn AttributionMethod>::new::<Eap>("eap", "edge attribution patching: the gradient on the clean run", origin!())
-}
+register!(
+    dyn AttributionMethod,
+    Eap,
+    "eap",
+    "edge attribution patching: the gradient on the clean run"
+);

@@ -6,7 +6,7 @@ use circuit_framework::attribution::{
     Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
 };
 use circuit_framework::pass::{Replacement, Written};
-use circuit_framework::{Batch, Options, Pass, Plugin, Result, inventory, origin};
+use circuit_framework::{Batch, Pass, Result, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -60,12 +60,9 @@ impl Attribution for Scored<'_> {
     }
 }
 
-impl Options<dyn AttributionMethod> for EapIg {
-    fn build(self) -> Result<Box<dyn AttributionMethod>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn AttributionMethod>::new::<EapIg>("eap-ig", "EAP, its gradient averaged between the counterfactual input and the clean one", origin!())
-}
+register!(
+    dyn AttributionMethod,
+    EapIg,
+    "eap-ig",
+    "EAP, its gradient averaged between the counterfactual input and the clean one"
+);

@@ -9,7 +9,7 @@ use circuit_framework::attribution::{
     Attribution, AttributionMethod, Discovered, Needs, Run, Scoring, counterfactual_tokens,
 };
 use circuit_framework::pass::{Replacement, Written};
-use circuit_framework::{Batch, Model, Options, Pass, Plugin, Result, Tensor, inventory, origin};
+use circuit_framework::{Batch, Model, Pass, Result, Tensor, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -80,12 +80,9 @@ fn outputs(model: &dyn Model, tokens: &Tensor) -> Result<Vec<(usize, Tensor)>> {
     Ok(std::mem::take(&mut *sites.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
-impl Options<dyn AttributionMethod> for EapIgActivations {
-    fn build(self) -> Result<Box<dyn AttributionMethod>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn AttributionMethod>::new::<EapIgActivations>("eap-ig-activations", "EAP, its gradient averaged while one module at a time goes from corrupted to clean", origin!())
-}
+register!(
+    dyn AttributionMethod,
+    EapIgActivations,
+    "eap-ig-activations",
+    "EAP, its gradient averaged while one module at a time goes from corrupted to clean"
+);

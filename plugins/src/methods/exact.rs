@@ -6,9 +6,7 @@ use circuit_framework::attribution::{
     AblatedValues, Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
 };
 use circuit_framework::pass::AblatedEdges;
-use circuit_framework::{
-    Batch, Example, Options, Pass, Plugin, Result, Scores, inventory, origin, pass,
-};
+use circuit_framework::{Batch, Example, Pass, Result, Scores, pass, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -78,12 +76,9 @@ impl Attribution for Patching<'_> {
     }
 }
 
-impl Options<dyn AttributionMethod> for Exact {
-    fn build(self) -> Result<Box<dyn AttributionMethod>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn AttributionMethod>::new::<Exact>("exact", "what the metric loses when each edge is ablated, by a pass an edge; all positions", origin!())
-}
+register!(
+    dyn AttributionMethod,
+    Exact,
+    "exact",
+    "what the metric loses when each edge is ablated, by a pass an edge; all positions"
+);

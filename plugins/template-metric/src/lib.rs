@@ -2,8 +2,7 @@
 
 use circuit_framework::candle_core::DType;
 use circuit_framework::{
-    Batch, Example, Options, PatchingMetric, Plugin, Readout, Result, Tensor, inventory, origin,
-    refuse,
+    Batch, Example, PatchingMetric, Readout, Result, Tensor, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,20 +61,22 @@ impl TopKMargin {
     }
 }
 
-impl Options<dyn PatchingMetric> for TopKMargin {
-    fn build(self) -> Result<Box<dyn PatchingMetric>> {
+impl TopKMargin {
+    fn check(&self) -> Result<()> {
         if self.k == 0 {
             refuse!("k is 0; hold the right answer against at least one other");
         }
-        Ok(Box::new(self))
+        Ok(())
     }
 }
 
-inventory::submit! {
-    Plugin::<dyn PatchingMetric>::new::<TopKMargin>(
-        "top_k_margin", "logit(right) less the mean of the k best others", origin!(),
-    )
-}
+register!(
+    dyn PatchingMetric,
+    TopKMargin,
+    "top_k_margin",
+    "logit(right) less the mean of the k best others",
+    check = TopKMargin::check
+);
 
 #[cfg(test)]
 mod tests {

@@ -3,13 +3,9 @@
 //! config.json, whose `model_type` is the registered name, and model.safetensors.
 
 use circuit_framework::model::config;
-use circuit_framework::model::decoder::{
-    Decoder, Layer, Linear, NormKind, Norms, QueryKeyValue,
-};
+use circuit_framework::model::decoder::{Decoder, Layer, Linear, NormKind, Norms, QueryKeyValue};
 use circuit_framework::ops::attention::Attention;
-use circuit_framework::{
-    Architecture, Checkpoint, Model, Options, Plugin, Result, inventory, origin, refuse,
-};
+use circuit_framework::{Architecture, Checkpoint, Model, Result, refuse, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -76,17 +72,12 @@ impl Architecture for AttentionOnly {
     }
 }
 
-impl Options<dyn Architecture> for AttentionOnly {
-    fn build(self) -> Result<Box<dyn Architecture>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Architecture>::new::<AttentionOnly>(
-        "attention_only", "attention layers without MLPs, with learned positions", origin!(),
-    )
-}
+register!(
+    dyn Architecture,
+    AttentionOnly,
+    "attention_only",
+    "attention layers without MLPs, with learned positions"
+);
 
 #[cfg(test)]
 mod tests {

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use circuit_framework::candle_core::DType;
 use circuit_framework::{
-    Circuit, Model, Options, ParamSelector, Plugin, Result, Selection, Tensor, inventory, origin,
-    refuse,
+    Circuit, Model, ParamSelector, Result, Selection, Tensor, refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,20 +53,22 @@ fn squared_norms(weight: &Tensor) -> Result<Vec<f64>> {
     Ok(weight.to_dtype(DType::F64)?.sqr()?.sum(1)?.to_vec1()?)
 }
 
-impl Options<dyn ParamSelector> for LargestRows {
-    fn build(self) -> Result<Box<dyn ParamSelector>> {
+impl LargestRows {
+    fn check(&self) -> Result<()> {
         if !(self.share > 0.0 && self.share <= 1.0) {
             refuse!("share is {}; give a number above 0 and at most 1", self.share);
         }
-        Ok(Box::new(self))
+        Ok(())
     }
 }
 
-inventory::submit! {
-    Plugin::<dyn ParamSelector>::new::<LargestRows>(
-        "largest_rows", "of each node in the circuit, the rows with the largest weights", origin!(),
-    )
-}
+register!(
+    dyn ParamSelector,
+    LargestRows,
+    "largest_rows",
+    "of each node in the circuit, the rows with the largest weights",
+    check = LargestRows::check
+);
 
 #[cfg(test)]
 mod tests {
@@ -83,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_share_out_of_range_is_refused() {
-        assert!(LargestRows { share: 0.0 }.build().is_err());
-        assert!(LargestRows { share: f64::NAN }.build().is_err());
+        assert!(LargestRows { share: 0.0 }.check().is_err());
+        assert!(LargestRows { share: f64::NAN }.check().is_err());
     }
 }

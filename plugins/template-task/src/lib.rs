@@ -8,9 +8,7 @@
 
 use circuit_framework::data::example::Counterfactual;
 use circuit_framework::data::tokenizer::Tokenizer;
-use circuit_framework::{
-    Dataset, Example, Key, Options, Plugin, Result, Setting, Split, Task, inventory, origin, refuse,
-};
+use circuit_framework::{Dataset, Example, Key, Result, Setting, Split, Task, refuse, register};
 use rand::SeedableRng;
 use rand::seq::{IndexedRandom, index};
 use rand_chacha::ChaCha8Rng;
@@ -139,17 +137,7 @@ impl IndirectObject {
     }
 }
 
-impl Options<dyn Task> for IndirectObject {
-    fn build(self) -> Result<Box<dyn Task>> {
-        Ok(Box::new(self))
-    }
-}
-
-inventory::submit! {
-    Plugin::<dyn Task>::new::<IndirectObject>(
-        "indirect_object", "which of two names an indirect object has", origin!(),
-    )
-}
+register!(dyn Task, IndirectObject, "indirect_object", "which of two names an indirect object has");
 
 #[cfg(test)]
 mod tests {

@@ -203,7 +203,12 @@ impl Builder<'_> {
         sites.map(|site| first + site)
     }
 
-    fn mlp(&mut self, mlp: &Mlp, [read, write]: [usize; 2], nodes: &LayerNodes) -> Result<MlpBlock> {
+    fn mlp(
+        &mut self,
+        mlp: &Mlp,
+        [read, write]: [usize; 2],
+        nodes: &LayerNodes,
+    ) -> Result<MlpBlock> {
         if mlp.inputs.len() != 1 + usize::from(mlp.activation.is_gated()) {
             refuse!("{:?} has not {} inputs", mlp.activation, mlp.inputs.len());
         }

@@ -26,10 +26,11 @@ impl LayerNodes {
                 refuse!("mlp_head_width is {part}, which does not divide the MLP's {width} neurons")
             }
         };
-        let mlp_ports: &[Port] = match layer.mlp.as_ref().is_some_and(|mlp| mlp.activation.is_gated()) {
-            true => &[Port::Gate, Port::Up],
-            false => &[Port::Input],
-        };
+        let mlp_ports: &[Port] =
+            match layer.mlp.as_ref().is_some_and(|mlp| mlp.activation.is_gated()) {
+                true => &[Port::Gate, Port::Up],
+                false => &[Port::Input],
+            };
         let (heads, kv_heads) = (layer.attention.heads, layer.attention.kv_heads);
         let has_mlp = layer.mlp.is_some();
         Ok(Self { layer: index, heads, kv_heads, has_mlp, mlp_parts, mlp_ports })

@@ -167,7 +167,9 @@ impl Decoder {
             Value::Null => None,
             value => match value.as_u64() {
                 Some(window @ 1..) => Some(window as usize),
-                _ => refuse!("{origin}: config.json: `sliding_window` is {value}, no number of tokens"),
+                _ => refuse!(
+                    "{origin}: config.json: `sliding_window` is {value}, no number of tokens"
+                ),
             },
         };
         let kinds = config["layer_types"].as_array();

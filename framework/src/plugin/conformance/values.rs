@@ -73,11 +73,16 @@ impl Site<'_> {
     fn writes(&self) -> Result<usize> {
         let graph = self.model.graph();
         let readers = &graph.readers()[graph.readers_of(self.reading.site)];
-        let of = |node: &Node| readers.iter().any(|r| (r.node.kind(), r.node.layer()) == (node.kind(), node.layer()));
-        let mut sites = (0..graph.site_count()).filter(|&site| graph.writers()[graph.writers_of(site)].iter().any(of));
+        let of = |node: &Node| {
+            readers.iter().any(|r| (r.node.kind(), r.node.layer()) == (node.kind(), node.layer()))
+        };
+        let mut sites = (0..graph.site_count())
+            .filter(|&site| graph.writers()[graph.writers_of(site)].iter().any(of));
         match sites.next() {
             Some(site) => Ok(site),
-            None => refuse!("site {} reads, but no node writes what comes of it", self.reading.site),
+            None => {
+                refuse!("site {} reads, but no node writes what comes of it", self.reading.site)
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Runs every combination of an experiment's matrix that fits, each into a folder of its own, and ends
+//! Runs every combination of an experiment's sweep that fits, each into a folder of its own, and ends
 //! with the table that compares them. What is done stays done: run again, it goes on where it stopped.
 //! A run that fails is shown as failed, and the others are run.
 
@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::matrix::Combination;
+use circuit_framework::run::sweep::Combination;
 use circuit_framework::{files, plugin::guard};
 use serde::Serialize;
 
 use super::{compare, with_runner};
 use crate::flags;
+use crate::print::say;
+use crate::signals::is_stop;
 
 /// A combination and its folder.
 struct Cell {
@@ -44,15 +46,15 @@ pub(crate) fn run(combinations: Vec<Combination>, origin: &str, folder: &Path) -
     let (mut rows, mut skipped, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (index, cell) in cells.into_iter().enumerate() {
         let name = cell.experiment.name.clone();
-        println!("{}/{total} {name}", index + 1);
+        say!("{}/{total} {name}", index + 1);
         match cell.run()? {
             Outcome::Done => compare::add_run(&mut rows, &cell.folder.display().to_string())?,
             Outcome::Skipped(reason) => {
-                println!("    skipped: {reason}");
+                say!("    skipped: {reason}");
                 skipped.push(Missing { name, reason });
             }
             Outcome::Failed(reason) => {
-                println!("    failed: {reason}");
+                say!("    failed: {reason}");
                 compare::add_failed(&mut rows, &cell.experiment, &reason);
                 failed.push(Missing { name, reason });
             }
@@ -61,12 +63,12 @@ pub(crate) fn run(combinations: Vec<Combination>, origin: &str, folder: &Path) -
     files::write_json(&folder.join("skipped.json"), &skipped)?;
     files::write_json(&folder.join("failed.json"), &failed)?;
     if skipped.len() == total {
-        bail!("{origin}: none of the matrix's {total} combinations fits; the reasons are above");
+        bail!("{origin}: none of the sweep's {total} combinations fits; the reasons are above");
     }
     let table = compare::markdown(&rows);
     files::write_atomically(&folder.join("compare.md"), table.as_bytes())?;
     files::write_json(&folder.join("compare.json"), &rows)?;
-    print!("\n{table}\nwritten to {}\n", folder.display());
+    say!("\n{table}\nwritten to {}", folder.display());
     if !failed.is_empty() {
         let names: Vec<&str> = failed.iter().map(|missing| &missing.name[..]).collect();
         let file = folder.join("failed.json");
@@ -102,28 +104,28 @@ impl Cell {
         Ok(cell)
     }
 
-    /// Runs the combination, unless an earlier call has. What that left half done is cleared away.
+    /// Runs the combination, unless an earlier call has. What that left half done is gone on with.
     fn run(&self) -> Result<Outcome> {
         if self.folder.join("summary.json").exists() {
-            println!("    done before");
+            say!("    done before");
             return Ok(Outcome::Done);
-        }
-        if self.folder.exists() {
-            std::fs::remove_dir_all(&self.folder)
-                .with_context(|| self.folder.display().to_string())?;
         }
         let mut fits = false;
         let mut run = || {
             with_runner(&self.experiment, |runner| {
                 let examples = runner.prepare()?;
                 fits = true;
-                runner.run_prepared(examples, &self.folder)?;
+                match self.folder.exists() {
+                    true => runner.resume_prepared(examples, &self.folder)?,
+                    false => runner.run_prepared(examples, &self.folder)?,
+                };
                 Ok(())
             })
         };
         let done = guard::caught("the run", || Ok(run())).map_err(anyhow::Error::from);
         Ok(match done.flatten() {
             Ok(()) => Outcome::Done,
+            Err(error) if is_stop(&error) => return Err(error),
             Err(error) if fits => Outcome::Failed(format!("{error:#}")),
             Err(error) => Outcome::Skipped(format!("{error:#}")),
         })

@@ -1,7 +1,10 @@
 //! Files that are whole or not there: everything is written under a temporary name in the target's
-//! folder and renamed.
+//! folder, synced and renamed.
 
-use std::io::Write;
+pub(crate) mod tensors;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -11,15 +14,28 @@ use crate::{Error, Result};
 
 /// Writes `content` to `path` in one step.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(content).map_err(Error::io(path)))
+}
+
+/// Writes in one step what `write` gives the file.
+pub(crate) fn write_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
+) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut file = tempfile::Builder::new()
+    let file = tempfile::Builder::new()
         .prefix(".writing-")
         .tempfile_in(folder)
         .map_err(Error::io(path))?;
-    file.write_all(content).map_err(Error::io(path))?;
+    let mut buffered = BufWriter::new(file.as_file());
+    write(&mut buffered)?;
+    buffered.flush().map_err(Error::io(path))?;
+    drop(buffered);
+    // Else a machine that goes down may have the name without the content.
+    file.as_file().sync_all().map_err(Error::io(path))?;
     make_readable(file.as_file()).map_err(Error::io(path))?;
     file.persist(path).map_err(|error| Error::io(path)(error.error))?;
     Ok(())
@@ -27,13 +43,13 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Temporary files are the owner's alone; results are as readable as any other new file.
 #[cfg(unix)]
-fn make_readable(file: &std::fs::File) -> std::io::Result<()> {
+fn make_readable(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
 
 #[cfg(not(unix))]
-fn make_readable(_: &std::fs::File) -> std::io::Result<()> {
+fn make_readable(_: &File) -> io::Result<()> {
     Ok(())
 }
 

@@ -1,8 +1,8 @@
-//! A matrix of experiments: one experiment with lists in place of single choices, and every
+//! A sweep: one experiment with lists in place of single choices, and every
 //! combination of them as an experiment of its own. Running them is the command line's.
 //!
 //! ```toml
-//! [matrix]
+//! [sweep]
 //! tasks = ["agreement", { name = "agreement", direction = "disagreement" }]
 //! metrics = ["logit_diff", "loss"]
 //! selectors = ["nodes", "all", { name = "lora", rank = 4 }]
@@ -20,7 +20,7 @@ use crate::{Error, Result, refuse};
 /// its path), or a table of the section it stands for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Matrix {
+struct Sweep {
     models: Vec<Value>,
     tasks: Vec<Value>,
     metrics: Vec<Value>,
@@ -33,23 +33,27 @@ struct Matrix {
 pub struct Combination {
     /// What tells it from the others, fit for a folder's name.
     pub name: String,
-    /// The experiment, without the matrix.
+    /// The experiment, without the sweep.
     pub experiment: Table,
 }
 
-/// Every combination of an experiment's `[matrix]`, the last list varying fastest; none where it has
-/// no matrix.
+/// Every combination of an experiment's `[sweep]`, the last list varying fastest; none where it has
+/// none. It was called `[matrix]` once, and is read as such with a note.
 ///
 /// # Errors
-/// If the matrix is malformed or empty.
+/// If the sweep is malformed or empty.
 pub fn combinations(experiment: &Table, origin: &str) -> Result<Option<Vec<Combination>>> {
     let mut base = experiment.clone();
-    let Some(matrix) = base.remove("matrix") else {
+    let (sweep, former) = (base.remove("sweep"), base.remove("matrix"));
+    if former.is_some() {
+        log::warn!("{origin}: [matrix] is now called [sweep]; it is read as that");
+    }
+    let Some(sweep) = sweep.or(former) else {
         return Ok(None);
     };
-    let Matrix { models, tasks, metrics, selectors, seeds } =
-        matrix.try_into().map_err(|error: toml::de::Error| {
-            Error::input(format!("{origin}: [matrix]: {}", error.message().replace('\n', " ")))
+    let Sweep { models, tasks, metrics, selectors, seeds } =
+        sweep.try_into().map_err(|error: toml::de::Error| {
+            Error::input(format!("{origin}: [sweep]: {}", error.message().replace('\n', " ")))
         })?;
     let seeds: Vec<Value> = seeds.into_iter().map(Value::from).collect();
     let mut combinations = vec![Combination { name: String::new(), experiment: base }];
@@ -68,7 +72,7 @@ pub fn combinations(experiment: &Table, origin: &str) -> Result<Option<Vec<Combi
         combinations = more;
     }
     if combinations.len() == 1 && combinations[0].name.is_empty() {
-        refuse!("{origin}: [matrix] is empty; list models, tasks, metrics, selectors or seeds");
+        refuse!("{origin}: [sweep] is empty; list models, tasks, metrics, selectors or seeds");
     }
     Ok(Some(combinations))
 }
@@ -83,7 +87,7 @@ impl Combination {
             Value::Table(table) if table.contains_key(key) => Value::Table(table.clone()),
             Value::Integer(_) if section == "seed" => value.clone(),
             other => refuse!(
-                "{origin}: [matrix]: {other} is no {section}; write its {key}, or a table with `{key}`"
+                "{origin}: [sweep]: {other} is no {section}; write its {key}, or a table with `{key}`"
             ),
         };
         let mut experiment = self.experiment.clone();
@@ -132,28 +136,28 @@ mod tests {
     #[test]
     fn every_combination_once_in_order() {
         let all = of(
-            "seed = 9\n[task]\nname = 'x'\n[matrix]\ntasks = ['a', { name = 'a', n = 2 }]\nseeds = [1, 2]",
+            "seed = 9\n[task]\nname = 'x'\n[sweep]\ntasks = ['a', { name = 'a', n = 2 }]\nseeds = [1, 2]",
         );
         let all = all.unwrap().unwrap();
         let names: Vec<&str> = all.iter().map(|c| &c.name[..]).collect();
         assert_eq!(names, ["a-seed1", "a-seed2", "a2-seed1", "a2-seed2"]);
         assert_eq!(all[3].experiment["task"]["n"], 2.into());
         assert_eq!(all[3].experiment["seed"], 2.into());
-        assert!(all.iter().all(|combination| !combination.experiment.contains_key("matrix")));
+        assert!(all.iter().all(|combination| !combination.experiment.contains_key("sweep")));
     }
 
     #[test]
-    fn without_a_matrix_there_are_none() {
+    fn without_a_sweep_there_are_none() {
         assert_eq!(of("seed = 9").unwrap(), None);
     }
 
     #[test]
     fn what_is_malformed_is_named() {
         for (text, part) in [
-            ("[matrix]\n", "is empty"),
-            ("[matrix]\nmetric = ['loss']", "unknown field `metric`"),
-            ("[matrix]\nmetrics = [3]", "3 is no metric"),
-            ("[matrix]\nmodels = [{ name = 'x' }]", "with `path`"),
+            ("[sweep]\n", "is empty"),
+            ("[sweep]\nmetric = ['loss']", "unknown field `metric`"),
+            ("[sweep]\nmetrics = [3]", "3 is no metric"),
+            ("[sweep]\nmodels = [{ name = 'x' }]", "with `path`"),
         ] {
             let error = of(text).unwrap_err().to_string();
             assert!(error.starts_with("mine.toml: ") && error.contains(part), "{error}");

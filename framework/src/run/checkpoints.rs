@@ -1,0 +1,160 @@
+//! What a run that was ended goes on from: the state of tuning after some step, as it grows, and the stages
+//! that are finished. Both are in the run's folder `state`, which a finished run doesn't have.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::evaluation::figures;
+use crate::evaluation::task::Figures;
+use crate::model::Model;
+use crate::tuning::{State, Tuning};
+use crate::{Error, Result, files, progress};
+
+/// How many states are kept: the last may be of the step that failed.
+const KEPT: usize = 2;
+
+/// The states of a tuning under way.
+pub(super) struct Checkpoints {
+    folder: PathBuf,
+    every: usize,
+    pause: Duration,
+    last: Instant,
+}
+
+impl Checkpoints {
+    pub(super) fn new(folder: PathBuf, tuning: &Tuning) -> Self {
+        Self {
+            folder,
+            every: tuning.checkpoint_every,
+            pause: Duration::from_secs_f64(tuning.checkpoint_minutes * 60.0),
+            last: Instant::now(),
+        }
+    }
+
+    /// The newest state there is, and how many steps were made before it.
+    ///
+    /// # Errors
+    /// If the folder can't be read.
+    pub(super) fn newest(&self) -> Result<Option<(usize, PathBuf)>> {
+        Ok(self.states()?.pop())
+    }
+
+    /// Whether a state is due after so many steps.
+    pub(super) fn due(&self, steps: usize) -> bool {
+        let by_steps = self.every > 0 && steps.is_multiple_of(self.every);
+        by_steps || (!self.pause.is_zero() && self.last.elapsed() >= self.pause)
+    }
+
+    /// Writes the state, and removes the oldest ones.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(super) fn write(&mut self, state: &State, model: &dyn Model, moments: bool) -> Result<()> {
+        std::fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        state.write(
+            &self.folder.join(format!("step-{}.safetensors", state.step())),
+            model,
+            moments,
+        )?;
+        let mut states = self.states()?;
+        states.truncate(states.len().saturating_sub(KEPT));
+        for (_, path) in states {
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+        self.last = Instant::now();
+        Ok(())
+    }
+
+    /// All states by their step.
+    fn states(&self) -> Result<Vec<(usize, PathBuf)>> {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else {
+            return Ok(Vec::new());
+        };
+        let mut states = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(Error::io(&self.folder))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let step = name.strip_prefix("step-").and_then(|s| s.strip_suffix(".safetensors"));
+            if let Some(step) = step.and_then(|step| step.parse().ok()) {
+                states.push((step, path));
+            }
+        }
+        states.sort();
+        Ok(states)
+    }
+}
+
+/// The stages of a run that are finished, with what they found.
+pub(super) struct Stages {
+    path: PathBuf,
+    kept: Kept,
+    start: Instant,
+    /// What earlier tries took, as far as their stages were finished.
+    earlier: f64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    seconds: f64,
+    finished: Map<String, Value>,
+}
+
+/// Figures as they are kept; those that aren't finite are text.
+#[derive(Serialize, Deserialize)]
+struct Found(#[serde(with = "figures")] Figures);
+
+impl Stages {
+    /// Those of a run's folder `state`; none of a new run.
+    ///
+    /// # Errors
+    /// If the file is malformed.
+    pub(super) fn of(folder: &Path) -> Result<Self> {
+        let path = folder.join("stages.json");
+        let kept: Kept = if path.exists() { files::read_json(&path)? } else { Kept::default() };
+        Ok(Self { path, earlier: kept.seconds, kept, start: Instant::now() })
+    }
+
+    /// From the run's start to now, as far as nothing was done twice.
+    pub(super) fn seconds(&self) -> f64 {
+        self.earlier + self.start.elapsed().as_secs_f64()
+    }
+
+    /// What a stage found: the first time by `work`, and later as it was kept.
+    ///
+    /// # Errors
+    /// As `work`, and if what it found can't be kept.
+    pub(super) fn once<T: Serialize + DeserializeOwned>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let misfit = |error| Error::input(format!("{}: {name}: {error}", self.path.display()));
+        if let Some(found) = self.kept.finished.get(name) {
+            return serde_json::from_value(found.clone()).map_err(misfit);
+        }
+        progress::check_stop()?;
+        let found = work()?;
+        self.kept.finished.insert(name.to_owned(), serde_json::to_value(&found).map_err(misfit)?);
+        self.kept.seconds = self.seconds();
+        let folder = self.path.parent().unwrap_or(&self.path);
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        files::write_json(&self.path, &self.kept)?;
+        Ok(found)
+    }
+
+    /// The figures of an evaluation, as [`Stages::once`].
+    ///
+    /// # Errors
+    /// As [`Stages::once`]'s.
+    pub(super) fn evaluation(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Result<Figures>,
+    ) -> Result<Figures> {
+        self.once(name, || Ok(Found(work()?))).map(|Found(figures)| figures)
+    }
+}

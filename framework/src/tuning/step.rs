@@ -1,0 +1,159 @@
+//! One step of tuning: discover (or keep) the circuit, select what it owns, take the gradients, clip
+//! their joint norm, update. The gradients' forward and backward passes are [`super::backward`]'s.
+
+use std::time::Instant;
+
+use super::gradients::Gradients;
+use super::state::State;
+use super::{Event, Step, Tuner};
+use crate::attribution::Run;
+use crate::data::example::{Batch, Example};
+use crate::graph::Graph;
+use crate::weights::parameters::Selection;
+use crate::{Error, Result, refuse};
+
+/// What a step's discovery hands on.
+struct Found {
+    /// The metric, where a circuit was discovered.
+    metric: Option<f64>,
+    /// Jaccard overlap with the circuit before.
+    overlap: f64,
+    prune_seconds: f64,
+    /// The pass over the step's one micro-batch, for the loss to go on with.
+    run: Option<Run>,
+}
+
+impl Tuner<'_> {
+    /// Whether the circuit is discovered at this step.
+    fn discovers(&self, step: usize, state: &State) -> bool {
+        let every = self.tuning.rediscover_every;
+        let due = state.circuit.is_none() || (every > 0 && step.is_multiple_of(every));
+        due && self.selector.needs_circuit() && self.tuning.circuit.is_none()
+    }
+
+    pub(super) fn step(
+        &self,
+        step: usize,
+        graph: &Graph,
+        examples: &[&Example],
+        all_examples: usize,
+        state: &mut State,
+        event: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<Step> {
+        let start = Instant::now();
+        let size = self.tuning.micro_batch_size.unwrap_or(examples.len());
+        let mut examples = examples.to_vec();
+        if size < examples.len() {
+            examples.sort_by_key(|example| example.tokens.len());
+        }
+        let examples = &examples[..];
+        let batches = (examples.chunks(size))
+            .map(|examples| Batch::new(examples.to_vec(), &self.model.device()))
+            .collect::<Result<Vec<_>>>()?;
+        let top_n = self.top_n(step, graph)?;
+        let found = match self.discovers(step, state) {
+            true => self.rediscover(step, top_n, examples, &batches, state)?,
+            false => Found { metric: None, overlap: 1.0, prune_seconds: 0.0, run: None },
+        };
+        if let (Some(_), Some(circuit)) = (found.metric, &state.circuit) {
+            event(Event::Circuit { step, circuit })?;
+        }
+        let discovery_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let circuit = state.circuit.clone().unwrap_or_default();
+        let selection = match &state.adapters {
+            Some(training) => Selection::blocks(training.adapters.parameters(), |_, _| true),
+            None => self.selector.select(&circuit, self.model, self.seed)?,
+        };
+        let gradients = Gradients::new(state.trained(self.model), selection);
+        let adapters = state.adapters.as_ref();
+        let (loss, metric, mut gradients) =
+            self.gradients(gradients, adapters, examples, &batches, found.run, found.metric)?;
+        let gradient_norm = gradients.norm()?;
+        let diverged = |what: String| Error::Diverged { step, what };
+        for (name, number) in [("loss", loss), ("gradient's norm", gradient_norm)] {
+            if !number.is_finite() {
+                return Err(diverged(format!("the {name} is {number}")));
+            }
+        }
+        let mut clipped_norm = gradient_norm;
+        if let Some(limit) = self.tuning.max_grad_norm
+            && gradient_norm > limit
+        {
+            gradients.scale(limit / (gradient_norm + 1e-6))?;
+            clipped_norm = limit;
+        }
+        let learning_rate = self.tuning.learning_rate(step, all_examples);
+        let parameters = match &state.adapters {
+            Some(training) => training.adapters.parameters(),
+            None => self.model.parameters(),
+        };
+        if !state.optimizer.update(parameters, &gradients, clipped_norm, learning_rate)? {
+            return Err(diverged("a weight is no finite number after the update".to_owned()));
+        }
+        state.tuned.extend(gradients.selection());
+        let tuned_parameters = gradients.selection().count(parameters);
+        // A GPU may still be at it.
+        self.model.device().synchronize()?;
+        Ok(Step {
+            step,
+            loss,
+            metric,
+            learning_rate,
+            gradient_norm,
+            top_n,
+            tuned_parameters,
+            tuned_share: tuned_parameters as f64 / self.model.parameters().count() as f64,
+            nodes: circuit.writers().len() + circuit.readers().len(),
+            edges: circuit.edges.len(),
+            overlap: found.overlap,
+            discovery_seconds,
+            prune_seconds: found.prune_seconds,
+            tuning_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Discovers the circuit on the step's examples and puts it in place of the one before.
+    fn rediscover(
+        &self,
+        step: usize,
+        top_n: usize,
+        examples: &[&Example],
+        batches: &[Batch],
+        state: &mut State,
+    ) -> Result<Found> {
+        let mut attribution = self.discovery.start(self.model, examples, self.metric)?;
+        let mut run = None;
+        for batch in batches {
+            run = attribution.add(batch)?.filter(|_| batches.len() == 1);
+        }
+        let found = attribution.finish()?;
+        if let Err(Error::NotFinite(what)) = found.check() {
+            return Err(Error::Diverged { step, what });
+        }
+        let start = Instant::now();
+        let magnitudes = found.scores.magnitudes();
+        let importance = match &mut state.smoother {
+            Some(smoother) => smoother.update(&magnitudes),
+            None => magnitudes,
+        };
+        let circuit = self.pruning.prune(&found.scores, &importance, top_n);
+        if circuit.edges.is_empty() {
+            refuse!(
+                "the circuit of step {step} has no edges: none is left by pruning.threshold = {} and \
+                 pruning.same_layer = {}; lower the threshold",
+                self.pruning.threshold,
+                self.pruning.same_layer
+            );
+        }
+        let overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
+        state.circuit = Some(circuit);
+        let prune_seconds = start.elapsed().as_secs_f64();
+        Ok(Found { metric: Some(found.metric), overlap, prune_seconds, run })
+    }
+
+    fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {
+        let last = self.pruning.top_n(graph)?;
+        Ok(self.tuning.top_n_schedule.map_or(last, |schedule| schedule.at(step, last)))
+    }
+}

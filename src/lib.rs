@@ -1,0 +1,112 @@
+//! The command line of `circuit-tuning`: what was asked for is turned into an experiment, the
+//! framework runs it, and what came of it is shown. No science in here.
+//!
+//! It is a library so that a program of one's own has every command and one's own plugins:
+//!
+//! ```no_run
+//! // use my_plugins as _;
+//! fn main() -> std::process::ExitCode {
+//!     circuit_tuning::main()
+//! }
+//! ```
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the program that prints")]
+
+mod commands;
+mod experiments;
+mod flags;
+mod plugins;
+mod print;
+mod progress;
+mod signals;
+
+// Linked for what they register.
+use circuit_metrics as _;
+use circuit_plugins as _;
+use circuit_tasks as _;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use circuit_framework::plugin::guard;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::print::tell;
+use crate::signals::Stopped;
+
+/// Runs the command that the program's arguments name, with every plugin linked into the program. The exit
+/// code is 2 where it was refused or failed.
+pub fn main() -> ExitCode {
+    progress::log_to_stderr();
+    guard::note_panics();
+    let matches = command().get_matches();
+    // A closed pipe ends the program as it ends any other, without a word; but not a run.
+    if !matches!(matches.subcommand_name(), Some("run" | "tune")) {
+        sigpipe::reset();
+    }
+    // In the pool from the start: a thread outside would wake it and sleep itself for every operation.
+    let done = rayon::scope(|_| guard::caught("the program", || Ok(run(&matches))));
+    match done.map_err(anyhow::Error::from).flatten() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let stopped = error.downcast_ref::<Stopped>();
+            match stopped {
+                Some(_) => tell!("{error:#}"),
+                None => tell!("error: {error:#}"),
+            }
+            ExitCode::from(stopped.map_or(2, Stopped::exit_code))
+        }
+    }
+}
+
+fn run(matches: &ArgMatches) -> Result<()> {
+    for path in matches.get_many::<String>("plugins").into_iter().flatten() {
+        plugins::load(Path::new(path))?;
+    }
+    match matches.subcommand() {
+        Some(("list", matches)) => commands::list::run(matches),
+        Some(("run", matches)) => commands::run::run(matches),
+        Some(("discover", matches)) => commands::discover::run(matches),
+        Some(("tune", matches)) => commands::tune::run(matches),
+        Some(("draw", matches)) => commands::draw::run(matches),
+        Some(("eval", matches)) => commands::eval::run(matches),
+        Some(("compare", matches)) => commands::compare::run(matches),
+        Some(("bench", matches)) => commands::bench::run(matches),
+        Some(("logits", matches)) => commands::logits::run(matches),
+        Some(("tokens", matches)) => commands::tokens::run(matches),
+        Some(("plugin", matches)) => commands::plugin::run(matches),
+        // clap has refused everything else.
+        _ => Ok(()),
+    }
+}
+
+fn command() -> Command {
+    Command::new("circuit-tuning")
+        .about(
+            "Finds the circuit a language model uses for a task and fine-tunes only that circuit",
+        )
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            commands::run::command(),
+            commands::discover::command(),
+            commands::tune::command(),
+            commands::draw::command(),
+            commands::eval::command(),
+            commands::compare::command(),
+            commands::tokens::command(),
+            commands::logits::command(),
+            commands::list::command(),
+            commands::plugin::command(),
+            commands::bench::command(),
+        ])
+        .arg(
+            Arg::new("plugins")
+                .long("plugin")
+                .value_name("FILE.plugin")
+                .action(ArgAction::Append)
+                .global(true)
+                .help("Load a run-time plugin first, as `plugin build` made it"),
+        )
+}
