@@ -266,7 +266,10 @@ proptest! {
     #[test]
     fn interventions_are_the_same_composed_and_with_a_cache((geometry, form, seed) in cases()) {
         let model = geometry.model_in_float64(seed);
-        let edges = edges(&*model, form % 3, seed);
+        // Where norms stand behind sub-layers too, a reader that reads nothing but rounding hands it on
+        // multiplied by 10⁵ a layer.
+        let form = if geometry.family.has_norms_after() { 1 + form % 2 } else { form % 3 };
+        let edges = edges(&*model, form, seed);
         let whole = run(&*model, &Pass::forward_only().ablating(edges.clone()), &tokens(seed));
         let composed = everywhere(|| run(&*model, &Pass::forward_only().ablating(edges.clone()), &tokens(seed)));
         prop_assert!(distance(&whole, &composed) < 1e-9, "{}", distance(&whole, &composed));

@@ -74,6 +74,11 @@ impl Family {
         self.groups()
     }
 
+    /// Whether what sub-layers write is normalised.
+    pub fn has_norms_after(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3 | Self::Olmo2)
+    }
+
     /// Whether an MLP doesn't read what attention in its own layer writes.
     pub fn is_parallel(self) -> bool {
         self == Self::GptNeox
