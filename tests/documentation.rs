@@ -113,6 +113,15 @@ fn data_commands_run() {
     assert!(folder.path().join("tuned/summary.json").exists());
 }
 
+/// The model that docs/plugins.md shows is the one that is tested.
+#[test]
+fn the_model_that_is_shown_is_a_fixture() {
+    let page = std::fs::read_to_string(repository("docs/plugins.md")).unwrap();
+    let fixture = std::fs::read_to_string(repository("tests/fixtures/lab/my_qwen2.rs")).unwrap();
+    assert!(page.contains(fixture.trim_end()));
+    assert!(fixture.lines().count() <= 100);
+}
+
 #[cfg(feature = "runtime")]
 #[test]
 fn plugin_commands_run() {

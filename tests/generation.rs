@@ -9,7 +9,7 @@ use circuit_framework::{Evaluation, Generation, Model, Pass, Setting, Tensor, pr
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::{Geometry, VOCABULARY, few, geometries, repository};
+use crate::support::{Family, Geometry, VOCABULARY, few, geometries, repository};
 
 const CONTEXT: usize = 16;
 
@@ -91,7 +91,7 @@ proptest! {
 #[test]
 fn more_tokens_than_the_context_has_are_refused() {
     let geometry = Geometry {
-        llama: true,
+        family: Family::Llama,
         layers: 1,
         heads: 1,
         kv_heads: 1,

@@ -156,3 +156,217 @@ fn gguf_tokenizers_begin_texts_as_llama_cpp_does() {
     assert_eq!(prefix(&pre("llama-bpe")), Some(1));
     assert_eq!(prefix(&pre("smollm")), None);
 }
+
+/// A reference case as a GGUF file: its architecture, its own keys, its names in GGUF in place of Hugging
+/// Face's, and what becomes of a tensor.
+struct Form {
+    case: &'static str,
+    architecture: &'static str,
+    keys: Vec<(&'static str, Gguf)>,
+    names: &'static [(&'static str, &'static str)],
+    change: fn(&str, Tensor) -> Tensor,
+}
+
+const NAMES: &[(&str, &str)] = &[
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
+];
+const BEFORE: &[(&str, &str)] = &[("post_attention_layernorm", "ffn_norm")];
+const AFTER: &[(&str, &str)] = &[
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+];
+const NEOX: &[(&str, &str)] = &[
+    ("gpt_neox.embed_in", "token_embd"),
+    ("embed_out", "output"),
+    ("gpt_neox.final_layer_norm", "output_norm"),
+    ("gpt_neox.layers", "blk"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("attention.query_key_value", "attn_qkv"),
+    ("attention.dense", "attn_output"),
+    ("mlp.dense_h_to_4h", "ffn_up"),
+    ("mlp.dense_4h_to_h", "ffn_down"),
+];
+
+fn forms() -> Vec<Form> {
+    let same = |_: &str, tensor: Tensor| tensor;
+    let one_more = |name: &str, tensor: Tensor| match name.ends_with("norm.weight") {
+        true => (tensor + 1.0).unwrap(),
+        false => tensor,
+    };
+    // Head by head in the case, in GGUF queries, keys and values one behind the other.
+    let by_part = |name: &str, tensor: Tensor| match name.contains("query_key_value") {
+        true => {
+            let parts = tensor.reshape((3, 3, 8, ())).unwrap().transpose(0, 1).unwrap();
+            parts.contiguous().unwrap().reshape(tensor.shape()).unwrap()
+        }
+        false => tensor,
+    };
+    let form =
+        |case, architecture, keys, names, change| Form { case, architecture, keys, names, change };
+    let width = |width: u32| {
+        vec![
+            ("attention.key_length", Gguf::U32(width)),
+            ("attention.value_length", Gguf::U32(width)),
+        ]
+    };
+    let gemma2 = vec![
+        ("attn_logit_softcapping", Gguf::F32(2.0)),
+        ("final_logit_softcapping", Gguf::F32(3.0)),
+        ("attention.sliding_window", Gguf::U32(4)),
+    ];
+    let gemma3 = vec![
+        ("attention.sliding_window", Gguf::U32(3)),
+        ("attention.sliding_window_pattern", Gguf::U32(3)),
+    ];
+    let neox =
+        vec![("rope.dimension_count", Gguf::U32(2)), ("use_parallel_residual", Gguf::Bool(true))];
+    vec![
+        form("qwen2-key-mean", "qwen2", vec![], BEFORE, same),
+        form("qwen3-all-corrupt", "qwen3", width(10), BEFORE, same),
+        form("gemma2-tune-sgd", "gemma2", [gemma2, width(6)].concat(), AFTER, one_more),
+        form("gemma3-key-corrupt", "gemma3", [gemma3, width(6)].concat(), AFTER, one_more),
+        form("olmo2-eap-ig", "olmo2", vec![], AFTER, same),
+        form("gpt-neox-all-mean-positional", "gptneox", neox, NEOX, by_part),
+    ]
+}
+
+/// The file of a form, with further keys.
+fn gguf_of(form: &Form, more: &[(&str, Gguf)]) -> tempfile::TempDir {
+    let config = crate::models::json_of(&case(form.case).join("config.json"));
+    gguf(|metadata, all| {
+        metadata.retain(|(key, _)| key.starts_with("tokenizer"));
+        metadata
+            .push(("general.architecture".to_owned(), Gguf::String(form.architecture.to_owned())));
+        let mut add =
+            |key: &str, value| metadata.push((format!("{}.{key}", form.architecture), value));
+        for (theirs, ours) in [
+            ("block_count", "num_hidden_layers"),
+            ("context_length", "max_position_embeddings"),
+            ("embedding_length", "hidden_size"),
+            ("feed_forward_length", "intermediate_size"),
+            ("attention.head_count", "num_attention_heads"),
+            ("attention.head_count_kv", "num_key_value_heads"),
+        ] {
+            if let Some(number) = config[ours].as_u64() {
+                add(theirs, Gguf::U32(number as u32));
+            }
+        }
+        for (theirs, ours) in [
+            ("rope.freq_base", "rope_theta"),
+            ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+            ("attention.layer_norm_epsilon", "layer_norm_eps"),
+        ] {
+            if let Some(number) = config[ours].as_f64() {
+                add(theirs, Gguf::F32(number as f32));
+            }
+        }
+        for (key, value) in form.keys.iter().chain(more) {
+            add(key, value.clone());
+        }
+        let outer = [
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("lm_head", "output"),
+            ("model.layers", "blk"),
+        ];
+        *all = (tensors(form.case).into_iter())
+            .map(|(name, tensor)| {
+                let tensor = (form.change)(&name, tensor);
+                let names = form.names.iter().chain(&outer).chain(NAMES);
+                let name = names.fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
+                (name, tensor)
+            })
+            .collect();
+    })
+}
+
+#[test]
+fn a_gguf_file_of_every_family_is_the_model_it_was_made_from() {
+    for form in forms() {
+        let file = gguf_of(&form, &[]);
+        let found = logits(&*load(at(&file.path().join("model.gguf"))).model);
+        // GGUF has no key for it: but for the largest Gemmas it is a head's width.
+        let original = crate::models::with_config(form.case, |config| {
+            if !config["query_pre_attn_scalar"].is_null() {
+                config["query_pre_attn_scalar"] = config["head_dim"].clone();
+            }
+        });
+        let expected = logits(&*load(at(original.path())).model);
+        let pairs = found.iter().flatten().zip(expected.iter().flatten());
+        // 1 + w is a float32 too.
+        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-5, "{}: {worst}", form.architecture);
+        for (key, value) in
+            [("logit_scale", Gguf::F32(0.5)), ("rope.scaling.factor", Gguf::F32(4.0))]
+        {
+            let file = gguf_of(&form, &[(key, value)]);
+            let key = format!("`{}.{key}`", form.architecture);
+            refuses(&file.path().join("model.gguf"), &["model.gguf", &key]);
+        }
+    }
+}
+
+/// Pieces with scores: the best pair first, and what no piece covers in bytes.
+#[test]
+fn gguf_tokenizers_by_scores_merge_the_best_pair_first() {
+    let pieces: Vec<(String, f32, i32)> = [
+        ("<pad>", 0.0, 3),
+        ("<bos>", 0.0, 3),
+        ("<unk>", 0.0, 2),
+        ("<turn>", 0.0, 4),
+        ("\u{2581}", -9.0, 1),
+        ("a", -9.0, 1),
+        ("b", -9.0, 1),
+        ("c", -9.0, 1),
+        ("ab", -2.0, 1),
+        ("bc", -1.0, 1),
+        ("\u{2581}a", -3.0, 1),
+    ]
+    .map(|(piece, score, kind)| (piece.to_owned(), score, kind))
+    .into_iter()
+    .chain((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, 6)))
+    .collect();
+    let tokenizer = |space: bool| {
+        let file = gguf(|metadata, _| {
+            metadata.retain(|(key, _)| !key.starts_with("tokenizer"));
+            let text = |text: &String| Gguf::String(text.clone());
+            let tokens = pieces.iter().map(|(piece, _, _)| text(piece)).collect();
+            let scores = pieces.iter().map(|(_, score, _)| Gguf::F32(*score)).collect();
+            let kinds = pieces.iter().map(|(_, _, kind)| Gguf::I32(*kind)).collect();
+            for (key, value) in [
+                ("model", Gguf::String("llama".to_owned())),
+                ("tokens", Gguf::Array(tokens)),
+                ("scores", Gguf::Array(scores)),
+                ("token_type", Gguf::Array(kinds)),
+                ("bos_token_id", Gguf::U32(1)),
+                ("add_space_prefix", Gguf::Bool(space)),
+            ] {
+                metadata.push((format!("tokenizer.ggml.{key}"), value));
+            }
+        });
+        load(at(&file.path().join("model.gguf"))).tokenizer.unwrap()
+    };
+    let (plain, prefixed) = (tokenizer(false), tokenizer(true));
+    assert_eq!(plain.prefix(), Some(1));
+    // "bc" is better than "ab"; a space stands before "a".
+    assert_eq!(plain.encode("abc a").unwrap(), [5, 9, 10]);
+    assert_eq!(prefixed.encode("abc a").unwrap(), [10, 9, 10]);
+    assert_eq!(plain.encode("<turn>ab").unwrap(), [3, 8]);
+    let bytes: Vec<u32> = "é".bytes().map(|byte| 11 + u32::from(byte)).collect();
+    assert_eq!(plain.encode("é").unwrap(), bytes);
+    for tokenizer in [plain, prefixed] {
+        for text in ["abc a", "é a", "b  c"] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), text);
+        }
+    }
+}

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::support::{Geometry, examples, few, geometries, load, plugin};
+use crate::support::{Family, Geometry, examples, few, geometries, load, plugin};
 
 /// Adapters on every projection, B drawn too, so that they do something.
 fn adapters(model: &dyn Model, dropout: f64, seed: u64) -> Arc<Adapters> {
@@ -130,7 +130,7 @@ proptest! {
 #[test]
 fn adapters_are_saved_in_the_layout_of_peft() {
     let llama = Geometry {
-        llama: true,
+        family: Family::Llama,
         layers: 1,
         heads: 2,
         kv_heads: 1,
@@ -139,7 +139,8 @@ fn adapters_are_saved_in_the_layout_of_peft() {
         split_mlp: false,
         tied: true,
     };
-    let gpt2 = Geometry { llama: false, kv_heads: 2, ..llama.clone() };
+    let gpt2 = Geometry { family: Family::Gpt2, kv_heads: 2, ..llama.clone() };
+    let gpt_neox = Geometry { family: Family::GptNeox, kv_heads: 2, ..llama.clone() };
     let llama_shapes = [
         ("model.layers.0.mlp.down_proj", [12, 8]),
         ("model.layers.0.mlp.gate_proj", [8, 12]),
@@ -155,7 +156,15 @@ fn adapters_are_saved_in_the_layout_of_peft() {
         ("transformer.h.0.mlp.c_fc", [8, 12]),
         ("transformer.h.0.mlp.c_proj", [12, 8]),
     ];
-    for (geometry, shapes) in [(llama, &llama_shapes[..]), (gpt2, &gpt2_shapes[..])] {
+    let gpt_neox_shapes = [
+        ("gpt_neox.layers.0.attention.dense", [8, 8]),
+        ("gpt_neox.layers.0.attention.query_key_value", [8, 24]),
+        ("gpt_neox.layers.0.mlp.dense_4h_to_h", [12, 8]),
+        ("gpt_neox.layers.0.mlp.dense_h_to_4h", [8, 12]),
+    ];
+    for (geometry, shapes) in
+        [(llama, &llama_shapes[..]), (gpt2, &gpt2_shapes[..]), (gpt_neox, &gpt_neox_shapes[..])]
+    {
         let model = geometry.model(0);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter");
@@ -186,7 +195,7 @@ fn adapters_are_saved_in_the_layout_of_peft() {
         assert_eq!(targets, last);
         assert_eq!((&config["r"], &config["lora_alpha"]), (&2.into(), &3.0.into()));
         assert_eq!((&config["peft_type"], &config["lora_dropout"]), (&"LORA".into(), &0.25.into()));
-        assert_eq!(config["fan_in_fan_out"], !geometry.llama);
+        assert_eq!(config["fan_in_fan_out"], geometry.family == Family::Gpt2);
     }
 }
 

@@ -35,6 +35,8 @@ mod methods_command;
 mod metrics;
 mod misbuilt;
 mod models;
+#[path = "fixtures/lab/my_qwen2.rs"]
+mod my_qwen2;
 mod numbers;
 mod own_program;
 mod pass;

@@ -11,7 +11,7 @@ use circuit_framework::{
 };
 
 use crate::conformance::architecture;
-use crate::support::Geometry;
+use crate::support::{Family, Geometry};
 
 /// A Llama, altered in what it says of itself.
 struct Altered {
@@ -110,7 +110,7 @@ impl Model for Altered {
 struct Misbuilt(Alteration);
 
 const LLAMA: Geometry = Geometry {
-    llama: true,
+    family: Family::Llama,
     layers: 2,
     heads: 4,
     kv_heads: 4,
@@ -159,7 +159,7 @@ fn an_output_projection_saved_untransposed_does_not_conform() {
     );
     let error = refusal(&LLAMA, Alteration { projection: |_| None, ..altered });
     assert!(error.contains("built again from its own state_dict"), "{error}");
-    assert!(error.contains("`model.layers.0.self_attn.o_proj` is the first"), "{error}");
+    assert!(error.contains("`model.layers.0.self_attn.o_proj.weight` is the first"), "{error}");
 }
 
 #[test]

@@ -192,7 +192,7 @@ fn results_that_are_no_numbers_are_refused() {
 fn an_infinite_figure_is_shown_as_such_and_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    save_scaled(&here.join("sure"), Some("ln_f.weight"), 1e4);
+    save_scaled(&here.join("sure"), Some("transformer.ln_f.weight"), 1e4);
     let shown = succeeds(here, &words("eval --model sure --json"));
     let figures: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(figures["perplexity"], "Infinity");

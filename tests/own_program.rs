@@ -51,9 +51,28 @@ fn a_strangers_program_knows_the_strangers_plugins() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments}: {said}");
         let shown = String::from_utf8_lossy(&output.stdout);
-        let known = ["greater_than_lab", "middle_layers", "node_scores"];
+        let known = ["greater_than_lab", "middle_layers", "my_qwen2", "node_scores"];
         assert!(arguments != "list" || known.iter().all(|name| shown.contains(name)), "{shown}");
     }
+    // A family of the stranger's own: the same scores as the built-in one's.
+    let case = repository("tests/reference/qwen2-key-mean");
+    let mine = folder.join("my-qwen2");
+    std::fs::create_dir(&mine).unwrap();
+    let config = std::fs::read_to_string(case.join("model/config.json")).unwrap();
+    let config = config.replace("\"model_type\": \"qwen2\"", "\"model_type\": \"my_qwen2\"");
+    std::fs::write(mine.join("config.json"), config).unwrap();
+    std::fs::copy(case.join("model/model.safetensors"), mine.join("model.safetensors")).unwrap();
+    let data = case.join("examples.jsonl");
+    let discover = |model: &Path| {
+        let (model, data) = (model.display(), data.display());
+        format!("discover --model {model} --task tokens --data {data} --circuit circuit.json")
+    };
+    let output = cargo_run(&krate, folder, &discover(&mine));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let edges = || crate::command_line::json(&folder.join("circuit.json"))["edges"].clone();
+    let found = edges();
+    succeeds(folder, &words(&discover(&case.join("model"))));
+    assert_eq!(found, edges());
     let summary = crate::command_line::json(&folder.join("run/summary.json"));
     assert!(summary["tuned_parameters"].as_u64().unwrap() > 0, "{summary}");
     // The program as it is shipped doesn't know them.

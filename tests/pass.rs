@@ -58,25 +58,26 @@ impl Mlps {
                 let site = 1 + layer;
                 let reading = Reading {
                     site,
-                    norm: Norm { weight: gain, bias: None, epsilon: 1e-3 },
+                    norm: Some(Norm { weight: gain, bias: None, epsilon: 1e-3, offset: 0.0 }),
                     weight: owned("in", Owner::Reader(input), seed + 0.2),
                     bias: None,
                 };
                 let weight = owned("out", Owner::Writer(node), seed + 0.3);
-                let writing = Writing { site, weight, bias: None, bias_is_written: false };
+                let writing =
+                    Writing { site, weight, bias: None, bias_is_written: false, norm: None };
                 (Arc::new(reading), Arc::new(writing))
             })
             .collect();
         sites.push((vec![Input { node: Node::Logits, port: Port::Input }], vec![]));
         let weight = shared(&mut parameters, "unembed", VOCABULARY, 0.4);
         let gain = shared(&mut parameters, "final norm", 1, 0.5);
-        let norm = Norm { weight: gain, bias: None, epsilon: 1e-3 };
+        let norm = Norm { weight: gain, bias: None, epsilon: 1e-3, offset: 0.0 };
         Self {
             graph: Graph::new(sites),
             parameters,
-            embedding: Arc::new(Embedding { tokens, positions: None }),
+            embedding: Arc::new(Embedding { tokens, positions: None, scale: 1.0 }),
             layers,
-            unembedding: Arc::new(Unembedding { site: 3, norm, weight }),
+            unembedding: Arc::new(Unembedding { site: 3, norm, weight, cap: None }),
             between,
             meddles: false,
             config: serde_json::json!({}),

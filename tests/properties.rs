@@ -111,17 +111,19 @@ proptest! {
     }
 
     /// Without embedding and logits: layer l's attention has (heads + 2·kv_heads) readers of the
-    /// l·(heads + mlps) writers before it, its MLP as many more writers as there are heads.
+    /// l·(heads + mlps) writers before it, its MLP as many more writers as there are heads, unless it
+    /// stands beside the attention.
     #[test]
     fn counts_have_a_closed_form(geometry in geometries()) {
         let graph = geometry.model(0).graph().subset(&[Kind::Head, Kind::Mlp]);
         let Geometry { layers, heads, kv_heads, .. } = geometry;
         let mlps = if geometry.split_mlp { geometry.mlp_heads } else { 1 };
-        let mlp_readers = if geometry.llama { 2 * mlps } else { mlps };
+        let mlp_readers = if geometry.family.has_gate() { 2 * mlps } else { mlps };
         prop_assert_eq!(graph.writers().len(), layers * (heads + mlps));
         prop_assert_eq!(graph.readers().len(), layers * (heads + 2 * kv_heads + mlp_readers));
         let pairs = layers * (layers - 1) / 2 * (heads + mlps);
-        let expected = pairs * (heads + 2 * kv_heads + mlp_readers) + layers * heads * mlp_readers;
+        let within = if geometry.family.is_parallel() { 0 } else { layers * heads * mlp_readers };
+        let expected = pairs * (heads + 2 * kv_heads + mlp_readers) + within;
         prop_assert_eq!(graph.edge_count(), expected);
     }
 

@@ -304,6 +304,8 @@ macro_rules! cases {
 
 cases!(discovers:
     eval_gpt2_exact = "eval-gpt2-exact",
+    gemma2_all_mean = "gemma2-all-mean",
+    gemma3_key_corrupt = "gemma3-key-corrupt",
     gpt2_all_mean = "gpt2-all-mean",
     gpt2_all_mean_positional = "gpt2-all-mean-positional",
     gpt2_all_zero_loss = "gpt2-all-zero-loss",
@@ -317,6 +319,7 @@ cases!(discovers:
     gpt2_lengths_key = "gpt2-lengths-key",
     gpt2_relp = "gpt2-relp",
     gpt2_sets = "gpt2-sets",
+    gpt_neox_all_mean_positional = "gpt-neox-all-mean-positional",
     llama_all_corrupt = "llama-all-corrupt",
     llama_all_mean_positional_loss = "llama-all-mean-positional-loss",
     llama_key_mean = "llama-key-mean",
@@ -324,11 +327,17 @@ cases!(discovers:
     llama_relp = "llama-relp",
     llama_sets = "llama-sets",
     llama_tied_lengths = "llama-tied-lengths",
+    mistral_all_zero_loss = "mistral-all-zero-loss",
+    olmo2_eap_ig = "olmo2-eap-ig",
+    qwen2_key_mean = "qwen2-key-mean",
+    qwen3_all_corrupt = "qwen3-all-corrupt",
 );
 
 cases!(tunes:
+    gemma2_tune_sgd = "gemma2-tune-sgd",
     gpt2_tune_adamw = "gpt2-tune-adamw",
     gpt2_tune_sgd = "gpt2-tune-sgd",
     gpt2_tune_weighted = "gpt2-tune-weighted",
     llama_tune_sgd = "llama-tune-sgd",
+    qwen2_tune_sgd = "qwen2-tune-sgd",
 );

@@ -1,4 +1,4 @@
-//! Small random models of both architectures, plugins by name, and where the real data is.
+//! Small random models of every family, plugins by name, and where the real data is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,10 +37,58 @@ pub fn few(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
+/// A family of models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Gpt2,
+    Llama,
+    Qwen2,
+    Qwen3,
+    Mistral,
+    Gemma2,
+    Gemma3,
+    GptNeox,
+    Olmo2,
+}
+
+impl Family {
+    pub const ALL: [Self; 9] = [
+        Self::Gpt2,
+        Self::Llama,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Mistral,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::GptNeox,
+        Self::Olmo2,
+    ];
+
+    /// Whether heads can share keys and values.
+    fn groups(self) -> bool {
+        !matches!(self, Self::Gpt2 | Self::GptNeox)
+    }
+
+    /// Whether its MLP has a gate.
+    pub fn has_gate(self) -> bool {
+        self.groups()
+    }
+
+    /// Whether what sub-layers write is normalised.
+    pub fn has_norms_after(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3 | Self::Olmo2)
+    }
+
+    /// Whether an MLP doesn't read what attention in its own layer writes.
+    pub fn is_parallel(self) -> bool {
+        self == Self::GptNeox
+    }
+}
+
 /// The geometry of a small model.
 #[derive(Clone, Debug)]
 pub struct Geometry {
-    pub llama: bool,
+    pub family: Family,
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -55,22 +103,17 @@ pub const VOCABULARY: usize = 23;
 /// Neurons an MLP head.
 pub const MLP_HEAD_WIDTH: usize = 4;
 
+/// Half of them GPT-2 and Llama, the rest of any family.
 pub fn geometries() -> impl Strategy<Value = Geometry> {
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let known = prop::sample::select(vec![Family::Gpt2, Family::Llama]);
+    let family = prop_oneof![known, prop::sample::select(Family::ALL.to_vec())];
+    let flags = (family, any::<bool>(), any::<bool>());
     (1..4usize, 1..3usize, 1..3usize, 1..3usize, 1..4usize, flags).prop_map(
-        |(layers, kv_heads, group, half, mlp_heads, (llama, split_mlp, tied))| {
-            let kv_heads = if llama { kv_heads } else { kv_heads * group };
-            let heads = if llama { kv_heads * group } else { kv_heads };
-            Geometry {
-                llama,
-                layers,
-                heads,
-                kv_heads,
-                d_head: 2 * half,
-                mlp_heads,
-                split_mlp,
-                tied,
-            }
+        |(layers, kv_heads, group, half, mlp_heads, (family, split_mlp, tied))| {
+            let kv_heads = if family.groups() { kv_heads } else { kv_heads * group };
+            let heads = if family.groups() { kv_heads * group } else { kv_heads };
+            let d_head = 2 * half;
+            Geometry { family, layers, heads, kv_heads, d_head, mlp_heads, split_mlp, tied }
         },
     )
 }
@@ -78,18 +121,52 @@ pub fn geometries() -> impl Strategy<Value = Geometry> {
 impl Geometry {
     pub fn config(&self) -> Value {
         let (d_model, width) = (self.heads * self.d_head, self.mlp_heads * MLP_HEAD_WIDTH);
-        if self.llama {
-            json!({
-                "model_type": "llama", "hidden_size": d_model, "intermediate_size": width,
+        // What most families call alike.
+        let standard = |model_type: &str, more: Value| {
+            let mut config = json!({
+                "model_type": model_type, "hidden_size": d_model, "intermediate_size": width,
                 "vocab_size": VOCABULARY, "num_hidden_layers": self.layers,
                 "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
                 "rms_norm_eps": 1e-5, "max_position_embeddings": 16, "tie_word_embeddings": self.tied,
-            })
-        } else {
-            json!({
+            });
+            let more = more.as_object().unwrap().clone();
+            config.as_object_mut().unwrap().extend(more);
+            config
+        };
+        // Heads that aren't as wide together as the stream.
+        let wider = d_model + 2;
+        match self.family {
+            Family::Gpt2 => json!({
                 "model_type": "gpt2", "vocab_size": VOCABULARY, "n_positions": 16, "n_embd": d_model,
                 "n_layer": self.layers, "n_head": self.heads, "n_inner": width, "layer_norm_epsilon": 1e-5,
-            })
+            }),
+            Family::Llama => standard("llama", json!({})),
+            Family::Qwen2 => standard("qwen2", json!({})),
+            Family::Qwen3 => {
+                standard("qwen3", json!({ "hidden_size": wider, "head_dim": self.d_head }))
+            }
+            Family::Mistral => standard("mistral", json!({ "sliding_window": 3 })),
+            Family::Gemma2 => standard(
+                "gemma2",
+                json!({
+                    "hidden_size": wider, "head_dim": self.d_head, "query_pre_attn_scalar": 3,
+                    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window": 2,
+                }),
+            ),
+            Family::Gemma3 => standard(
+                "gemma3_text",
+                json!({
+                    "hidden_size": wider, "head_dim": self.d_head, "query_pre_attn_scalar": 3,
+                    "sliding_window": 2, "sliding_window_pattern": 2, "rope_theta": 1e6,
+                }),
+            ),
+            Family::GptNeox => json!({
+                "model_type": "gpt_neox", "vocab_size": VOCABULARY, "max_position_embeddings": 16,
+                "hidden_size": d_model, "intermediate_size": width, "num_hidden_layers": self.layers,
+                "num_attention_heads": self.heads, "layer_norm_eps": 1e-5, "rotary_emb_base": 1e4,
+                "rotary_pct": 2.0 / self.d_head as f64, "tie_word_embeddings": self.tied,
+            }),
+            Family::Olmo2 => standard("olmo2", json!({})),
         }
     }
 

@@ -42,7 +42,7 @@ fn both(c: &mut Criterion, name: &str, shape: &[usize], f: impl Fn(&Tensor) -> T
 fn norms(c: &mut Criterion) {
     for (name, d, centred) in [("layer norm", 768, true), ("RMS norm", 576, false)] {
         let bias = centred.then(|| param(&[1, d]));
-        let norm = Norm { weight: param(&[1, d]), bias, epsilon: 1e-5 };
+        let norm = Norm { weight: param(&[1, d]), bias, epsilon: 1e-5, offset: 0.0 };
         let (x, g) = (noise(&[ROWS, d]), noise(&[ROWS, d]));
         c.bench_function(&format!("{name} forward"), |b| b.iter(|| norm.forward(&x).unwrap()));
         c.bench_function(&format!("{name} backward"), |b| {
@@ -57,7 +57,7 @@ fn attentions(c: &mut Criterion) {
     for (name, heads, kv_heads, rotary) in
         [("attention", 12, 12, None), ("grouped attention", 9, 3, rotary)]
     {
-        let attention = Attention { heads, kv_heads, d_head: 64, rotary };
+        let attention = Attention { rotary, ..Attention::new(heads, kv_heads, 64) };
         both(c, name, &[BATCH, SEQ, attention.width()], |x| attention.forward(x).unwrap());
     }
 }
@@ -75,7 +75,7 @@ fn cross_entropies(c: &mut Criterion) {
     group.sample_size(10);
     for with_gradient in [false, true] {
         group.bench_function(format!("gradient: {with_gradient}"), |b| {
-            b.iter(|| weighted(&hidden, &unembedding, &targets, with_gradient).unwrap())
+            b.iter(|| weighted(&hidden, &unembedding, None, &targets, with_gradient).unwrap())
         });
     }
     group.finish();

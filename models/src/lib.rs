@@ -1,14 +1,18 @@
-//! The models: GPT-2 and Llama as plugins, and getting them into and out of files.
+//! The models: families of decoders as plugins, a file each, and getting them into and out of files.
 
-mod config;
 mod embedded;
+mod gemma2;
+mod gemma3;
 mod gguf;
 mod gpt2;
+mod gpt_neox;
 mod hub;
 mod hugging_face;
 mod llama;
-mod rope;
-mod transformer;
+mod mistral;
+mod olmo2;
+mod qwen2;
+mod qwen3;
 
 use std::path::Path;
 

@@ -47,9 +47,9 @@ impl ParamSelector for LoraOptions {
             |name: &str| self.targets.iter().any(|target| target == ALL || *target == last(name));
         Ok(Selection::blocks(model.parameters(), |id, block| {
             (projections.iter()).any(|projection| {
-                let within = projection.rows.start <= block.rows.start
-                    && block.rows.end <= projection.rows.end;
-                projection.parameter == id && within && wanted(&projection.name)
+                projection.parameter == id
+                    && projection.contains(&block.rows)
+                    && wanted(&projection.name)
             })
         }))
     }

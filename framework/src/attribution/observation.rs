@@ -181,18 +181,17 @@ impl BatchView {
         let alone: Vec<bool> = sites.map(|site| graph.writers_of(site).len() == 1).collect();
         let put = watched.clone();
         move |written: Written| {
+            let values = written.values()?;
             let (site, source, values) = match written {
-                Written::Embedding { site, output } => {
-                    (site, Source::Embedding(output.clone()), output)
-                }
+                Written::Embedding { site, output } => (site, Source::Embedding(output), values),
                 // At a few positions less is kept, and projected later, if it is z.
                 Written::Projected { writing, output, .. }
                     if view.reads_all() && alone[writing.site] =>
                 {
                     (writing.site, Source::Output(writing), output.copy()?)
                 }
-                Written::Projected { writing, z, .. } => {
-                    (writing.site, Source::Projection(writing), z)
+                Written::Projected { writing, .. } => {
+                    (writing.site, Source::Projection(writing), values)
                 }
             };
             let sum = means.map(|places| view.sum(&values, places)).transpose()?;
@@ -330,8 +329,7 @@ impl SiteWrites {
                 writing
             }
             Source::Projection(writing) => {
-                let weight = weight::widened(&writing.weight.tensor)?;
-                multiply_blocks_into(&values, &weight, place)?;
+                multiply_blocks_into(&values, &writing.output_weight()?, place)?;
                 writing
             }
         };
@@ -385,17 +383,22 @@ impl SiteGradients {
     pub(super) fn expand_into(&self, rows: Range<usize>, place: &Tensor) -> Result<()> {
         let x = self.x.narrow(0, rows.start, rows.len())?;
         let gradient = self.gradient.narrow(0, rows.start, rows.len())?;
-        let norm = match &self.source {
+        let pulled = match &self.source {
             ReadBy::Projection(reading) if place.dim(0)? > 1 => {
                 let weight = weight::widened(&reading.weight.tensor)?;
-                let norm = &reading.norm;
-                return Ok(norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?);
+                return Ok(match &reading.norm {
+                    Some(norm) => {
+                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?
+                    }
+                    None => multiply_blocks_into(&gradient, &weight, place)?,
+                });
             }
-            ReadBy::Projection(reading) => &reading.norm,
-            ReadBy::Unembedding(unembedding) => &unembedding.norm,
+            ReadBy::Projection(reading) => reading.pull_back(&x, &gradient, self.rules)?,
+            ReadBy::Unembedding(unembedding) => {
+                unembedding.norm.pull_back(&x, &gradient, self.rules)?
+            }
         };
-        let pulled = norm.pull_back(&x, &gradient, self.rules)?;
-        Ok(place.slice_set(&pulled.unsqueeze(0)?, 0, 0)?)
+        Ok(place.slice_set(&pulled.unsqueeze(0)?.contiguous()?, 0, 0)?)
     }
 }
 

@@ -10,7 +10,6 @@ use crate::data::example::{Batch, Example, pad};
 use crate::evaluation::batches;
 use crate::graph::Graph;
 use crate::model::Model;
-use crate::ops::{multiply_blocks_into, weight};
 use crate::pass::{Ablated, Pass, Written};
 use crate::{Error, Result, refuse};
 
@@ -103,10 +102,7 @@ impl AblatedValues {
         }
         at.iter().for_each(|&place| self.counts[place as usize] += 1.0);
         for (site, written) in observe(model, &batch.tokens)?.into_iter().enumerate() {
-            let values = match &written {
-                Written::Embedding { output, .. } => output,
-                Written::Projected { z, .. } => z,
-            };
+            let values = written.values()?;
             let index = Tensor::new(&rows[..], values.device())?;
             let values = values.index_select(&index, 0)?;
             let zeros = Tensor::zeros((places, values.dim(1)?), values.dtype(), values.device())?;
@@ -149,7 +145,8 @@ impl AblatedValues {
         let inverse = Tensor::new(inverse, &candle_core::Device::Cpu)?.unsqueeze(1)?;
         let outputs = self.sums.iter().map(|(written, sum)| {
             let inverse = inverse.to_dtype(sum.dtype())?.to_device(sum.device())?;
-            outputs(&self.graph, written, &sum.broadcast_mul(&inverse)?)
+            let writers = self.graph.writers_of(written.site()).len();
+            written.outputs_of(&sum.broadcast_mul(&inverse)?, writers)
         });
         Ok(Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?)
     }
@@ -161,9 +158,8 @@ impl AblatedValues {
 /// If a tensor operation fails.
 pub fn values_of(model: &dyn Model, tokens: &Tensor) -> Result<Tensor> {
     let written = observe(model, tokens)?;
-    let outputs = written.iter().map(|written| match written {
-        Written::Embedding { output, .. } => outputs(model.graph(), written, output),
-        Written::Projected { z, .. } => outputs(model.graph(), written, z),
+    let outputs = written.iter().map(|written| {
+        written.outputs_of(&written.values()?, model.graph().writers_of(written.site()).len())
     });
     Ok(Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?)
 }
@@ -178,24 +174,6 @@ fn observe(model: &dyn Model, tokens: &Tensor) -> Result<SiteWrites> {
     });
     model.forward(&pass, tokens)?;
     Ok(std::mem::take(&mut *writes.lock().unwrap_or_else(PoisonError::into_inner)))
-}
-
-/// The outputs [writers of the site, rows, d_model] that values [rows, width] amount to.
-fn outputs(graph: &Graph, written: &Written, values: &Tensor) -> Result<Tensor> {
-    let Written::Projected { writing, .. } = written else {
-        return Ok(values.unsqueeze(0)?);
-    };
-    let writers = graph.writers_of(writing.site).len();
-    if writers == 0 {
-        return Err(Error::input(format!("the graph has no writers at site {}", writing.site)));
-    }
-    let shape = (writers, values.dim(0)?, writing.weight.tensor.dim(1)?);
-    let outputs = Tensor::zeros(shape, values.dtype(), values.device())?;
-    multiply_blocks_into(values, &weight::widened(&writing.weight.tensor)?, &outputs)?;
-    match &writing.bias {
-        Some(bias) if writing.bias_is_written => Ok(outputs.broadcast_add(&bias.tensor)?),
-        _ => Ok(outputs),
-    }
 }
 
 /// A batch's counterfactuals, u32 [batch, seq].

@@ -77,10 +77,11 @@ impl Adapters {
         lora.check()?;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let selected = model.projections().into_iter().filter(|projection| {
-            let within = |range: &Range<usize>| {
-                range.start <= projection.rows.start && projection.rows.end <= range.end
-            };
-            selection.ranges(projection.parameter).iter().any(within)
+            projection.rows.iter().all(|rows| {
+                let within =
+                    |range: &Range<usize>| range.start <= rows.start && rows.end <= range.end;
+                selection.ranges(projection.parameter).iter().any(within)
+            })
         });
         Self::with(model, lora, selected, |_, [rank, input], [output, _], (dtype, device)| {
             let bound = 1.0 / (input as f64).sqrt();
@@ -107,7 +108,7 @@ impl Adapters {
         let mut adapters = Vec::new();
         for projection in projections {
             let weight = model.parameters().get(projection.parameter);
-            let (rows, d_model) = (projection.rows.len(), weight.width());
+            let (rows, d_model) = (projection.height(), weight.width());
             let (input, output) = if projection.reads { (d_model, rows) } else { (rows, d_model) };
             let kind = (weight::computing(weight.tensor.dtype()), weight.tensor.device());
             let [a, b] = values(&projection, [lora.rank, input], [output, lora.rank], kind)?;
@@ -138,19 +139,22 @@ impl Adapters {
             }
         }
         for adapter in &self.adapters {
-            let Projection { parameter, rows, .. } = &adapter.projection;
             let merged = self.merged(adapter, model)?;
-            model.parameters().get(*parameter).tensor.slice_set(&merged, 0, rows.start)?;
+            let weight = &model.parameters().get(adapter.projection.parameter).tensor;
+            for (rows, at) in adapter.projection.parts() {
+                weight.slice_set(&merged.narrow(0, at, rows.len())?, 0, rows.start)?;
+            }
         }
         Ok(())
     }
 
-    /// The rows of a projection with its adapter added.
+    /// The rows of a projection, in its own order, with its adapter added.
     fn merged(&self, Adapter { projection, a, b }: &Adapter, model: &dyn Model) -> Result<Tensor> {
         let product = b.tensor.matmul(&a.tensor)?.affine(self.lora.scale(), 0.0)?;
         let product = if projection.reads { product } else { product.t()? };
         let weight = &model.parameters().get(projection.parameter).tensor;
-        let rows = weight.narrow(0, projection.rows.start, projection.rows.len())?;
+        let parts = projection.parts().map(|(rows, _)| weight.narrow(0, rows.start, rows.len()));
+        let rows = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
         let sum = (weight::widened(&rows)? + product)?.to_dtype(weight.dtype())?;
         Ok(sum.contiguous()?)
     }
@@ -316,11 +320,13 @@ impl Training {
         input: &Tensor,
         output: &Tensor,
     ) -> candle_core::Result<Vec<Applied>> {
-        self.of(weight, |index, rows| {
-            let (start, len) = (rows.start, rows.len());
+        self.of(weight, |index, projection| {
             let (applied, update) = self.apply(index, input)?;
-            let sum = (output.narrow(1, start, len)? + update)?;
-            output.slice_set(&sum.contiguous()?, 1, start)?;
+            for (rows, at) in projection.parts() {
+                let (start, len) = (rows.start, rows.len());
+                let sum = (output.narrow(1, start, len)? + update.narrow(1, at, len)?)?;
+                output.slice_set(&sum.contiguous()?, 1, start)?;
+            }
             Ok(applied)
         })
     }
@@ -332,23 +338,23 @@ impl Training {
         input: &Tensor,
         output: &Tensor,
     ) -> candle_core::Result<Vec<Applied>> {
-        self.of(weight, |index, rows| {
-            let input = input.narrow(1, rows.start, rows.len())?.contiguous()?;
+        self.of(weight, |index, projection| {
+            let input = columns(input, projection)?;
             let (applied, update) = self.apply(index, &input)?;
             output.slice_set(&(output + update)?, 0, 0)?;
             Ok(applied)
         })
     }
 
-    /// Calls `apply` for each adapter of a weight, with its index and rows.
+    /// Calls `apply` for each adapter of a weight, with its index.
     fn of(
         &self,
         weight: ParamId,
-        apply: impl Fn(usize, &Range<usize>) -> candle_core::Result<Applied>,
+        apply: impl Fn(usize, &Projection) -> candle_core::Result<Applied>,
     ) -> candle_core::Result<Vec<Applied>> {
         (self.adapters.adapters.iter().enumerate())
             .filter(|(_, adapter)| adapter.projection.parameter == weight)
-            .map(|(index, adapter)| apply(index, &adapter.projection.rows))
+            .map(|(index, adapter)| apply(index, &adapter.projection))
             .collect()
     }
 
@@ -390,9 +396,8 @@ impl Training {
         let scale = self.adapters.lora.scale();
         let backward = |applied: &Applied| {
             let Adapter { projection, a, b } = &self.adapters.adapters[applied.index];
-            let (start, len) = (projection.rows.start, projection.rows.len());
             let gradient = match projection.reads {
-                true => at_output.narrow(1, start, len)?.contiguous()?,
+                true => columns(at_output, projection)?,
                 false => at_output.clone(),
             };
             let d_b = gradient.t()?.matmul(&applied.hidden)?.affine(scale, 0.0)?;
@@ -402,11 +407,24 @@ impl Training {
             if let Some(mask) = &applied.mask {
                 d_input = (d_input * mask)?;
             }
-            let start = if projection.reads { 0 } else { start };
-            let sum = (at_input.narrow(1, start, d_input.dim(1)?)? + d_input)?;
-            at_input.slice_set(&sum.contiguous()?, 1, start)?;
+            let whole = [(0..d_input.dim(1)?, 0)];
+            let parts = match projection.reads {
+                true => whole.into(),
+                false => projection.parts().collect::<Vec<_>>(),
+            };
+            for (columns, at) in parts {
+                let (start, len) = (columns.start, columns.len());
+                let sum = (at_input.narrow(1, start, len)? + d_input.narrow(1, at, len)?)?;
+                at_input.slice_set(&sum.contiguous()?, 1, start)?;
+            }
             Ok(AdapterGradients { a: (a.id, d_a), b: (b.id, d_b) })
         };
         applied.iter().map(backward).collect()
     }
+}
+
+/// The columns [n, rows] of a tensor [n, all rows of the parameter] that are a projection's, in its order.
+fn columns(tensor: &Tensor, projection: &Projection) -> candle_core::Result<Tensor> {
+    let parts = projection.parts().map(|(rows, _)| tensor.narrow(1, rows.start, rows.len()));
+    Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 1)?.contiguous()
 }

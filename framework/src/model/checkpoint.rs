@@ -12,6 +12,7 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 use crate::ops::{values, weight};
+use crate::weights::layout::{FileTensor, assemble};
 use crate::{Result, refuse};
 
 /// What a registered architecture is built from: the content of a checkpoint, whichever file
@@ -83,6 +84,15 @@ impl Checkpoint {
             );
         }
         Ok(tensor.to_device(&self.device)?)
+    }
+
+    /// Takes out the tensors that hold a parameter [rows, width] of so many columns.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::take`]'s.
+    pub fn take_parameter(&mut self, files: &[FileTensor], width: usize) -> Result<Tensor> {
+        let tensors = files.iter().map(|file| self.take(&file.name, &file.shape(width)));
+        assemble(files, &tensors.collect::<Result<Vec<_>>>()?, width)
     }
 
     /// Takes out a tensor that some files hold though the model has another one, `twin`, in its

@@ -1,6 +1,8 @@
 //! The first extension point: a model as the framework sees it.
 
 pub mod checkpoint;
+pub mod config;
+pub mod decoder;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::graph::Graph;
 use crate::model::checkpoint::{Checkpoint, Stored, Weights};
 use crate::pass::{Pass, Readout};
-use crate::weights::parameters::{ParamId, Parameters};
+use crate::weights::layout::Form;
+use crate::weights::parameters::{Owner, ParamId, Parameters};
 use crate::{Error, Result, refuse};
 
 /// A decoder-only transformer that reads and writes its residual stream through a [`Pass`].
 ///
 /// ```
-/// use std::{collections::BTreeMap, sync::Arc};
+/// use std::sync::Arc;
 ///
 /// use circuit_framework::graph::{Input, Node, Port};
 /// use circuit_framework::ops::norm::Norm;
@@ -42,12 +45,12 @@ use crate::{Error, Result, refuse};
 ///         let tokens = parameters.add_shared("embed", weight.copy()?)?;
 ///         let weight = parameters.add_shared("unembed", weight)?;
 ///         let gain = parameters.add_shared("norm", gain)?;
-///         let norm = Norm { weight: gain, bias: None, epsilon: 1e-5 };
+///         let norm = Norm { weight: gain, bias: None, epsilon: 1e-5, offset: 0.0 };
 ///         Ok(Self {
 ///             graph,
 ///             parameters,
-///             embedding: Arc::new(Embedding { tokens, positions: None }),
-///             unembedding: Arc::new(Unembedding { site: 1, norm, weight }),
+///             embedding: Arc::new(Embedding { tokens, positions: None, scale: 1.0 }),
+///             unembedding: Arc::new(Unembedding { site: 1, norm, weight, cap: None }),
 ///             config: serde_json::json!({ "model_type": "bigram" }),
 ///         })
 ///     }
@@ -72,9 +75,6 @@ use crate::{Error, Result, refuse};
 ///     }
 ///     fn config(&self) -> &serde_json::Value {
 ///         &self.config
-///     }
-///     fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
-///         Ok(self.parameters.iter().map(|(_, p)| (p.name.clone(), p.tensor.clone())).collect())
 ///     }
 /// }
 ///
@@ -112,11 +112,20 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// If a tensor operation fails.
-    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>>;
+    fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.parameters().state_dict()
+    }
 
-    /// The linear maps that a low-rank adapter can stand beside; none where it can't be adapted.
+    /// The linear maps that a low-rank adapter can stand beside: all matrices that nodes own and files
+    /// call a module's weight.
     fn projections(&self) -> Vec<Projection> {
-        Vec::new()
+        Projection::all(self.parameters())
+    }
+
+    /// Whether a layer's queries, or its keys, are normalised all together, so that each head's depend on
+    /// what the others read.
+    fn heads_share_a_norm(&self) -> bool {
+        false
     }
 
     /// Where the weights are, and tokens have to be.
@@ -133,12 +142,54 @@ pub struct Projection {
     pub name: String,
     /// Where its weight is.
     pub parameter: ParamId,
-    /// Its rows of that parameter.
-    pub rows: Range<usize>,
+    /// Its rows of that parameter, in the order of the module's own.
+    pub rows: Vec<Range<usize>>,
     /// Whether it reads the residual stream, a row an output; else it writes, a row an input.
     pub reads: bool,
     /// Whether Hugging Face keeps its weight [in, out], as GPT-2's `Conv1D` does.
     pub fan_in_fan_out: bool,
+}
+
+impl Projection {
+    /// Those of parameters, in their order.
+    fn all(parameters: &Parameters) -> Vec<Self> {
+        let of_parameter = parameters.iter().flat_map(|(id, parameter)| {
+            let reads = match parameter.blocks.first().map(|block| block.owner) {
+                Some(Owner::Reader(_)) => Some(true),
+                Some(Owner::Writer(_)) => Some(false),
+                _ => None,
+            };
+            let files = parameter.files.iter().filter(|file| file.form != Form::Vector);
+            files.filter_map(move |file| {
+                Some(Self {
+                    name: file.name.strip_suffix(".weight")?.to_owned(),
+                    parameter: id,
+                    rows: file.rows.clone(),
+                    reads: reads?,
+                    fan_in_fan_out: (file.form == Form::Columns) == reads?,
+                })
+            })
+        });
+        of_parameter.collect()
+    }
+
+    /// Whether it has all of these rows of its parameter.
+    pub fn contains(&self, rows: &Range<usize>) -> bool {
+        self.rows.iter().any(|own| own.start <= rows.start && rows.end <= own.end)
+    }
+
+    /// How many rows it has.
+    pub fn height(&self) -> usize {
+        self.rows.iter().map(Range::len).sum()
+    }
+
+    /// Its parts: where each lies in the parameter, and where it begins among the module's own rows.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
+        self.rows.iter().scan(0, |at, rows| {
+            *at += rows.len();
+            Some((rows.clone(), *at - rows.len()))
+        })
+    }
 }
 
 /// What a model computes in.

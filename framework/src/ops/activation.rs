@@ -1,4 +1,5 @@
-//! What an MLP does between reading and writing: GELU (tanh) for GPT-2, SwiGLU for Llama.
+//! What an MLP does between reading and writing: GELU for GPT-2 (its tanh form) and GPT-NeoX, SwiGLU for
+//! Llama, GEGLU for Gemma.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
@@ -17,11 +18,20 @@ pub enum Activation {
     ///
     /// ½x(1 + tanh u) = x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
     GeluTanh,
+    /// GELU itself, element by element: x·Φ(x), Φ being the normal distribution.
+    Gelu,
     /// x [..., 2·width], the gate before the up projection → silu(gate) ⊙ up [..., width].
     Swiglu,
+    /// The same with gelu, in its tanh form, for silu.
+    GegluTanh,
 }
 
 impl Activation {
+    /// Whether it reads a gate before its input.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Swiglu | Self::GegluTanh)
+    }
+
     /// The differentiable value.
     ///
     /// # Errors
@@ -46,7 +56,9 @@ impl Activation {
     fn composed(self, input: &Tensor, rules: Rules) -> Result<Tensor> {
         match self {
             Self::GeluTanh => composed::gelu_tanh(input, rules),
+            Self::Gelu => composed::gelu(input, rules),
             Self::Swiglu => composed::swiglu(input, rules),
+            Self::GegluTanh => composed::geglu_tanh(input, rules),
         }
     }
 
@@ -63,6 +75,16 @@ impl Activation {
                     }
                 },
             ),
+            Self::Gelu => map_rows::<T>(
+                input,
+                input_width,
+                #[inline(always)]
+                |_, y, x| {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x * normal_distribution(x);
+                    }
+                },
+            ),
             Self::Swiglu => map_rows::<T>(
                 input,
                 input_width / 2,
@@ -71,6 +93,17 @@ impl Activation {
                     let (gate, up) = x.split_at(input_width / 2);
                     for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
                         *y = gate * lanes::sigmoid(gate) * up;
+                    }
+                },
+            ),
+            Self::GegluTanh => map_rows::<T>(
+                input,
+                input_width / 2,
+                #[inline(always)]
+                |_, y, x| {
+                    let (gate, up) = x.split_at(input_width / 2);
+                    for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = gate * gelu_gate(gate) * up;
                     }
                 },
             ),
@@ -85,7 +118,7 @@ impl Activation {
         rules: Rules,
     ) -> Result<Tensor> {
         let gradient = &match self {
-            Self::Swiglu if rules.activation_factors => (gradient * 0.5)?,
+            Self::Swiglu | Self::GegluTanh if rules.activation_factors => (gradient * 0.5)?,
             _ => gradient.clone(),
         };
         if !is_fused(input) {
@@ -114,7 +147,9 @@ impl Activation {
                 match self {
                     Self::GeluTanh if constant => gelu_backward_of_constant(y, x, g),
                     Self::GeluTanh => gelu_backward(y, x, g),
+                    Self::Gelu => exact_gelu_backward(y, x, g, constant),
                     Self::Swiglu => swiglu_backward(y, x, g, constant),
+                    Self::GegluTanh => geglu_backward(y, x, g, constant),
                 }
             },
         )
@@ -127,12 +162,50 @@ fn gelu_gate<T: Real>(x: T) -> T {
     lanes::sigmoid(lanes::real::<T>(2.0 * SCALE) * (x + lanes::real::<T>(CUBIC) * x * x * x))
 }
 
+/// The slope of x·σ(2u) where σ(2u) is s.
+#[inline(always)]
+fn gelu_slope<T: Real>(x: T, s: T) -> T {
+    let (scale, slope) = (lanes::real::<T>(2.0 * SCALE), lanes::real::<T>(3.0 * CUBIC));
+    s + x * s * (T::one() - s) * scale * (T::one() + slope * x * x)
+}
+
 #[inline(always)]
 fn gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
-    let (scale, slope) = (lanes::real::<T>(2.0 * SCALE), lanes::real::<T>(3.0 * CUBIC));
     for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
-        let s = gelu_gate(x);
-        *y = g * (s + x * s * (T::one() - s) * scale * (T::one() + slope * x * x));
+        *y = g * gelu_slope(x, gelu_gate(x));
+    }
+}
+
+/// Φ(x).
+#[inline(always)]
+fn normal_distribution<T: Real>(x: T) -> T {
+    let half = lanes::real::<T>(0.5);
+    half + half * (x * lanes::real(std::f64::consts::FRAC_1_SQRT_2)).error_function()
+}
+
+#[inline(always)]
+fn exact_gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T], constant: bool) {
+    // What the slope of Φ counts.
+    let counted = if constant { T::zero() } else { T::one() };
+    // 1/√(2π).
+    let density =
+        lanes::real::<T>(0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
+    for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
+        let slope = density * (x * x * lanes::real(-0.5)).exponential();
+        *y = g * (normal_distribution(x) + counted * x * slope);
+    }
+}
+
+#[inline(always)]
+fn geglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T], constant: bool) {
+    let width = g.len();
+    let (gate, up) = x.split_at(width);
+    let (d_gate, d_up) = y.split_at_mut(width);
+    for index in 0..width {
+        let s = gelu_gate(gate[index]);
+        d_up[index] = g[index] * gate[index] * s;
+        let slope = if constant { s } else { gelu_slope(gate[index], s) };
+        d_gate[index] = g[index] * up[index] * slope;
     }
 }
 

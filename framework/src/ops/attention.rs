@@ -1,5 +1,5 @@
-//! Causal softmax attention from stacked queries, keys and values, with grouped heads and an
-//! optional rotary embedding. The probabilities are recomputed in the backward pass, so nothing of
+//! Causal softmax attention from stacked queries, keys and values, with grouped heads; optionally with
+//! norms on queries and keys, a rotary embedding, a soft cap on scores and a sliding window. The probabilities are recomputed in the backward pass, so nothing of
 //! size [seq, seq] is kept.
 //!
 //! Training and evaluation pad sequences on the right, so the causal mask alone hides the padding from
@@ -13,6 +13,8 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::backward::{Backward, Rules, Running};
+use super::cap::{cap_values, times_slopes};
+use super::head_norms::{HeadNorms, NormGradient};
 use super::product::Product;
 use super::rotary::Rotary;
 use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
@@ -24,12 +26,20 @@ pub struct Attention {
     /// Key/value heads; `heads / kv_heads` query heads share one.
     pub kv_heads: usize,
     pub d_head: usize,
+    /// What the products of queries and keys are multiplied with.
+    pub scale: f64,
+    /// Norms on queries and keys, before they are rotated.
+    pub norms: Option<Arc<HeadNorms>>,
     pub rotary: Option<Arc<Rotary>>,
+    /// The soft cap on scores.
+    pub cap: Option<f64>,
+    /// How many tokens a query sees, its own counted; all up to its own where it is none.
+    pub window: Option<usize>,
 }
 
 /// One key/value head of one sequence with the query heads that share it, gathered and rotated.
 struct Group<T> {
-    /// [heads a group][seq, d_head], scaled by 1/√d_head.
+    /// [heads a group][seq, d_head], scaled.
     queries: Vec<Vec<T>>,
     /// [seq, d_head]
     keys: Vec<T>,
@@ -100,11 +110,14 @@ impl<T: Real> Tile<T> {
         Self { values, positions, width }
     }
 
-    /// Softmax of each row over the positions up to its own.
+    /// Softmax of each row over the positions up to its own, or the last `window` of them.
     #[inline(always)]
-    fn softmax(&mut self) {
+    fn softmax(&mut self, window: Option<usize>) {
         for (row, position) in self.values.chunks_mut(self.width).zip(self.positions.clone()) {
             row[position + 1..].fill(T::neg_infinity());
+            if let Some(window) = window {
+                row[..(position + 1).saturating_sub(window)].fill(T::neg_infinity());
+            }
             let largest = lanes::max(row);
             row.iter_mut().for_each(|score| *score = lanes::exp_or_zero(*score - largest));
             let factor = T::one() / lanes::sum(row, |p| p);
@@ -173,6 +186,12 @@ fn tiles(from: usize, end: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl Attention {
+    /// Attention to all tokens up to a query's own, scaled by 1/√d_head, without positions.
+    pub fn new(heads: usize, kv_heads: usize, d_head: usize) -> Self {
+        let scale = 1.0 / (d_head as f64).sqrt();
+        Self { heads, kv_heads, d_head, scale, norms: None, rotary: None, cap: None, window: None }
+    }
+
     /// The width of the stacked projections: all query heads, then key heads, then value heads.
     pub fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.d_head
@@ -184,7 +203,7 @@ impl Attention {
     /// # Errors
     /// If a tensor operation fails.
     pub fn probabilities(&self, qkv: &Tensor) -> Result<Tensor> {
-        composed::attention_probabilities(self, &qkv.detach())
+        composed::attention_probabilities(self, &self.normed(&qkv.detach())?)
     }
 
     /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
@@ -198,14 +217,23 @@ impl Attention {
             rotary.check(qkv.dim(1)?)?;
         }
         let input = qkv.detach().contiguous()?;
-        let output = match is_fused(&input) {
-            true => by_dtype!(input, T => self.forward_in::<T>(&input))?,
-            false => composed::attention(self, &input, Rules::default())?,
+        let normed = self.normed(&input)?;
+        let output = match is_fused(&normed) {
+            true => by_dtype!(normed, T => self.forward_in::<T>(&normed))?,
+            false => composed::attention(self, &normed, Rules::default())?,
         };
         let (attention, running) = (self.clone(), running.clone());
         differentiable(qkv, output, move |gradient| {
-            attention.pull_back(&input, gradient, &running.get())
+            Ok(attention.pull_back(&input, gradient, &running.get())?.0)
         })
+    }
+
+    /// qkv with queries and keys normalised, where they are.
+    fn normed(&self, qkv: &Tensor) -> Result<Tensor> {
+        match &self.norms {
+            Some(norms) => norms.forward(self, qkv),
+            None => Ok(qkv.clone()),
+        }
     }
 
     fn forward_in<T: Real>(&self, input: &Tensor) -> Result<Tensor> {
@@ -265,7 +293,7 @@ impl Attention {
 
     #[inline(always)]
     fn gather<T: Real>(&self, qkv: &[T], seq: usize, b: usize, g: usize) -> Group<T> {
-        let scale = lanes::real::<T>(1.0 / (self.d_head as f64).sqrt());
+        let scale = lanes::real::<T>(self.scale);
         let qkv = &qkv[b * seq * self.width()..][..seq * self.width()];
         // Written out, not mapped: a loop in a function of its own would not have the wide vectors.
         let mut queries = Vec::with_capacity(self.group());
@@ -308,6 +336,7 @@ impl Attention {
         padding: &[usize],
         [keys, values]: [&Tensor; 2],
     ) -> Result<Tensor> {
+        let qkv = &self.normed(qkv)?;
         if !is_fused(qkv) {
             return composed::extend(self, qkv, past, padding, [keys, values]);
         }
@@ -332,7 +361,7 @@ impl Attention {
             (values::<T>(&queries)?, values::<T>(keys)?, values::<T>(values_)?);
         let capacity = keys.dim(1)?;
         let d = self.d_head;
-        let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
+        let scale = lanes::real::<T>(self.scale);
         let pieces = self.for_each_group(batch, |b, g| {
             let column = |data: &[T]| -> Vec<T> {
                 (padding[b]..past + new)
@@ -357,7 +386,7 @@ impl Attention {
                     }
                 }
                 let mut z = vec![T::zero(); new * d];
-                Self::attend(&rotated, first, &keys, &values, &mut z[skipped * d..]);
+                self.attend(&rotated, first, &keys, &values, &mut z[skipped * d..]);
                 z
             };
             (0..self.group()).map(attend).collect()
@@ -395,6 +424,7 @@ impl Attention {
     /// Queries [n, d_head], of the positions from `first` on, → z [n, d_head].
     #[inline(always)]
     fn attend<T: Real>(
+        &self,
         queries: &[T],
         first: usize,
         keys: &Transposed<T>,
@@ -405,7 +435,10 @@ impl Attention {
         for positions in tiles(first, first + queries.len() / d) {
             let start = (positions.start - first) * d;
             let mut tile = Tile::products(positions, &queries[start..], d, keys);
-            tile.softmax();
+            if let Some(cap) = self.cap {
+                cap_values(&mut tile.values, cap);
+            }
+            tile.softmax(self.window);
             tile.add_times(values, d, &mut z[start..]);
         }
     }
@@ -417,15 +450,30 @@ impl Attention {
         let mut pieces = Vec::with_capacity(self.group());
         for queries in &group.queries {
             let mut z = vec![T::zero(); queries.len()];
-            Self::attend(queries, 0, &keys, &group.values, &mut z);
+            self.attend(queries, 0, &keys, &group.values, &mut z);
             pieces.push(z);
         }
         pieces
     }
 
     /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's first position that
-    /// gradients are needed at. Attention is where they go back to earlier positions.
+    /// gradients are needed at, and the gradients of the norms' weights. Attention is where gradients go
+    /// back to earlier positions.
     pub(crate) fn pull_back(
+        &self,
+        qkv: &Tensor,
+        gradient: &Tensor,
+        how: &Backward,
+    ) -> Result<(Tensor, Vec<NormGradient>)> {
+        let Some(norms) = &self.norms else {
+            return Ok((self.pull_back_to_normed(qkv, gradient, how)?, Vec::new()));
+        };
+        let qkv = qkv.contiguous()?;
+        let at_normed = self.pull_back_to_normed(&norms.forward(self, &qkv)?, gradient, how)?;
+        norms.pull_back(self, &qkv, &at_normed, how.rules)
+    }
+
+    fn pull_back_to_normed(
         &self,
         qkv: &Tensor,
         gradient: &Tensor,
@@ -474,7 +522,7 @@ impl Attention {
     ) -> Vec<Vec<T>> {
         let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
-        let scale = lanes::real::<T>(1.0 / (d as f64).sqrt());
+        let scale = lanes::real::<T>(self.scale);
         let (mut d_keys, mut d_values) = (vec![T::zero(); seq * d], vec![T::zero(); seq * d]);
         let (keys, values) = (Transposed::of(&group.keys, d), Transposed::of(&group.values, d));
         let mut pieces = Vec::with_capacity(self.group() + 2);
@@ -490,13 +538,20 @@ impl Attention {
                 let queries = &queries[positions.start * d..];
                 let d_queries = &mut d_queries[positions.start * d..positions.end * d];
                 let mut probabilities = Tile::products(positions.clone(), queries, d, &keys);
-                probabilities.softmax();
+                let capped = self.cap.map(|cap| {
+                    cap_values(&mut probabilities.values, cap);
+                    (probabilities.values.clone(), cap)
+                });
+                probabilities.softmax(self.window);
                 probabilities.add_transposed_times(dz, stride, d, from, &mut d_values);
                 if rules.attention {
                     continue;
                 }
                 let mut d_scores = Tile::products(positions, dz, stride, &values);
                 d_scores.back_through_softmax(&probabilities);
+                if let Some((capped, cap)) = capped {
+                    times_slopes(&mut d_scores.values, &capped, cap);
+                }
                 d_scores.add_times(&group.keys, d, d_queries);
                 d_queries.iter_mut().for_each(|value| *value *= scale);
                 d_scores.add_transposed_times(queries, d, d, from, &mut d_keys);

@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, Error, Result, Tensor, Var};
 
 use super::attention::Attention;
 use super::backward::Rules;
+use super::cap;
 use super::cross_entropy::Target;
 use super::norm::Norm;
 use super::rotary::Rotary;
@@ -73,10 +74,10 @@ pub(super) fn norm_parameter_gradients(
     x: &Tensor,
     g: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let weight = &norm.weight.tensor;
     let bias = norm.bias.as_ref().map(|bias| &bias.tensor);
-    let d_weight =
-        pull_back(weight, g, |weight| self::norm(x, weight, bias, norm.epsilon, Rules::default()))?;
+    let d_weight = pull_back(&norm.gain()?, g, |weight| {
+        self::norm(x, weight, bias, norm.epsilon, Rules::default())
+    })?;
     Ok((d_weight, g.sum_keepdim(0)?))
 }
 
@@ -91,13 +92,29 @@ pub(super) fn gelu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
     x * held(sigmoid(&(u * 2.0)?)?, rules.activation_factors)
 }
 
+/// x·Φ(x), Φ being the normal distribution.
+pub(super) fn gelu(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let phi = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
+    x * held(phi, rules.activation_factors)
+}
+
+/// The gate and the up projection, side by side in x.
+fn gate_and_up(x: &Tensor) -> Result<[Tensor; 2]> {
+    let width = x.dim(D::Minus1)? / 2;
+    let half = |start| x.narrow(D::Minus1, start, width)?.contiguous();
+    Ok([half(0)?, half(width)?])
+}
+
 /// silu(gate) ⊙ up, of both side by side.
 pub(super) fn swiglu(x: &Tensor, rules: Rules) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)? / 2;
-    let gate = x.narrow(D::Minus1, 0, width)?.contiguous()?;
-    let up = x.narrow(D::Minus1, width, width)?.contiguous()?;
-    let silu = (&gate * held(sigmoid(&gate)?, rules.activation_factors))?;
-    silu * up
+    let [gate, up] = gate_and_up(x)?;
+    (&gate * held(sigmoid(&gate)?, rules.activation_factors))? * up
+}
+
+/// gelu(gate) ⊙ up, with GELU in its tanh form, of both side by side.
+pub(super) fn geglu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let [gate, up] = gate_and_up(x)?;
+    gelu_tanh(&gate, rules)? * up
 }
 
 /// What is added to a score that is masked: so little that its probability is 0, and finite, so that
@@ -105,12 +122,24 @@ pub(super) fn swiglu(x: &Tensor, rules: Rules) -> Result<Tensor> {
 const MASKED: f64 = -1e30;
 
 /// What is added to scores of `new` queries at columns `past`, `past` + 1, … over all columns, made where
-/// the scores are [1, 1, 1, new, columns], or [batch, 1, 1, new, columns] with padding.
-fn mask(scores: &Tensor, new: usize, past: usize, padding: &[usize]) -> Result<Tensor> {
+/// the scores are [1, 1, 1, new, columns], or [batch, 1, 1, new, columns] with padding. Columns a window
+/// or more before a query are masked too.
+fn mask(
+    scores: &Tensor,
+    new: usize,
+    past: usize,
+    padding: &[usize],
+    window: Option<usize>,
+) -> Result<Tensor> {
     let (columns, device) = (scores.dim(D::Minus1)?, scores.device());
     let column = Tensor::arange(0u32, columns as u32, device)?;
     let query = Tensor::arange(past as u32, (past + new) as u32, device)?.unsqueeze(1)?;
-    let mut hidden = column.broadcast_gt(&query)?.reshape((1, 1, 1, new, columns))?;
+    let mut hidden = column.broadcast_gt(&query)?;
+    if let Some(window) = window {
+        let end = column.affine(1.0, window as f64)?;
+        hidden = hidden.broadcast_maximum(&end.broadcast_le(&query)?)?;
+    }
+    let mut hidden = hidden.reshape((1, 1, 1, new, columns))?;
     if padding.iter().any(|&padding| padding > 0) {
         let first: Vec<u32> = padding.iter().map(|&padding| padding as u32).collect();
         let first = Tensor::new(first, device)?.reshape((padding.len(), 1, 1, 1, 1))?;
@@ -163,16 +192,21 @@ fn probabilities(
     let queries = queries.contiguous()?.reshape((batch, kv_heads, group * new, d_head))?;
     let keys = by_head(keys, kv_heads)?;
     let scores = queries.matmul(&keys.transpose(2, 3)?.contiguous()?)?;
-    let scores = (scores / (d_head as f64).sqrt())?;
+    let scores = (scores * attention.scale)?;
+    let scores = match attention.cap {
+        Some(cap) => cap::composed(&scores, cap)?,
+        None => scores,
+    };
     let by_query = scores.reshape((batch, kv_heads, group, new, columns))?;
-    let mask = mask(&scores, new, past, padding)?;
+    let mask = mask(&scores, new, past, padding, attention.window)?;
     let scores = by_query.broadcast_add(&mask)?.reshape(scores.shape())?;
     let p = scores.broadcast_sub(&scores.detach().max_keepdim(3)?)?.exp()?;
     p.broadcast_div(&p.sum_keepdim(3)?)
 }
 
-/// Heads [batch, seq, n·d_head], each turned by its sequence's positions [batch·seq].
-fn rotate(rotary: &Rotary, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
+/// Heads [batch, seq, n·d_head], each turned, or the first part of it, by its sequence's positions
+/// [batch·seq].
+fn rotate(rotary: &Rotary, x: &Tensor, positions: &[usize], d_head: usize) -> Result<Tensor> {
     let (batch, seq, width) = x.dims3()?;
     let (cos, sin) = rotary.rows(positions);
     let half = cos.len() / positions.len();
@@ -181,11 +215,12 @@ fn rotate(rotary: &Rotary, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
         table.to_dtype(x.dtype())?.to_device(x.device())
     };
     let (cos, sin) = (table(cos)?, table(sin)?);
-    let x = x.reshape((batch, seq, width / (2 * half), 2 * half))?;
+    let x = x.reshape((batch, seq, width / d_head, d_head))?;
     let (a, b) = (x.narrow(3, 0, half)?.contiguous()?, x.narrow(3, half, half)?.contiguous()?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], 3)?.reshape((batch, seq, width))
+    let rest = x.narrow(3, 2 * half, d_head - 2 * half)?;
+    Tensor::cat(&[first, second, rest], 3)?.reshape((batch, seq, width))
 }
 
 /// The parts of stacked projections [batch, seq, width]: queries and keys, rotated, and values.
@@ -197,7 +232,8 @@ fn parts(attention: &Attention, qkv: &Tensor, positions: &[usize]) -> Result<[Te
     match &attention.rotary {
         None => Ok([queries, keys, values]),
         Some(rotary) => {
-            Ok([rotate(rotary, &queries, positions)?, rotate(rotary, &keys, positions)?, values])
+            let turned = |x| rotate(rotary, x, positions, d);
+            Ok([turned(&queries)?, turned(&keys)?, values])
         }
     }
 }

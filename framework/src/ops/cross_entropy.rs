@@ -7,7 +7,7 @@ use std::cell::Cell;
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, composed, in_place, is_fused, lanes, weight};
+use super::{Real, by_dtype, cap, composed, in_place, is_fused, lanes, weight};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
@@ -29,11 +29,12 @@ pub struct CrossEntropy {
     pub gradient: Option<Tensor>,
 }
 
-/// Σ weight · (−log p(token)) for hidden [rows, d_model], unembedding [vocabulary, d_model] and a
-/// target a row.
+/// Σ weight · (−log p(token)) for hidden [rows, d_model], unembedding [vocabulary, d_model], a soft cap
+/// on logits and a target a row.
 pub fn weighted(
     hidden: &Tensor,
     unembedding: &Tensor,
+    cap: Option<f64>,
     targets: &[Target],
     with_gradient: bool,
 ) -> Result<CrossEntropy> {
@@ -41,7 +42,7 @@ pub fn weighted(
     let mut gradients = Vec::new();
     for (start, targets) in chunks(targets, unembedding)? {
         let rows = hidden.narrow(0, start, targets.len())?;
-        let (terms, d_logits) = chunk(&rows, unembedding, targets)?;
+        let (terms, d_logits) = chunk(&rows, unembedding, cap, targets)?;
         loss += terms;
         if with_gradient {
             gradients.push(weight::times(&d_logits, unembedding)?);
@@ -60,13 +61,14 @@ pub fn weighted(
 pub fn unembedding_gradient(
     hidden: &Tensor,
     unembedding: &Tensor,
+    cap: Option<f64>,
     targets: &[Target],
 ) -> Result<Tensor> {
     let dtype = weight::computing(unembedding.dtype());
     let mut sum = Tensor::zeros(unembedding.shape(), dtype, unembedding.device())?;
     for (start, targets) in chunks(targets, unembedding)? {
         let rows = hidden.narrow(0, start, targets.len())?;
-        let (_, d_logits) = chunk(&rows, unembedding, targets)?;
+        let (_, d_logits) = chunk(&rows, unembedding, cap, targets)?;
         sum = (sum + d_logits.t()?.matmul(&rows)?)?;
     }
     Ok(sum)
@@ -82,9 +84,24 @@ fn chunks<'t>(
     Ok((targets.chunks(length).enumerate()).map(move |(index, chunk)| (index * length, chunk)))
 }
 
-/// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary].
-fn chunk(rows: &Tensor, unembedding: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
+/// A chunk's share of the loss, and ∂loss/∂logits [rows, vocabulary], before a cap.
+fn chunk(
+    rows: &Tensor,
+    unembedding: &Tensor,
+    cap: Option<f64>,
+    targets: &[Target],
+) -> Result<(f64, Tensor)> {
     let logits = weight::times_transposed(rows, unembedding)?;
+    let Some(cap) = cap else {
+        return of_logits(logits, targets);
+    };
+    let capped = cap::soft_cap(&logits, cap)?;
+    let (loss, d_capped) = of_logits(capped.copy()?, targets)?;
+    Ok((loss, cap::pull_back(&capped, &d_capped, cap)?))
+}
+
+/// The loss of logits, which its gradient there may take the place of.
+fn of_logits(logits: Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
     if !is_fused(&logits) {
         return composed::cross_entropy(&logits, targets);
     }

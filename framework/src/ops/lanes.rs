@@ -1,6 +1,7 @@
 //! Loops over a row in a shape that the compiler turns into vector instructions: sixteen partial
 //! sums, added up in a fixed order, and for float32 an exponential without branches.
 
+use candle_core::cpu::erf::{erf_f32, erf_f64};
 use candle_core::{CpuStorage, WithDType};
 use num_traits::Float;
 use pulp::Arch;
@@ -11,6 +12,12 @@ use super::product::Product;
 pub(crate) trait Real: WithDType + Float + std::iter::Sum {
     /// eˣ.
     fn exponential(self) -> Self;
+
+    /// tanh x.
+    fn hyperbolic_tangent(self) -> Self;
+
+    /// The error function, 2/√π ∫₀ˣ e^(−t²) dt.
+    fn error_function(self) -> Self;
 
     /// Adds a·b to c; every sum runs over a's columns in order.
     fn add_product(product: Product<Self>);
@@ -23,6 +30,15 @@ impl Real for f32 {
     #[inline(always)]
     fn exponential(self) -> Self {
         exp(self)
+    }
+
+    #[inline(always)]
+    fn hyperbolic_tangent(self) -> Self {
+        tanh(self)
+    }
+
+    fn error_function(self) -> Self {
+        erf_f32(self)
     }
 
     fn add_product(product: Product<Self>) {
@@ -41,6 +57,14 @@ impl Real for f64 {
     #[inline(always)]
     fn exponential(self) -> Self {
         self.exp()
+    }
+
+    fn hyperbolic_tangent(self) -> Self {
+        self.tanh()
+    }
+
+    fn error_function(self) -> Self {
+        erf_f64(self)
     }
 
     fn add_product(product: Product<Self>) {
@@ -163,6 +187,25 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits((exponent.wrapping_add(127) << 23) as u32)
 }
 
+/// tanh x within 7 ulp, by the rational approximation of Eigen's `ptanh`; NaN stays NaN.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let x = x.clamp(-7.905_311, 7.905_311);
+    let square = x * x;
+    let mut p = -2.760_768_5e-16;
+    p = p * square + 2.000_187_9e-13;
+    p = p * square - 8.604_672e-11;
+    p = p * square + 5.122_297e-8;
+    p = p * square + 1.485_722_4e-5;
+    p = p * square + 6.372_619e-4;
+    p = p * square + 4.893_524_6e-3;
+    let mut q = 1.198_258_4e-6;
+    q = q * square + 1.185_347_1e-4;
+    q = q * square + 2.268_434_6e-3;
+    q = q * square + 4.893_525e-3;
+    x * p / q
+}
+
 /// eˣ, or zero where products with it might be subnormal numbers: sums don't show the difference, but
 /// processors take a hundred times longer over those.
 #[inline(always)]
@@ -190,6 +233,13 @@ mod tests {
         }
 
         #[test]
+        fn tanh_is_within_seven_ulp(x in -12f32..12.0) {
+            let exact = f64::from(x).tanh();
+            let ulp = f64::from((exact.abs() as f32).next_up()) - f64::from(exact.abs() as f32);
+            prop_assert!((f64::from(super::tanh(x)) - exact).abs() <= 7.0 * ulp);
+        }
+
+        #[test]
         fn sums_agree_with_float64(values in prop::collection::vec(-1f32..1.0, 0..200)) {
             let exact: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
             prop_assert!((f64::from(super::dot(&values, &values)) - exact).abs() <= 1e-4);
@@ -200,6 +250,7 @@ mod tests {
 
     #[test]
     fn exp_keeps_nan() {
+        assert!(super::tanh(f32::NAN).is_nan());
         assert!(super::exp(f32::NAN).is_nan());
         assert!(super::exp_or_zero(f32::NAN).is_nan());
     }

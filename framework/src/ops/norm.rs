@@ -1,17 +1,16 @@
 //! Layer norm and RMS norm over rows, and their pull-back.
 //!
 //! y = x̂ ⊙ γ (+ β), with x̂ = (x − mean x) / √(var x + ε) for layer norm and x̂ = x / √(mean x² + ε)
-//! for RMS norm. With s the factor 1/√… and v = γ ⊙ g, the pull-back of g is
+//! for RMS norm; an offset may be added to γ. With s the factor 1/√… and v = γ ⊙ g, the pull-back of g is
 //! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm; with s taken for a constant
 //! ([`Rules::norm_scales`]) it is s (v − mean v).
-
-use std::ops::Deref;
 
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
 use super::backward::Rules;
 use super::blocks::{is_small, multiply_blocks_then};
+use super::head_norms::NormGradient;
 use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks_into, values};
 use crate::weights::parameters::Param;
 
@@ -23,6 +22,8 @@ pub struct Norm {
     /// β of a layer norm; an RMS norm has none.
     pub bias: Option<Param>,
     pub epsilon: f64,
+    /// What is added to γ: 1 in Gemma, whose files have γ − 1.
+    pub offset: f64,
 }
 
 /// mean and 1/√(variance + ε) of a row; an RMS norm's mean is 0.
@@ -34,22 +35,22 @@ fn statistics<T: Real>(x: &[T], centred: bool, epsilon: f64) -> (T, T) {
     (mean, lanes::real(1.0 / (WithDType::to_f64(variance) + epsilon).sqrt()))
 }
 
-/// A normalisation of single rows, with γ, and β of a layer norm.
-pub(super) struct Row<V> {
-    weight: V,
-    bias: Option<V>,
+/// A normalisation of single rows, with γ and its offset, and β of a layer norm.
+pub(super) struct Row<T> {
+    gain: Vec<T>,
+    bias: Option<Vec<T>>,
     epsilon: f64,
 }
 
-impl<T: Real, V: Deref<Target = [T]>> Row<V> {
+impl<T: Real> Row<T> {
     /// Puts y in the place of x.
     pub(super) fn forward(&self, x: &mut [T]) {
         lanes::vectorized(
             #[inline(always)]
             || {
                 let (mean, scale) = statistics(x, self.bias.is_some(), self.epsilon);
-                for (x, weight) in x.iter_mut().zip(self.weight.iter()) {
-                    *x = (*x - mean) * scale * *weight;
+                for (x, gain) in x.iter_mut().zip(&self.gain) {
+                    *x = (*x - mean) * scale * *gain;
                 }
                 if let Some(bias) = &self.bias {
                     lanes::add_scaled(x, T::one(), bias);
@@ -74,7 +75,35 @@ impl Norm {
 
     fn composed(&self, x: &Tensor, rules: Rules) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| &bias.tensor);
-        composed::norm(x, &self.weight.tensor, bias, self.epsilon, rules)
+        composed::norm(x, &self.gain()?, bias, self.epsilon, rules)
+    }
+
+    /// What normalised rows are multiplied with [1, d_model]: γ with the offset.
+    pub(crate) fn gain(&self) -> Result<Tensor> {
+        match self.offset == 0.0 {
+            true => Ok(self.weight.tensor.clone()),
+            false => self.weight.tensor.affine(1.0, self.offset),
+        }
+    }
+
+    /// The factor 1/√(mean x² + ε) of each row of x [rows, d_model], [rows, 1], of an RMS norm.
+    pub(crate) fn scales(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, d) = x.dims2()?;
+        if !is_fused(x) {
+            return (x.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?.recip();
+        }
+        by_dtype!(x, T => {
+            let x = x.contiguous()?;
+            let statistics = self.statistics(&values::<T>(&x)?, d);
+            let scales: Vec<T> = statistics.into_iter().map(|(_, scale)| scale).collect();
+            Tensor::from_vec(scales, (rows, 1), self.weight.tensor.device())
+        })
+    }
+
+    /// The gradient of γ, as [`Norm::parameter_gradients`] forms it.
+    pub(crate) fn weight_gradient(&self, x: &Tensor, gradient: &Tensor) -> Result<NormGradient> {
+        let (gradient, _) = self.parameter_gradients(x, gradient)?;
+        Ok(NormGradient { weight: self.weight.clone(), gradient })
     }
 
     fn forward_in<T: Real>(&self, x: &Tensor) -> Result<Tensor> {
@@ -91,9 +120,10 @@ impl Norm {
     }
 
     /// The same row by row, on the CPU.
-    pub(super) fn row<T: Real>(&self) -> Result<Row<impl Deref<Target = [T]> + Sync + '_>> {
-        let bias = self.bias.as_ref().map(|bias| values::<T>(&bias.tensor)).transpose()?;
-        Ok(Row { weight: values::<T>(&self.weight.tensor)?, bias, epsilon: self.epsilon })
+    pub(super) fn row<T: Real>(&self) -> Result<Row<T>> {
+        let of = |tensor: &Tensor| Ok::<_, candle_core::Error>(values::<T>(tensor)?.to_vec());
+        let bias = self.bias.as_ref().map(|bias| of(&bias.tensor)).transpose()?;
+        Ok(Row { gain: of(&self.gain()?)?, bias, epsilon: self.epsilon })
     }
 
     /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i
@@ -116,7 +146,8 @@ impl Norm {
         let (x, gradients) = (x.contiguous()?, gradients.contiguous()?);
         let shape = gradients.shape().clone();
         let (x, g) = (values::<T>(&x)?, values::<T>(&gradients)?);
-        let weight = values::<T>(&self.weight.tensor)?;
+        let gain = self.gain()?;
+        let weight = values::<T>(&gain)?;
         let statistics = self.statistics(&x, d);
         let mut out = vec![T::zero(); g.len()];
         let rows_of = out.par_chunks_mut(d).zip(g.par_chunks(d)).enumerate();
@@ -185,7 +216,8 @@ impl Norm {
     ) -> Result<()> {
         let d = x.dim(1)?;
         let x = x.contiguous()?;
-        let (x, weight) = (values::<T>(&x)?, values::<T>(&self.weight.tensor)?);
+        let gain = self.gain()?;
+        let (x, weight) = (values::<T>(&x)?, values::<T>(&gain)?);
         let statistics = self.statistics(&x, d);
         multiply_blocks_then::<T>(gradients, projection, place, |row, values| {
             self.pull_back_row(values, &x[row * d..][..d], &weight, statistics[row], rules);

@@ -1,11 +1,11 @@
 //! Rotary position embedding as Hugging Face's Llama applies it: the two halves of a head's width
-//! form the pairs that are rotated.
+//! form the pairs that are rotated, or those of its first part where only that is rotated (GPT-NeoX).
 
 use candle_core::{Result, bail};
 
 use super::{Real, lanes};
 
-/// cos and sin for every position, each [positions, d_head / 2].
+/// cos and sin for every position, each [positions, half of the rotated width].
 #[derive(Clone, Debug)]
 pub struct Rotary {
     cos: Vec<f64>,
@@ -14,7 +14,8 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Tables for `positions` positions; `frequencies` [d_head / 2], in radians a position.
+    /// Tables for `positions` positions; `frequencies` [half of the rotated width], in radians
+    /// a position.
     pub fn new(frequencies: &[f64], positions: usize) -> Self {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         let (cos, sin) = angles.map(|a| (a.cos(), a.sin())).unzip();
@@ -26,7 +27,7 @@ impl Rotary {
         self.cos.len() / self.half.max(1)
     }
 
-    /// cos and sin [positions, d_head / 2] at these positions.
+    /// cos and sin [positions, half of the rotated width] at these positions.
     pub(super) fn rows(&self, positions: &[usize]) -> (Vec<f64>, Vec<f64>) {
         let of = |table: &[f64]| {
             let row = |position: &usize| &table[position * self.half..][..self.half];
@@ -58,7 +59,7 @@ impl Rotary {
     fn turn<T: Real>(&self, vector: &mut [T], position: usize, sign: f64) {
         let row = position * self.half..(position + 1) * self.half;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
-        let (first, second) = vector.split_at_mut(self.half);
+        let (first, second) = vector[..2 * self.half].split_at_mut(self.half);
         let pairs = first.iter_mut().zip(second);
         for ((first, second), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
             let (a, b) = (*first, *second);

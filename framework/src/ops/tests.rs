@@ -9,9 +9,11 @@ use proptest::prelude::*;
 use super::activation::Activation;
 use super::attention::Attention;
 use super::backward::{Backward, Rules};
+use super::cap;
 use super::composed::{self, everywhere};
 use super::cross_entropy::{self, Target};
 use super::differentiable;
+use super::head_norms::HeadNorms;
 use super::norm::Norm;
 use super::rotary::Rotary;
 use super::weight;
@@ -115,10 +117,10 @@ fn param(tensor: Tensor) -> Param {
     Param { id: ParamId(0), tensor }
 }
 
-fn norm(d: usize, centred: bool) -> Norm {
+fn norm(d: usize, centred: bool, offset: f64) -> Norm {
     let weight = param(noise(&[1, d], 0.7));
     let bias = centred.then(|| param(noise(&[1, d], 0.9)));
-    Norm { weight, bias, epsilon: 1e-5 }
+    Norm { weight, bias, epsilon: 1e-5, offset }
 }
 
 fn differentiable_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
@@ -127,12 +129,34 @@ fn differentiable_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     differentiable(x, output, move |gradient| norm.pull_back(&input, gradient, Rules::default()))
 }
 
+/// What an attention may have beside its heads.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    scale: f64,
+    cap: Option<f64>,
+    window: Option<usize>,
+}
+
+impl Settings {
+    fn of(self, attention: Attention) -> Attention {
+        let Self { scale, cap, window } = self;
+        Attention { scale, cap, window, ..attention }
+    }
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let (cap, window) = (prop::option::of(0.5f64..4.0), prop::option::of(1..5usize));
+    (0.2f64..1.0, cap, window).prop_map(|(scale, cap, window)| Settings { scale, cap, window })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn norms(rows in 1..4usize, d in 2..37usize, centred in any::<bool>(), seed in 0f64..9.0) {
-        let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
+    fn norms(
+        rows in 1..4usize, d in 2..37usize, centred in any::<bool>(), offset in 0..2u8, seed in 0f64..9.0,
+    ) {
+        let (norm, x) = (norm(d, centred, f64::from(offset)), noise(&[rows, d], seed));
         agrees_with_composed(&x, |x| differentiable_norm(&norm, x));
         // The parameters' gradients, by candle's own backward pass through the composed form.
         let (weight, bias) = (Var::from_tensor(&norm.weight.tensor).unwrap(), Var::from_tensor(&noise(&[1, d], 0.9)).unwrap());
@@ -143,13 +167,20 @@ proptest! {
         };
         let g = noise(&[rows, d], 0.1);
         let bias_var = with_vars.bias.as_ref().map(|bias| &bias.tensor);
-        let normed = composed::norm(&x, &with_vars.weight.tensor, bias_var, norm.epsilon, Rules::default());
+        let gain = with_vars.gain().unwrap();
+        let normed = composed::norm(&x, &gain, bias_var, norm.epsilon, Rules::default());
         let sum = (normed.unwrap() * &g).unwrap().sum_all().unwrap();
         let expected = sum.backward().unwrap();
         let (d_weight, d_bias) = norm.parameter_gradients(&x, &g).unwrap();
         close(&d_weight, expected.get(&weight).unwrap(), 1e-10);
         if centred {
             close(&d_bias, expected.get(&bias).unwrap(), 1e-10);
+        } else {
+            let scales = || norm.scales(&x).unwrap();
+            close(&scales(), &everywhere(scales), 1e-12);
+            let gain = norm.gain().unwrap();
+            let scaled = x.broadcast_mul(&scales()).unwrap().broadcast_mul(&gain).unwrap();
+            close(&norm.forward(&x).unwrap(), &scaled, 1e-12);
         }
     }
 
@@ -159,7 +190,7 @@ proptest! {
         rows in 1..40usize, d in 2..37usize, blocks in 1..4usize, width in prop_oneof![1..6usize, 255..258usize],
         centred in any::<bool>(), rules in rules(), seed in 0f64..9.0,
     ) {
-        let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
+        let (norm, x) = (norm(d, centred, 1.0), noise(&[rows, d], seed));
         let (g, weight) = (noise(&[rows, blocks * width], 0.1), noise(&[blocks * width, d], 0.5));
         let pulled = || {
             let place = noise(&[blocks, rows, d], 0.7);
@@ -177,13 +208,13 @@ proptest! {
 
     #[test]
     fn norms_of_constant_scale(rows in 1..4usize, d in 2..37usize, centred in any::<bool>(), seed in 0f64..9.0) {
-        let (norm, x) = (norm(d, centred), noise(&[rows, d], seed));
+        let (norm, x) = (norm(d, centred, 1.0), noise(&[rows, d], seed));
         let centre = |x: &Tensor| match centred {
             true => x.broadcast_sub(&x.mean_keepdim(1)?),
             false => Ok(x.clone()),
         };
         let scale = (centre(&x).unwrap().sqr().unwrap().mean_keepdim(1).unwrap() + 1e-5).unwrap().sqrt().unwrap();
-        let held = |x: &Tensor| centre(x)?.broadcast_div(&scale)?.broadcast_mul(&norm.weight.tensor);
+        let held = |x: &Tensor| centre(x)?.broadcast_div(&scale)?.broadcast_mul(&norm.gain()?);
         pulls_back(&x, held, |gradient| norm.pull_back(&x, gradient, ALL_RULES));
     }
 
@@ -197,6 +228,11 @@ proptest! {
         let pull_back = |activation: Activation, gradient: &Tensor| activation.pull_back(&x, gradient, ALL_RULES);
         pulls_back(&x, |x| x * &factor, |gradient| pull_back(Activation::GeluTanh, gradient));
         let half = |x: &Tensor, start| x.narrow(1, start, width + 1).unwrap();
+        let gate = half(&factor, 0);
+        let held = |x: &Tensor| ((half(x, 0) * &gate)? * half(x, width + 1))? * 0.5;
+        pulls_back(&x, held, |gradient| pull_back(Activation::GegluTanh, gradient));
+        let normal = (((&x / 2f64.sqrt()).unwrap().erf().unwrap() + 1.0).unwrap() * 0.5).unwrap();
+        pulls_back(&x, |x| x * &normal, |gradient| pull_back(Activation::Gelu, gradient));
         let factor = (half(&x, 0).neg().unwrap().exp().unwrap() + 1.0).unwrap().recip().unwrap();
         let held = |x: &Tensor| ((half(x, 0) * &factor)? * half(x, width + 1))? * 0.5;
         pulls_back(&x, held, |gradient| pull_back(Activation::Swiglu, gradient));
@@ -207,7 +243,7 @@ proptest! {
         batch in 1..3usize, seq in 1..6usize, kv_heads in 1..3usize, group in 1..3usize, seed in 0f64..9.0,
     ) {
         let (heads, d_head) = (group * kv_heads, 2);
-        let attention = Attention { heads, kv_heads, d_head, rotary: None };
+        let attention = Attention::new(heads, kv_heads, d_head);
         let x = noise(&[batch, seq, attention.width()], seed);
         let p = attention.probabilities(&x).unwrap();
         let held = |x: &Tensor| {
@@ -218,7 +254,7 @@ proptest! {
             z.transpose(1, 2)?.reshape((batch, seq, heads * d_head))
         };
         let how = Backward { from: Vec::new(), rules: ALL_RULES };
-        pulls_back(&x, held, |gradient| attention.pull_back(&x, gradient, &how));
+        pulls_back(&x, held, |gradient| Ok(attention.pull_back(&x, gradient, &how)?.0));
     }
 
     #[test]
@@ -231,35 +267,103 @@ proptest! {
         let (a, b) = (x.narrow(1, 0, width).unwrap(), x.narrow(1, width, width).unwrap());
         close(&Activation::Swiglu.apply(&x).unwrap(), &(a.silu().unwrap() * b).unwrap(), 1e-12);
         agrees_with_composed(&x, |x| Activation::Swiglu.apply(x));
+        close(&Activation::Gelu.apply(&x).unwrap(), &x.gelu_erf().unwrap(), 1e-12);
+        agrees_with_composed(&x, |x| Activation::Gelu.apply(x));
+        let gated = (a.gelu().unwrap() * x.narrow(1, width, width).unwrap()).unwrap();
+        close(&Activation::GegluTanh.apply(&x).unwrap(), &gated, 1e-12);
+        agrees_with_composed(&x, |x| Activation::GegluTanh.apply(x));
+    }
+
+    #[test]
+    fn soft_caps(rows in 1..4usize, width in 1..19usize, cap in 0.5f64..4.0, seed in 0f64..9.0) {
+        let x = noise(&[rows, width], seed);
+        let expected = ((&x / cap).unwrap().tanh().unwrap() * cap).unwrap();
+        close(&cap::soft_cap(&x, cap).unwrap(), &expected, 1e-12);
+        agrees_with_composed(&x, |x| {
+            let capped = cap::soft_cap(&x.detach(), cap)?;
+            let at = capped.copy()?;
+            differentiable(x, capped, move |gradient| cap::pull_back(&at, gradient, cap))
+        });
     }
 
     #[test]
     fn attentions(
         batch in 1..3usize, seq in 1..6usize, kv_heads in 1..3usize, group in 1..3usize, half in 1..3usize,
-        rotates in any::<bool>(), seed in 0f64..9.0,
+        rotates in 0..3usize, settings in settings(), per_head in prop::option::of(any::<bool>()), seed in 0f64..9.0,
     ) {
-        let rotary = rotates.then(|| Arc::new(Rotary::new(&[1.0, 0.3][..half], seq)));
-        let attention = Attention { heads: group * kv_heads, kv_heads, d_head: 2 * half, rotary };
+        // A part of a head may be rotated.
+        let pairs = rotates.min(half);
+        let rotary = (pairs > 0).then(|| Arc::new(Rotary::new(&[1.0, 0.3][..pairs], seq)));
+        let heads = group * kv_heads;
+        let plain = Attention { rotary, ..Attention::new(heads, kv_heads, 2 * half) };
+        let norms = per_head.map(|is_per_head| {
+            let width = |heads| if is_per_head { 2 * half } else { 2 * half * heads };
+            let (query, key) = (norm(width(heads), false, 0.0), norm(width(kv_heads), false, 1.0));
+            Arc::new(HeadNorms { query, key, is_per_head })
+        });
+        let attention = Attention { norms, ..settings.of(plain) };
         let x = noise(&[batch, seq, attention.width()], seed);
         agrees_with_composed(&x, |x| attention.forward(x));
+        // What is seen is the last few tokens.
+        let seen = attention.probabilities(&x).unwrap().reshape(((), seq, seq)).unwrap().to_vec3::<f64>().unwrap();
+        for (query, key) in (0..seq).flat_map(|query| (0..seq).map(move |key| (query, key))) {
+            let sees = key <= query && settings.window.is_none_or(|window| query < key + window);
+            prop_assert!(seen.iter().all(|seen| (seen[query][key] > 0.0) == sees));
+        }
+        // The gradients of the norms' weights.
+        let gradient = noise(&[batch, seq, heads * 2 * half], 0.4);
+        let (_, of_norms) = attention.pull_back(&x, &gradient, &Backward::default()).unwrap();
+        let (_, composed) = everywhere(|| attention.pull_back(&x, &gradient, &Backward::default())).unwrap();
+        for (found, composed) in of_norms.iter().zip(&composed) {
+            close(&found.gradient, &composed.gradient, 1e-10);
+        }
+        for found in of_norms {
+            let weight = Var::from_tensor(&found.weight.tensor).unwrap();
+            let z = |weight: &Tensor| -> Result<Tensor> {
+                let Some(norms) = &attention.norms else { unreachable!() };
+                let mut norms = (**norms).clone();
+                let of = match found.weight.tensor.id() == norms.query.weight.tensor.id() {
+                    true => &mut norms.query,
+                    false => &mut norms.key,
+                };
+                of.weight.tensor = weight.clone();
+                let attention = Attention { norms: Some(Arc::new(norms)), ..attention.clone() };
+                (attention.forward(&x)? * &gradient)?.sum_all()
+            };
+            let at = values(weight.as_tensor());
+            for (index, found) in values(&found.gradient).into_iter().enumerate() {
+                let moved = |step: f64| {
+                    let mut at = at.clone();
+                    at[index] += step;
+                    let weight = Tensor::from_vec(at, weight.shape(), &Device::Cpu).unwrap();
+                    z(&weight).unwrap().to_scalar::<f64>().unwrap()
+                };
+                let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                prop_assert!((found - expected).abs() <= 1e-6 * (1.0 + expected.abs()), "{} for {}", found, expected);
+            }
+        }
     }
 
     /// Longer than the positions whose gradients are formed together; from a position on; padded.
     #[test]
     fn long_attentions(
         seq in 60..140usize, kv_heads in 1..3usize, group in 1..3usize, from in 0..140usize, zeros in 0..20usize,
-        rules in rules(), seed in 0f64..9.0,
+        settings in settings(), rules in rules(), seed in 0f64..9.0,
     ) {
         let rotary = Some(Arc::new(Rotary::new(&[1.0], seq)));
-        let attention = Attention { heads: group * kv_heads, kv_heads, d_head: 2, rotary };
+        let plain = Attention { rotary, ..Attention::new(group * kv_heads, kv_heads, 2) };
+        // Windows shorter than a tile, and longer.
+        let window = settings.window.map(|window| window * 17);
+        let attention = Attention { window, ..settings.of(plain) };
         let x = noise(&[1, seq, attention.width()], seed);
         let z_width = attention.heads * 2;
         let gradient = noise(&[1, seq - zeros, z_width], 0.4).pad_with_zeros(1, 0, zeros).unwrap();
         let from = from % seq;
         let how = |from| Backward { from, rules };
         let behind = |tensor: Tensor| tensor.narrow(1, from, seq - from).unwrap();
-        let fused = attention.pull_back(&x, &gradient, &how(vec![from])).unwrap();
-        let expected = everywhere(|| attention.pull_back(&x, &gradient, &how(vec![]))).unwrap();
+        let fused = attention.pull_back(&x, &gradient, &how(vec![from])).unwrap().0;
+        let expected = everywhere(|| attention.pull_back(&x, &gradient, &how(vec![]))).unwrap().0;
+        close(&attention.forward(&x).unwrap(), &everywhere(|| attention.forward(&x)).unwrap(), 1e-12);
         close(&behind(fused), &behind(expected), 1e-11);
     }
 
@@ -278,13 +382,20 @@ proptest! {
 
     /// Many rows and few, against candle's log-softmax.
     #[test]
-    fn cross_entropies(rows in prop::sample::select(vec![1usize, 7, 128, 131]), d in 1..5usize, vocabulary in 2..40usize) {
+    fn cross_entropies(
+        rows in prop::sample::select(vec![1usize, 7, 128, 131]), d in 1..5usize, vocabulary in 2..40usize,
+        cap in prop::option::of(0.5f64..4.0),
+    ) {
         let (hidden, weight) = (noise(&[rows, d], 0.2), noise(&[vocabulary, d], 0.6));
         let targets: Vec<Target> = (0..rows)
             .map(|row| Target { token: (row * 7 % vocabulary) as u32, weight: 0.5 + row as f64 })
             .collect();
         let (h, w) = (Var::from_tensor(&hidden).unwrap(), Var::from_tensor(&weight).unwrap());
         let logits = h.matmul(&w.t().unwrap()).unwrap();
+        let logits = match cap {
+            Some(cap) => ((logits / cap).unwrap().tanh().unwrap() * cap).unwrap(),
+            None => logits,
+        };
         let normaliser = logits.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
         let index: Vec<u32> = targets.iter().map(|target| target.token).collect();
         let index = Tensor::from_vec(index, (rows, 1), &Device::Cpu).unwrap();
@@ -293,14 +404,14 @@ proptest! {
         let log_p = (logits.gather(&index, 1).unwrap() - normaliser).unwrap();
         let loss = (log_p * factors).unwrap().sum_all().unwrap();
         let expected = loss.backward().unwrap();
-        let found = cross_entropy::weighted(&hidden, &weight, &targets, true).unwrap();
+        let found = cross_entropy::weighted(&hidden, &weight, cap, &targets, true).unwrap();
         let loss = loss.to_scalar::<f64>().unwrap();
         prop_assert!((found.loss - loss).abs() < 1e-9 * loss.abs().max(1.0));
         close(&found.gradient.unwrap(), expected.get(&h).unwrap(), 1e-9);
-        let composed = everywhere(|| cross_entropy::weighted(&hidden, &weight, &targets, true)).unwrap();
+        let composed = everywhere(|| cross_entropy::weighted(&hidden, &weight, cap, &targets, true)).unwrap();
         prop_assert!((composed.loss - loss).abs() < 1e-9 * loss.abs().max(1.0));
         close(&composed.gradient.unwrap(), expected.get(&h).unwrap(), 1e-9);
-        let d_weight = cross_entropy::unembedding_gradient(&hidden, &weight, &targets).unwrap();
+        let d_weight = cross_entropy::unembedding_gradient(&hidden, &weight, cap, &targets).unwrap();
         close(&d_weight, expected.get(&w).unwrap(), 1e-9);
     }
 }
@@ -312,7 +423,7 @@ fn vanishing_probabilities_are_zero() {
     let logits: Vec<f32> = (0..200).map(|i| i as f32).collect();
     let unembedding = Tensor::from_vec(logits, (200, 1), &Device::Cpu).unwrap();
     let targets = [Target { token: 3, weight: 1e-3 }, Target { token: 90, weight: 1e-3 }];
-    let of_unembedding = cross_entropy::unembedding_gradient(&hidden, &unembedding, &targets);
+    let of_unembedding = cross_entropy::unembedding_gradient(&hidden, &unembedding, None, &targets);
     let gradient: Vec<f32> = of_unembedding.unwrap().flatten_all().unwrap().to_vec1().unwrap();
     assert!(gradient.iter().all(|value| !value.is_subnormal()));
     assert!(gradient.iter().filter(|value| **value != 0.0).count() > 100);

@@ -141,22 +141,25 @@ impl Edges {
         }
     }
 
-    /// Takes note of what a site's writers wrote, of their z [rows, writers × width]. `written` is what
-    /// stands for all of it [rows, d_model] where that was replaced.
+    /// Takes note of what a site's writers wrote, of their values [rows, writers × width], which `values`
+    /// forms, and of what was written instead.
     pub(super) fn written(
         &self,
         writing: &Writing,
-        z: &Tensor,
+        values: impl FnOnce() -> Result<Tensor>,
         replaced: Option<&Replacement>,
     ) -> Result<()> {
         if !self.edges.leaves(writing.site) {
             return Ok(());
         }
-        let is_biased = writing.bias.is_some() && writing.bias_is_written;
-        if replaced.is_none() && !is_biased && is_fused(z) {
-            return self.put_product(writing, z);
+        let z = values()?;
+        let is_plain =
+            writing.norm.is_none() && (writing.bias.is_none() || !writing.bias_is_written);
+        if replaced.is_none() && is_plain && is_fused(&z) {
+            return self.put_product(writing, &z);
         }
-        self.put(writing.site, &writers_outputs(writing, z, self.writers(writing.site), replaced)?)
+        let writers = self.writers(writing.site);
+        self.put(writing.site, &writers_outputs(writing, &z, writers, replaced)?)
     }
 
     /// Forms ablated − written where it belongs, of z [rows, writers × width].
@@ -231,30 +234,24 @@ impl Edges {
     }
 }
 
-/// What each of a site's writers wrote [writers, rows, d_model], of their z [rows, writers × width].
+/// What each of a site's writers wrote [writers, rows, d_model], of their values [rows, writers × width].
 ///
 /// # Errors
 /// If what was replaced doesn't say so writer by writer.
 pub(super) fn writers_outputs(
     writing: &Writing,
-    z: &Tensor,
+    values: &Tensor,
     writers: usize,
     replaced: Option<&Replacement>,
 ) -> Result<Tensor> {
-    let (rows, d_model) = (z.dim(0)?, writing.weight.tensor.dim(1)?);
-    let outputs = Tensor::zeros((writers, rows, d_model), z.dtype(), z.device())?;
-    multiply_blocks_into(z, &weight::widened(&writing.weight.tensor)?, &outputs)?;
-    let outputs = match &writing.bias {
-        Some(bias) if writing.bias_is_written => outputs.broadcast_add(&bias.tensor)?,
-        _ => outputs,
-    };
+    let outputs = writing.outputs(values, writers)?;
     match replaced {
         None => {}
         Some(Replacement::Writer { index, output, .. }) => {
-            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(z.dtype())?, 0, *index)?;
+            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(values.dtype())?, 0, *index)?;
         }
         Some(Replacement::Site(output)) if writers == 1 => {
-            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(z.dtype())?, 0, 0)?;
+            outputs.slice_set(&output.unsqueeze(0)?.to_dtype(values.dtype())?, 0, 0)?;
         }
         Some(Replacement::Site(_)) => refuse!(
             "site {} was replaced as a whole, so that none of its {writers} writers' edges can be \
@@ -319,14 +316,16 @@ impl Inputs {
                 let shape = (x.dim(0)?, reading.weight.tensor.dim(0)?);
                 Tensor::zeros(shape, x.dtype(), x.device())?
             }
-            false => reading.project(&reading.norm.forward(x)?)?,
+            false => reading.project(&reading.normalise(x)?)?,
         };
         let columns = self.own.iter().map(|readers| self.columns(readers, reading));
         let columns: Vec<_> = columns.collect::<Result<_>>()?;
-        if is_small(x, reading.weight.tensor.dim(0)? / self.count) {
+        if let Some(norm) = &reading.norm
+            && is_small(x, reading.weight.tensor.dim(0)? / self.count)
+        {
             Apart {
                 sums: self.sums(x)?,
-                norm: &reading.norm,
+                norm,
                 columns: &columns,
                 weight: &weight::widened(&reading.weight.tensor)?,
                 bias: reading.bias.as_ref().map(|bias| &bias.tensor),
@@ -336,7 +335,7 @@ impl Inputs {
         }
         let own = self.own(x)?;
         for (index, columns) in columns.into_iter().enumerate() {
-            let normed = reading.norm.forward(&own.get(index)?)?;
+            let normed = reading.normalise(&own.get(index)?)?;
             for columns in columns {
                 let (start, len) = (columns.start, columns.len());
                 let weight = reading.weight.tensor.narrow(0, start, len)?;
@@ -373,7 +372,7 @@ impl Inputs {
                 let weight = reading.weight.tensor.narrow(0, columns.start, columns.len())?;
                 normed = (normed + weight::times(&gradient, &weight)?)?;
             }
-            let gradient = reading.norm.pull_back(&x, &normed, rules)?;
+            let gradient = reading.pull_back(&x, &normed, rules)?;
             Ok(SharedInput { readers: readers.clone(), x, normed, gradient })
         };
         let own = self.own(x)?;

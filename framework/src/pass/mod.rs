@@ -188,6 +188,10 @@ impl Pass {
         let (batch, seq) = tokens.dims2()?;
         let flat = tokens.flatten_all()?;
         let embedded = weight::rows_of(&embedding.tokens.tensor, &flat)?;
+        let embedded = match embedding.scale == 1.0 {
+            true => embedded,
+            false => embedded.affine(embedding.scale, 0.0)?,
+        };
         let output = match &embedding.positions {
             None => embedded,
             Some(positions) => (embedded + self.positions(positions, batch, seq)?)?,
@@ -302,7 +306,7 @@ impl Pass {
 
     /// The projections [rows, readers × width] of the stream [rows, d_model], and what adapters did.
     fn read_stream(&self, reading: &Reading, flat: &Tensor) -> Result<(Tensor, Vec<Applied>)> {
-        let normed = reading.norm.forward(flat)?;
+        let normed = reading.normalise(flat)?;
         let output = reading.project(&normed)?;
         let applied = match &self.adapters {
             Some(_) if self.checkpoints => refuse!(
@@ -315,25 +319,35 @@ impl Pass {
         Ok((output, applied))
     }
 
-    /// Writes z [batch, seq, writers × width] to the stream x: x + z·W (+ bias).
+    /// Writes z [batch, seq, writers × width] to the stream x: x + z·W (+ bias), or x + norm(z·W).
     pub fn write(&self, writing: &Arc<Writing>, x: &Tensor, z: &Tensor) -> Result<Tensor> {
         self.check_stream(x)?;
         let (batch, seq, d_model) = x.dims3()?;
         let flat = rows(&z.detach())?;
-        let output = weight::times(&flat, &writing.weight.tensor)?;
-        let replacement = self.hooks.show_written(|| Written::Projected {
-            writing: writing.clone(),
-            z: flat.clone(),
-            output: output.clone(),
-        })?;
-        let edges = self.record().edges.clone();
-        if let Some(edges) = &edges {
-            edges.written(writing, &flat, replacement.as_ref())?;
-        }
+        let projected = weight::times(&flat, &writing.weight.tensor)?;
         let applied = match &self.adapters {
-            Some(adapters) => adapters.write(writing.weight.id, &flat, &output)?,
+            Some(adapters) => adapters.write(writing.weight.id, &flat, &projected)?,
             None => Vec::new(),
         };
+        let (output, scale) = match &writing.norm {
+            None => (projected.clone(), None),
+            Some(_) if writing.bias.is_some() => {
+                refuse!("site {} has a bias before a norm, which has no owner", writing.site)
+            }
+            Some(norm) => (norm.forward(&projected)?, Some(norm.scales(&projected)?)),
+        };
+        let written = || Written::Projected {
+            writing: writing.clone(),
+            z: flat.clone(),
+            scale: scale.clone(),
+            output: output.clone(),
+        };
+        let replacement = self.hooks.show_written(written)?;
+        let edges = self.record().edges.clone();
+        if let Some(edges) = &edges {
+            edges.written(writing, || written().values(), replacement.as_ref())?;
+        }
+        let values = || written().values();
         let mut bias = writing.bias.as_ref().map(|bias| &bias.tensor);
         let (output, replaced) = match replacement {
             None => (output, None),
@@ -347,7 +361,7 @@ impl Pass {
             }
             Some(Replacement::Writer { index, of, output: new }) => {
                 bias = bias.filter(|_| !writing.bias_is_written);
-                let exchanged = writing.exchange((index, of), &flat, &output, &new)?;
+                let exchanged = writing.exchange((index, of), &values()?, &output, &new)?;
                 (exchanged, Some(Replaced::Writer { index, of }))
             }
         };
@@ -356,8 +370,10 @@ impl Pass {
         let mut record = self.record();
         record.stream = Some(stream.id());
         if self.anchor.is_some() {
+            let projected = (scale.is_some() && !self.checkpoints).then_some(projected);
             let (writing, z) = (writing.clone(), record.tape.origin(z, flat, self.checkpoints));
-            record.tape.push(Entry::Write(Write { writing, z, applied, replaced, edges }));
+            let write = Write { writing, z, projected, applied, replaced, edges };
+            record.tape.push(Entry::Write(write));
         }
         Ok(stream)
     }

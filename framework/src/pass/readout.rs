@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::{Captured, Record, Unembedding, capture, scalar};
 use crate::Result;
 use crate::ops::cross_entropy::{self, Target};
-use crate::ops::{differentiable, weight};
+use crate::ops::{cap, differentiable, weight};
 
 /// The end of a forward pass: logits and losses, computed only for the rows that are asked for. A
 /// row is `example · seq + position` in the batch.
@@ -16,6 +16,29 @@ pub struct Readout {
     pub(super) hidden: Tensor,
     pub(super) unembedding: Arc<Unembedding>,
     pub(super) record: Arc<Mutex<Record>>,
+}
+
+impl Unembedding {
+    /// Logits under the soft cap, where there is one.
+    fn capped(&self, logits: Tensor) -> candle_core::Result<Tensor> {
+        match self.cap {
+            Some(cap) => cap::soft_cap(&logits, cap),
+            None => Ok(logits),
+        }
+    }
+
+    /// A copy of capped logits, whose place is taken, with the cap.
+    fn kept(&self, logits: &Tensor) -> candle_core::Result<Option<(Tensor, f64)>> {
+        self.cap.map(|cap| Ok((logits.copy()?, cap))).transpose()
+    }
+}
+
+/// The gradient at logits before they were capped, of that behind.
+fn at_uncapped(capped: &Option<(Tensor, f64)>, gradient: &Tensor) -> candle_core::Result<Tensor> {
+    match capped {
+        Some((capped, cap)) => cap::pull_back(capped, gradient, *cap),
+        None => Ok(gradient.clone()),
+    }
 }
 
 impl Readout {
@@ -29,9 +52,11 @@ impl Readout {
         let selected = self.select(rows)?;
         let hidden = selected.detach();
         let weight = self.unembedding.weight.tensor.clone();
-        let output = weight::times_transposed(&hidden, &weight)?;
+        let output = self.unembedding.capped(weight::times_transposed(&hidden, &weight)?)?;
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        let capped = self.unembedding.kept(&output)?;
         Ok(differentiable(&selected, output, move |gradient| {
+            let gradient = &at_uncapped(&capped, gradient)?;
             capture(
                 &record,
                 Captured::Logits {
@@ -53,10 +78,11 @@ impl Readout {
         let hidden = selected.detach();
         let tokens = Tensor::new(tokens, hidden.device())?;
         let weight = weight::rows_of(&self.unembedding.weight.tensor, &tokens)?;
-        let output = (&hidden * &weight)?.sum(1)?;
+        let output = self.unembedding.capped((&hidden * &weight)?.sum(1)?)?;
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
+        let capped = self.unembedding.kept(&output)?;
         Ok(differentiable(&selected, output, move |gradient| {
-            let gradient = gradient.unsqueeze(1)?;
+            let gradient = at_uncapped(&capped, gradient)?.unsqueeze(1)?;
             capture(
                 &record,
                 Captured::TokenLogits {
@@ -75,7 +101,8 @@ impl Readout {
         let hidden = selected.detach();
         let tracked = selected.track_op();
         let weight = &self.unembedding.weight.tensor;
-        let result = cross_entropy::weighted(&hidden, weight, &targets, tracked)?;
+        let cap = self.unembedding.cap;
+        let result = cross_entropy::weighted(&hidden, weight, cap, &targets, tracked)?;
         let loss = Tensor::new(result.loss, hidden.device())?.to_dtype(hidden.dtype())?;
         let Some(at_hidden) = result.gradient else {
             return Ok(loss);

@@ -8,9 +8,11 @@ use candle_core::Tensor;
 use super::edges::SharedInput;
 use super::like;
 use crate::lora::AdapterGradients;
+use crate::ops::backward::Rules;
 use crate::ops::cross_entropy::Target;
+use crate::ops::head_norms::NormGradient;
 use crate::ops::norm::Norm;
-use crate::ops::{Kept, add_rows, weight};
+use crate::ops::{Kept, add_rows, multiply_blocks_into, weight};
 use crate::weights::parameters::Param;
 use crate::{Result, refuse};
 
@@ -21,14 +23,16 @@ pub struct Embedding {
     pub tokens: Param,
     /// [positions, d_model]
     pub positions: Option<Param>,
+    /// What token embeddings are multiplied with.
+    pub scale: f64,
 }
 
-/// How a site reads the residual stream: normalise, then project.
+/// How a site reads the residual stream: normalise, where it does, then project.
 #[derive(Clone, Debug)]
 pub struct Reading {
     /// The site's index in the model's graph.
     pub site: usize,
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// [readers × width, d_model], one block a reader of the site, in the graph's order.
     pub weight: Param,
     /// [readers × width, 1]
@@ -36,6 +40,25 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// What is projected of a stream x [rows, d_model].
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn normalise(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => Ok(norm.forward(x)?),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// The gradients [n·rows, d_model] at what is projected, pulled back to x [rows, d_model].
+    pub(crate) fn pull_back(&self, x: &Tensor, gradients: &Tensor, rules: Rules) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => Ok(norm.pull_back(x, gradients, rules)?),
+            None => Ok(gradients.clone()),
+        }
+    }
+
     /// The normalised stream [rows, d_model] → projections [rows, readers × width].
     pub(super) fn project(&self, normed: &Tensor) -> candle_core::Result<Tensor> {
         let output = weight::times_transposed(normed, &self.weight.tensor)?;
@@ -43,7 +66,10 @@ impl Reading {
     }
 }
 
-/// How a site writes to the residual stream: project, then add.
+/// How a site writes to the residual stream: project, normalise where it does, then add.
+///
+/// A norm is by the root mean square of all that the site's writers write together. It is shared among
+/// them: writer u writes γ ⊙ z_u·W_u / rms, the rms of this very run, so that writers add up to the stream.
 #[derive(Clone, Debug)]
 pub struct Writing {
     /// The site's index in the model's graph.
@@ -54,15 +80,26 @@ pub struct Writing {
     pub bias: Option<Param>,
     /// Whether the bias is part of what the site's only writer writes.
     pub bias_is_written: bool,
+    /// An RMS norm of the sum of what all writers write; with it there is no bias.
+    pub norm: Option<Norm>,
 }
 
 impl Writing {
-    /// `output` [rows, d_model], which all writers' z [rows, writers × width] amount to without a bias,
+    /// What [`Written::values`] is multiplied with to be what is written [writers × width, d_model].
+    pub(crate) fn output_weight(&self) -> Result<Tensor> {
+        let weight = weight::widened(&self.weight.tensor)?;
+        match &self.norm {
+            Some(norm) => Ok(weight.broadcast_mul(&norm.gain()?)?),
+            None => Ok(weight),
+        }
+    }
+
+    /// `output` [rows, d_model], which all writers' values [rows, writers × width] amount to without a bias,
     /// with one writer's share exchanged for `new`, which has the bias that the writer owns.
     pub(super) fn exchange(
         &self,
         (index, of): (usize, usize),
-        z: &Tensor,
+        values: &Tensor,
         output: &Tensor,
         new: &Tensor,
     ) -> Result<Tensor> {
@@ -71,13 +108,27 @@ impl Writing {
             // It is the site's only writer.
             return Ok(new);
         }
-        if index >= of || !z.dim(1)?.is_multiple_of(of) {
+        if index >= of || !values.dim(1)?.is_multiple_of(of) {
             refuse!("site {} has no writer {index} of {of}", self.site);
         }
-        let width = z.dim(1)? / of;
-        let rows = self.weight.tensor.narrow(0, index * width, width)?;
-        let own = weight::times(&z.narrow(1, index * width, width)?.contiguous()?, &rows)?;
+        let width = values.dim(1)? / of;
+        let rows = self.output_weight()?.narrow(0, index * width, width)?;
+        let own = weight::times(&values.narrow(1, index * width, width)?.contiguous()?, &rows)?;
         Ok((output + (new - own)?)?)
+    }
+
+    /// What each of the site's `writers` wrote [writers, rows, d_model], of values [rows, writers × width].
+    pub(crate) fn outputs(&self, values: &Tensor, writers: usize) -> Result<Tensor> {
+        if writers == 0 {
+            refuse!("the graph has no writers at site {}", self.site);
+        }
+        let shape = (writers, values.dim(0)?, self.weight.tensor.dim(1)?);
+        let outputs = Tensor::zeros(shape, values.dtype(), values.device())?;
+        multiply_blocks_into(values, &self.output_weight()?, &outputs)?;
+        match &self.bias {
+            Some(bias) if self.bias_is_written => Ok(outputs.broadcast_add(&bias.tensor)?),
+            _ => Ok(outputs),
+        }
     }
 }
 
@@ -89,6 +140,8 @@ pub struct Unembedding {
     pub norm: Norm,
     /// [vocabulary, d_model]
     pub weight: Param,
+    /// The soft cap on logits.
+    pub cap: Option<f64>,
 }
 
 /// What one site wrote.
@@ -97,9 +150,9 @@ pub enum Written {
     /// The embedding's output [batch·seq, d_model].
     Embedding { site: usize, output: Tensor },
     /// z [batch·seq, writers × width], of which a writer's output is its columns times its rows of
-    /// the weight, and the sum of all of them [batch·seq, d_model], which the stream takes the place of:
-    /// whoever keeps it copies it.
-    Projected { writing: Arc<Writing>, z: Tensor, output: Tensor },
+    /// the weight, with a norm times γ and `scale` [batch·seq, 1], which is 1/rms; and the sum of all
+    /// outputs [batch·seq, d_model], which the stream takes the place of: whoever keeps it copies it.
+    Projected { writing: Arc<Writing>, z: Tensor, scale: Option<Tensor>, output: Tensor },
 }
 
 impl Written {
@@ -108,6 +161,31 @@ impl Written {
         match self {
             Written::Embedding { site, .. } => *site,
             Written::Projected { writing, .. } => writing.site,
+        }
+    }
+
+    /// What the site's outputs are linear in, row by row: the embedding's output itself, or z, divided by
+    /// this run's rms where there is a norm.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn values(&self) -> Result<Tensor> {
+        match self {
+            Written::Embedding { output, .. } => Ok(output.clone()),
+            Written::Projected { z, scale: Some(scale), .. } => Ok(z.broadcast_mul(scale)?),
+            Written::Projected { z, scale: None, .. } => Ok(z.clone()),
+        }
+    }
+
+    /// What each of the site's `writers` wrote [writers, rows, d_model], of rows of [`Written::values`] or
+    /// their means: with the bias that its only writer owns.
+    ///
+    /// # Errors
+    /// If there are no writers, or a tensor operation fails.
+    pub fn outputs_of(&self, values: &Tensor, writers: usize) -> Result<Tensor> {
+        match self {
+            Written::Embedding { .. } => Ok(values.unsqueeze(0)?),
+            Written::Projected { writing, .. } => writing.outputs(values, writers),
         }
     }
 
@@ -136,7 +214,7 @@ pub enum Captured {
     /// x [batch·seq, d_model] is the residual stream that was read, `normed` the gradient at the
     /// normalised stream, `projected` the gradient at the projection's output.
     Reading { reading: Arc<Reading>, x: Tensor, kept: Kept, normed: Tensor, projected: Tensor },
-    /// z [batch·seq, width] is the projection's input, `gradient` the one at its output.
+    /// z [batch·seq, width] is the projection's input, `gradient` the one at its output, before a norm.
     Writing { writing: Arc<Writing>, z: Tensor, kept: Kept, gradient: Tensor },
     /// The final normalisation: the stream it read [batch·seq, d_model] and the gradient at its output.
     FinalNorm { unembedding: Arc<Unembedding>, x: Tensor, kept: Kept, normed: Tensor },
@@ -148,8 +226,8 @@ pub enum Captured {
     /// input with its readers, and the gradient at the projection's output.
     ReadingApart { reading: Arc<Reading>, x: Tensor, inputs: Vec<SharedInput>, projected: Tensor },
     /// A write of a site whose writers get different gradients, because edges out of them are ablated or
-    /// what one of them wrote was replaced: z [batch·seq, writers × width], the gradients at the writers'
-    /// outputs [writers, batch·seq, d_model] and at the stream [batch·seq, d_model].
+    /// what one of them wrote was replaced: z [batch·seq, writers × width], the gradients at what each
+    /// projects, before a norm, [writers, batch·seq, d_model], and at the stream [batch·seq, d_model].
     WritingApart { writing: Arc<Writing>, z: Tensor, gradients: Tensor, stream: Tensor },
     /// A cross-entropy, scaled by `factor`.
     CrossEntropy {
@@ -158,6 +236,8 @@ pub enum Captured {
         targets: Arc<Vec<Target>>,
         factor: f64,
     },
+    /// The gradient of the weight of a norm that stands behind a projection.
+    NormWeight(NormGradient),
     /// The gradients of a low-rank adapter's own parameters.
     Adapter(AdapterGradients),
 }

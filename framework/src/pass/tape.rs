@@ -12,7 +12,8 @@ use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
 use crate::ops::backward::{Backward, Rules};
-use crate::ops::{Kept, differentiable, weight};
+use crate::ops::head_norms::NormGradient;
+use crate::ops::{Kept, differentiable, multiply_blocks_into, weight};
 use crate::{Result, refuse};
 
 /// Where gradients are put that candle has brought back.
@@ -71,6 +72,8 @@ pub(super) struct Between {
 pub(super) struct Write {
     pub(super) writing: Arc<Writing>,
     pub(super) z: Z,
+    /// What a norm behind the projection normalised [batch·seq, d_model]; formed again where it isn't kept.
+    pub(super) projected: Option<Tensor>,
     pub(super) applied: Vec<Applied>,
     pub(super) replaced: Option<Replaced>,
     /// The pass's ablated edges.
@@ -217,7 +220,7 @@ impl Tape {
     ) -> Result<Option<(TensorId, Partial)>> {
         let (operation, input, values, z) = match &write.z {
             Z::ByCandle { given, flat } => {
-                let at_z = write.go_back(flat.clone(), back, adapters, sink)?;
+                let at_z = write.go_back(flat.clone(), back, how.rules, adapters, sink)?;
                 pull_back_by_candle(given, at_z)?;
                 return Ok(None);
             }
@@ -233,8 +236,8 @@ impl Tape {
                 (operation, read, values, z)
             }
         };
-        let at_z = write.go_back(z, back, adapters, sink)?;
-        Ok(Some((*input, operation.pull_back(&values, &at_z, how)?)))
+        let at_z = write.go_back(z, back, how.rules, adapters, sink)?;
+        Ok(Some((*input, operation.pull_back(&values, &at_z, how, sink)?)))
     }
 }
 
@@ -251,15 +254,16 @@ impl Write {
         &self,
         z: Tensor,
         back: &Back,
+        rules: Rules,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
         if let Some(gradients) = self.by_writer(&z, back)? {
-            return self.go_back_apart(z, gradients, back, sink);
+            return self.go_back_apart(z, gradients, back, rules, sink);
         }
         let stream = &back.stream;
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
-        let gradient = kept.gather(stream)?;
+        let gradient = self.pull_back_norm(&z, &kept, kept.gather(stream)?, rules, sink)?;
         let at_z = weight::times_transposed(&gradient, &self.writing.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &gradient, &at_z)?;
@@ -272,6 +276,67 @@ impl Write {
 }
 
 impl Write {
+    /// What the norm behind the projection normalised.
+    fn projected(&self, z: &Tensor) -> Result<Tensor> {
+        match &self.projected {
+            Some(projected) => Ok(projected.clone()),
+            None => Ok(weight::times(z, &self.writing.weight.tensor)?),
+        }
+    }
+
+    /// From the gradient [kept rows, d_model] at what was added to the stream to that at the projection's
+    /// output.
+    fn pull_back_norm(
+        &self,
+        z: &Tensor,
+        kept: &Kept,
+        gradient: Tensor,
+        rules: Rules,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Tensor> {
+        let Some(norm) = &self.writing.norm else {
+            return Ok(gradient);
+        };
+        let x = kept.gather(&self.projected(z)?)?;
+        sink(Captured::NormWeight(norm.weight_gradient(&x, &gradient)?))?;
+        Ok(norm.pull_back(&x, &gradient, rules)?)
+    }
+
+    /// The same where the writers' gradients [writers, batch·seq, d_model] differ. With p_u what writer u
+    /// projects, P their sum, s = 1/rms(P) and v_u = γ ⊙ g_u, the gradient at p_u is
+    /// s v_u − s³ P/d Σ_w ⟨v_w, p_w⟩, and that of γ Σ_w s p_w ⊙ g_w. With s a constant only s v_u is left.
+    fn pull_back_norm_apart(
+        &self,
+        z: &Tensor,
+        gradients: Tensor,
+        rules: Rules,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Tensor> {
+        let Some(norm) = &self.writing.norm else {
+            return Ok(gradients);
+        };
+        let (writers, rows, d_model) = gradients.dims3()?;
+        let parts = Tensor::zeros((writers, rows, d_model), z.dtype(), z.device())?;
+        multiply_blocks_into(z, &weight::widened(&self.writing.weight.tensor)?, &parts)?;
+        let whole = self.projected(z)?;
+        let scale = norm.scales(&whole)?;
+        let products = (&parts * &gradients)?;
+        let of_gain = products.sum(0)?.broadcast_mul(&scale)?.sum_keepdim(0)?;
+        sink(Captured::NormWeight(NormGradient {
+            weight: norm.weight.clone(),
+            gradient: of_gain,
+        }))?;
+        let gain = norm.gain()?;
+        let own = gradients.broadcast_mul(&gain)?.broadcast_mul(&scale.unsqueeze(0)?)?;
+        if rules.norm_scales {
+            return Ok(own.contiguous()?);
+        }
+        let along = products.broadcast_mul(&gain)?.sum(0)?.sum_keepdim(1)?;
+        let cube = (scale.powf(3.0)? / d_model as f64)?;
+        let common = whole.broadcast_mul(&(along * cube)?)?.unsqueeze(0)?;
+        Ok(own.broadcast_sub(&common)?.contiguous()?)
+    }
+
     /// The gradients at the writers' outputs [writers, batch·seq, d_model], where they are not all the
     /// stream's.
     fn by_writer(&self, z: &Tensor, back: &Back) -> Result<Option<Tensor>> {
@@ -310,8 +375,10 @@ impl Write {
         z: Tensor,
         gradients: Tensor,
         back: &Back,
+        rules: Rules,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
+        let gradients = self.pull_back_norm_apart(&z, gradients, rules, sink)?;
         let (writers, rows, d_model) = gradients.dims3()?;
         let weight = weight::widened(&self.writing.weight.tensor)?;
         let width = weight.dim(0)? / writers;
@@ -350,7 +417,7 @@ impl Read {
     fn again(&self) -> Result<Tensor> {
         let output = match &self.inputs {
             Some(inputs) => inputs.project(&self.reading, &self.x)?,
-            None => self.reading.project(&self.reading.norm.forward(&self.x)?)?,
+            None => self.reading.project(&self.reading.normalise(&self.x)?)?,
         };
         let (batch, seq) = self.shape;
         Ok(output.reshape((batch, seq, ()))?)
@@ -387,7 +454,7 @@ impl Read {
             let gradients = adapters.backward(&self.applied, &projected, &normed)?;
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
-        let pulled = self.reading.norm.pull_back(&kept.gather(&self.x)?, &normed, rules)?;
+        let pulled = self.reading.pull_back(&kept.gather(&self.x)?, &normed, rules)?;
         back.stream = kept.add(&back.stream, pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
         sink(Captured::Reading { reading, x, kept, normed, projected })
@@ -422,7 +489,13 @@ impl Operation {
         }
     }
 
-    fn pull_back(&self, values: &Tensor, at_z: &Partial, how: &Backward) -> Result<Partial> {
+    fn pull_back(
+        &self,
+        values: &Tensor,
+        at_z: &Partial,
+        how: &Backward,
+        sink: &mut dyn FnMut(Captured) -> Result<()>,
+    ) -> Result<Partial> {
         let Partial { kept, values: gradient } = at_z;
         match self {
             Self::Activation(activation) => {
@@ -433,7 +506,9 @@ impl Operation {
             Self::Attention(attention) => {
                 let (batch, seq, _) = values.dims3()?;
                 let at_z = kept.scatter(gradient.clone())?.reshape((batch, seq, ()))?;
-                Partial::of(&rows(&attention.pull_back(values, &at_z, how)?)?)
+                let (at_values, of_norms) = attention.pull_back(values, &at_z, how)?;
+                of_norms.into_iter().map(Captured::NormWeight).try_for_each(sink)?;
+                Partial::of(&rows(&at_values)?)
             }
         }
     }

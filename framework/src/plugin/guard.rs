@@ -239,6 +239,10 @@ impl Model for Guarded<dyn Model> {
         self.inner.projections()
     }
 
+    fn heads_share_a_norm(&self) -> bool {
+        self.inner.heads_share_a_norm()
+    }
+
     fn device(&self) -> Device {
         self.inner.device()
     }

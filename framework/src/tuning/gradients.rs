@@ -8,6 +8,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::lora::AdapterGradients;
+use crate::ops::head_norms::NormGradient;
 use crate::ops::norm::Norm;
 use crate::ops::{Kept, cross_entropy, select_columns, squared_norm, sum_all_rows};
 use crate::pass::{Captured, Reading, SharedInput};
@@ -51,7 +52,11 @@ impl Gradients {
         match captured {
             Captured::Embedding { embedding, tokens, gradient } => {
                 let index = tokens.flatten_all()?;
-                self.add_scattered(&embedding.tokens, &index, gradient)?;
+                let at_tokens = match embedding.scale == 1.0 {
+                    true => gradient.clone(),
+                    false => gradient.affine(embedding.scale, 0.0)?,
+                };
+                self.add_scattered(&embedding.tokens, &index, &at_tokens)?;
                 if let Some(positions) = &embedding.positions {
                     let (batch, seq) = tokens.dims2()?;
                     let index = Tensor::arange(0u32, seq as u32, tokens.device())?;
@@ -60,7 +65,7 @@ impl Gradients {
             }
             Captured::Reading { reading, x, kept, normed, projected } => {
                 if self.selection.contains(reading.weight.id) {
-                    let input = reading.norm.forward(&kept.gather(x)?)?;
+                    let input = reading.normalise(&kept.gather(x)?)?;
                     self.add_product(&reading.weight, projected, &input)?;
                 }
                 if let Some(bias) = &reading.bias
@@ -69,7 +74,7 @@ impl Gradients {
                     let sum = sum_all_rows(projected)?.t()?;
                     self.add_rows(bias.id, |range| Ok(sum.narrow(0, range.start, range.len())?))?;
                 }
-                self.add_norm(&reading.norm, x, kept, normed)?;
+                self.add_norm(reading.norm.as_ref(), x, kept, normed)?;
             }
             Captured::Writing { writing, z, kept, gradient } => {
                 if self.selection.contains(writing.weight.id) {
@@ -100,7 +105,7 @@ impl Gradients {
                 }
             }
             Captured::FinalNorm { unembedding, x, kept, normed } => {
-                self.add_norm(&unembedding.norm, x, kept, normed)?;
+                self.add_norm(Some(&unembedding.norm), x, kept, normed)?;
             }
             Captured::Logits { unembedding, hidden, gradient } => {
                 self.add_product(&unembedding.weight, gradient, hidden)?;
@@ -111,13 +116,20 @@ impl Gradients {
             Captured::CrossEntropy { unembedding, hidden, targets, factor } => {
                 let weight = &unembedding.weight;
                 if self.selection.contains(weight.id) {
-                    let gradient =
-                        cross_entropy::unembedding_gradient(hidden, &weight.tensor, targets)?
-                            .affine(*factor, 0.0)?;
+                    let gradient = cross_entropy::unembedding_gradient(
+                        hidden,
+                        &weight.tensor,
+                        unembedding.cap,
+                        targets,
+                    )?
+                    .affine(*factor, 0.0)?;
                     self.add_rows(weight.id, |range| {
                         Ok(gradient.narrow(0, range.start, range.len())?)
                     })?;
                 }
+            }
+            Captured::NormWeight(NormGradient { weight, gradient }) => {
+                self.add_rows(weight.id, |_| Ok(gradient.clone()))?;
             }
             Captured::Adapter(_) => {}
         }
@@ -140,7 +152,7 @@ impl Gradients {
                 projected.device(),
             )?;
             for input in inputs {
-                let normed = reading.norm.forward(&input.x)?;
+                let normed = reading.normalise(&input.x)?;
                 for reader in &input.readers {
                     let gradient = projected.narrow(1, reader * width, width)?.t()?.contiguous()?;
                     parts.slice_set(&gradient.matmul(&normed)?, 0, reader * width)?;
@@ -157,7 +169,7 @@ impl Gradients {
             self.add_rows(bias.id, |range| Ok(sum.narrow(0, range.start, range.len())?))?;
         }
         for input in inputs {
-            self.add_norm(&reading.norm, &input.x, &Kept::All, &input.normed)?;
+            self.add_norm(reading.norm.as_ref(), &input.x, &Kept::All, &input.normed)?;
         }
         Ok(())
     }
@@ -214,7 +226,16 @@ impl Gradients {
         Ok(sum.scatter_add_set(&rows.contiguous()?, &sums, 0)?)
     }
 
-    fn add_norm(&mut self, norm: &Norm, x: &Tensor, kept: &Kept, gradient: &Tensor) -> Result<()> {
+    fn add_norm(
+        &mut self,
+        norm: Option<&Norm>,
+        x: &Tensor,
+        kept: &Kept,
+        gradient: &Tensor,
+    ) -> Result<()> {
+        let Some(norm) = norm else {
+            return Ok(());
+        };
         let bias = norm.bias.as_ref().map(|bias| bias.id);
         if !self.selection.contains(norm.weight.id)
             && !bias.is_some_and(|bias| self.selection.contains(bias))

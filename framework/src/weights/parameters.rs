@@ -4,10 +4,12 @@
 //! of rows. A bias of a reading projection is [rows, 1] beside it, owned row by row like it; a
 //! vector of d_model that one node owns, or that is shared, is one row.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::Tensor;
 
+use super::layout::{FileTensor, Form};
 use crate::Result;
 use crate::graph::{Input, Node};
 
@@ -45,6 +47,8 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// The rows in order, every row in exactly one block.
     pub blocks: Vec<Block>,
+    /// How it stands in Hugging Face's files.
+    pub files: Vec<FileTensor>,
 }
 
 impl Parameter {
@@ -72,7 +76,8 @@ pub struct Parameters {
 
 impl Parameters {
     /// Adds a parameter whose rows are split evenly among `owners`, `owners[i]` being the owner of
-    /// the i-th block and the module it is part of. A vector becomes one row.
+    /// the i-th block and the module it is part of. A vector becomes one row. In files it stands under
+    /// its own name as it is given.
     ///
     /// # Errors
     /// If the tensor's storage can't be made contiguous.
@@ -82,10 +87,27 @@ impl Parameters {
         tensor: Tensor,
         owners: &[(Owner, usize)],
     ) -> Result<Param> {
-        let tensor = match tensor.rank() {
-            1 => tensor.unsqueeze(0)?.contiguous()?,
-            _ => tensor.contiguous()?,
+        let name = name.into();
+        let (tensor, form) = match tensor.rank() {
+            1 => (tensor.unsqueeze(0)?, Form::Vector),
+            _ => (tensor, Form::Rows),
         };
+        let files = vec![FileTensor::whole(&name, tensor.dims()[0], form)];
+        self.add_with_files(name, tensor, owners, files)
+    }
+
+    /// Adds a parameter [rows, width] as [`Parameters::add`] does, with how it stands in files.
+    ///
+    /// # Errors
+    /// If the tensor's storage can't be made contiguous.
+    pub fn add_with_files(
+        &mut self,
+        name: impl Into<String>,
+        tensor: Tensor,
+        owners: &[(Owner, usize)],
+        files: Vec<FileTensor>,
+    ) -> Result<Param> {
+        let tensor = tensor.contiguous()?;
         let height = tensor.dims()[0] / owners.len().max(1);
         let blocks = (owners.iter().enumerate())
             .map(|(index, &(owner, module))| Block {
@@ -95,7 +117,12 @@ impl Parameters {
             })
             .collect();
         let id = ParamId(self.parameters.len());
-        self.parameters.push(Parameter { name: name.into(), tensor: tensor.clone(), blocks });
+        self.parameters.push(Parameter {
+            name: name.into(),
+            tensor: tensor.clone(),
+            blocks,
+            files,
+        });
         Ok(Param { id, tensor })
     }
 
@@ -118,6 +145,17 @@ impl Parameters {
 
     pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Parameter)> {
         (self.parameters.iter().enumerate()).map(|(index, parameter)| (ParamId(index), parameter))
+    }
+
+    /// All parameters as the files' tensors, by name.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
+        let files = self.parameters.iter().flat_map(|parameter| {
+            parameter.files.iter().map(|file| Ok((file.name.clone(), file.of(&parameter.tensor)?)))
+        });
+        files.collect()
     }
 
     /// A copy of all values, for [`Parameters::restore`].

@@ -1,7 +1,9 @@
-//! GGUF files of Llama models: weights, which are dequantised as they are asked for, and the
+//! GGUF files: weights, which are dequantised as they are asked for, and the
 //! configuration, tokenizer and chat template from the metadata, all brought into Hugging Face's form.
 //! What a file says that this model can't do is refused.
 
+mod families;
+mod scores;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -15,9 +17,11 @@ use candle_core::{DType, Device, Tensor};
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::model::checkpoint::{Stored, Weights};
 use circuit_framework::{Checkpoint, Error, Result, refuse};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
-use crate::rope::{Llama3Scaling, frequencies};
+use self::families::{Change, FAMILIES, Family};
+
+use circuit_framework::model::decoder::rope::{Llama3Scaling, frequencies};
 
 /// Reads a file's configuration and tokenizer, and lists its weights.
 pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
@@ -25,14 +29,19 @@ pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
     let content = Content::read(&mut BufReader::new(file)).map_err(|error| {
         Error::input(format!("{}: not a whole GGUF file ({error}); fetch it again", path.display()))
     })?;
-    let file = GgufFile { path: path.to_path_buf(), content };
-    let architecture = file.text("general.architecture")?;
-    if architecture != "llama" {
+    let place = path.display();
+    let architecture = match content.metadata.get("general.architecture").map(Value::to_string) {
+        Some(Ok(architecture)) => architecture.clone(),
+        _ => refuse!("{place}: the metadata has no `general.architecture`"),
+    };
+    let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
+        let known: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
         refuse!(
-            "{}: architecture `{architecture}`; GGUF files of llama models can be read",
-            path.display()
+            "{place}: architecture `{architecture}`; GGUF files of {} models can be read",
+            known.join(", ")
         );
-    }
+    };
+    let file = GgufFile { path: path.to_path_buf(), content, family };
     let (file, tokenizer) = file.tokenizer()?;
     Ok((Arc::new(file).checkpoint(&tokenizer)?, tokenizer))
 }
@@ -40,17 +49,29 @@ pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
 struct GgufFile {
     path: PathBuf,
     content: Content,
+    family: &'static Family,
 }
 
-/// The shape of a Llama model.
+/// The shape of a model.
 struct Geometry {
     layers: usize,
     heads: usize,
     kv_heads: usize,
     hidden: usize,
+    d_head: usize,
 }
 
 impl GgufFile {
+    /// What messages call the file.
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// A key of the architecture.
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.family.architecture)
+    }
+
     fn value(&self, key: &str) -> Result<&Value> {
         (self.content.metadata.get(key)).ok_or_else(|| {
             Error::input(format!("{}: the metadata has no `{key}`", self.path.display()))
@@ -88,13 +109,14 @@ impl GgufFile {
     }
 
     fn geometry(&self) -> Result<Geometry> {
-        let heads = self.integer("llama.attention.head_count")?;
-        let kv_heads = match self.has("llama.attention.head_count_kv") {
-            true => self.integer("llama.attention.head_count_kv")?,
+        let integer = |name: &str| self.integer(&self.key(name));
+        let has = |name: &str| self.has(&self.key(name));
+        let heads = integer("attention.head_count")?;
+        let kv_heads = match has("attention.head_count_kv") {
+            true => integer("attention.head_count_kv")?,
             false => heads,
         };
-        let layers = self.integer("llama.block_count")?;
-        let hidden = self.integer("llama.embedding_length")?;
+        let (layers, hidden) = (integer("block_count")?, integer("embedding_length")?);
         let place = self.path.display();
         let counts = [
             ("block_count", layers),
@@ -102,27 +124,33 @@ impl GgufFile {
             ("attention.head_count_kv", kv_heads),
             ("embedding_length", hidden),
         ];
-        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == 0) {
-            refuse!("{place}: `llama.{key}` is 0; it must be at least 1");
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            refuse!("{place}: `{}` is 0; it must be at least 1", self.key(name));
         }
-        let d_head = hidden / heads;
-        if d_head * heads != hidden || !d_head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads)
-        {
+        // A Llama's heads are as wide together as the stream.
+        let has_width = has("attention.key_length") && self.family.architecture != "llama";
+        let d_head = if has_width { integer("attention.key_length")? } else { hidden / heads };
+        let divides = has_width || d_head * heads == hidden;
+        if !divides || !d_head.is_multiple_of(2) || !heads.is_multiple_of(kv_heads) {
+            let [stream, all, shared] =
+                ["embedding_length", "attention.head_count", "attention.head_count_kv"]
+                    .map(|name| self.key(name));
             refuse!(
-                "{place}: `llama.embedding_length` {hidden}, `llama.attention.head_count` {heads} and \
-                 `llama.attention.head_count_kv` {kv_heads} do not divide each other into heads of \
-                 even width"
+                "{place}: `{stream}` {hidden}, `{all}` {heads} and `{shared}` {kv_heads} do not divide \
+                 each other into heads of even width"
             );
         }
-        Ok(Geometry { layers, heads, kv_heads, hidden })
+        Ok(Geometry { layers, heads, kv_heads, hidden, d_head })
     }
 
-    /// Refuses every `llama.` key that would change what the model computes.
+    /// Refuses every key of the architecture that would change what the model computes.
     fn check_metadata(&self, d_head: usize) -> Result<()> {
         let keys: BTreeMap<&String, &Value> = self.content.metadata.iter().collect();
         for (key, value) in keys {
-            let Some(name) = key.strip_prefix("llama.").filter(|name| !READ.contains(name)) else {
-                continue;
+            let own = key.strip_prefix(self.family.architecture);
+            let name = match own.and_then(|own| own.strip_prefix('.')) {
+                Some(name) if !READ.contains(&name) && !self.family.reads.contains(&name) => name,
+                _ => continue,
             };
             let number = value.to_u64().ok().map(|n| n as f64);
             let number = number.or(value.to_f32().ok().map(f64::from));
@@ -149,45 +177,50 @@ impl GgufFile {
         Ok(())
     }
 
-    /// The tensors under Hugging Face's names. One that has no place in the model is refused.
-    fn tensors(self: &Arc<Self>, geometry: &Geometry) -> Result<BTreeMap<String, Stored>> {
-        let mut names: BTreeMap<String, (String, Option<usize>)> = BTreeMap::new();
-        let mut name = |theirs: &str, ours: &str, rotated| {
-            names.insert(format!("{theirs}.weight"), (format!("{ours}.weight"), rotated));
+    /// GGUF's names of all tensors, with Hugging Face's and how they differ.
+    fn names(&self, geometry: &Geometry) -> BTreeMap<String, (String, Change)> {
+        let family = self.family;
+        let mut names = BTreeMap::new();
+        let mut name = |(prefix, module): (String, &str), ours: String| {
+            let change = Change::of(family, module, geometry);
+            let parts =
+                if family.biased.contains(&module) { &["weight", "bias"][..] } else { &["weight"] };
+            for part in parts {
+                names
+                    .insert(format!("{prefix}{module}.{part}"), (format!("{ours}.{part}"), change));
+            }
         };
-        name("token_embd", "model.embed_tokens", None);
-        name("output_norm", "model.norm", None);
-        name("output", "lm_head", None);
+        for (theirs, ours) in family.outer {
+            name((String::new(), theirs), (*ours).to_owned());
+        }
         for layer in 0..geometry.layers {
-            for (theirs, ours) in LAYER_TENSORS {
-                let rotated = match theirs {
-                    "attn_q" => Some(geometry.heads),
-                    "attn_k" => Some(geometry.kv_heads),
-                    _ => None,
-                };
+            for (theirs, ours) in family.layer {
                 name(
-                    &format!("blk.{layer}.{theirs}"),
-                    &format!("model.layers.{layer}.{ours}"),
-                    rotated,
+                    (format!("blk.{layer}."), theirs),
+                    format!("{}.{layer}.{ours}", family.layers),
                 );
             }
         }
+        names
+    }
+
+    /// The tensors under Hugging Face's names. One that has no place in the model is refused.
+    fn tensors(self: &Arc<Self>, geometry: &Geometry) -> Result<BTreeMap<String, Stored>> {
+        let mut names = self.names(geometry);
         let mut tensors = BTreeMap::new();
         for (theirs, info) in self.content.tensor_infos.iter().collect::<BTreeMap<_, _>>() {
-            let Some((ours, rotated)) = names.remove(theirs) else {
+            let Some((ours, change)) = names.remove(theirs) else {
                 if theirs == ROPE_FACTORS {
                     continue;
                 }
                 refuse!(
-                    "{}: tensor `{theirs}` has no place in a llama model as it can be read",
-                    self.path.display()
+                    "{}: tensor `{theirs}` has no place in a {} model as it can be read",
+                    self.path.display(),
+                    self.family.architecture
                 );
             };
             let (file, theirs) = (Arc::clone(self), theirs.clone());
-            let read = move || match rotated {
-                None => file.tensor(&theirs),
-                Some(heads) => unpermute(&file.tensor(&theirs)?, heads),
-            };
+            let read = move || change.undo(&file.tensor(&theirs)?);
             let shape = info.shape.dims().to_vec();
             tensors.insert(ours, Stored { shape, read: Box::new(read) });
         }
@@ -196,36 +229,9 @@ impl GgufFile {
 
     fn checkpoint(self: Arc<Self>, tokenizer: &Tokenizer) -> Result<Checkpoint> {
         let geometry = self.geometry()?;
-        let d_head = geometry.hidden / geometry.heads;
-        self.check_metadata(d_head)?;
-        let theta = match self.has("llama.rope.freq_base") {
-            true => self.float("llama.rope.freq_base")?,
-            false => 10_000.0,
-        };
+        self.check_metadata(geometry.d_head)?;
         let tensors = self.tensors(&geometry)?;
-        let embedding = tensors.get("model.embed_tokens.weight");
-        let vocabulary = embedding.and_then(|tensor| tensor.shape.first().copied());
-        let config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": geometry.hidden,
-            "intermediate_size": self.integer("llama.feed_forward_length")?,
-            "num_hidden_layers": geometry.layers,
-            "num_attention_heads": geometry.heads,
-            "num_key_value_heads": geometry.kv_heads,
-            "vocab_size": vocabulary.unwrap_or(0),
-            "max_position_embeddings": self.integer("llama.context_length")?,
-            "rms_norm_eps": shortest(self.float("llama.attention.layer_norm_rms_epsilon")?),
-            "rope_theta": theta,
-            "rope_scaling": self.rope_scaling(d_head, theta)?,
-            "tie_word_embeddings": !tensors.contains_key("lm_head.weight"),
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "bos_token_id": tokenizer.beginning,
-            "eos_token_id": tokenizer.end,
-            "torch_dtype": "float32",
-        });
+        let config = self.config(&geometry, &tensors, tokenizer)?;
         Ok(Checkpoint {
             config,
             weights: Weights::Stored(tensors),
@@ -233,6 +239,56 @@ impl GgufFile {
             device: Device::Cpu,
             origin: self.path.display().to_string(),
         })
+    }
+
+    /// Hugging Face's config.json.
+    fn config(
+        &self,
+        geometry: &Geometry,
+        tensors: &BTreeMap<String, Stored>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Json> {
+        let family = self.family;
+        let [embedding, _, unembedding] =
+            [0, 1, 2].map(|at| format!("{}.weight", family.outer[at].1));
+        let base = self.key("rope.freq_base");
+        let theta = if self.has(&base) { self.float(&base)? } else { 10_000.0 };
+        let vocabulary = tensors.get(&embedding).and_then(|tensor| tensor.shape.first().copied());
+        let (rms, layer) = (
+            self.key("attention.layer_norm_rms_epsilon"),
+            self.key("attention.layer_norm_epsilon"),
+        );
+        let (epsilon, given) = match self.has(&layer) {
+            true => ("layer_norm_eps", layer),
+            false => ("rms_norm_eps", rms),
+        };
+        let mut config = json!({
+            "architectures": [family.class],
+            "model_type": family.model_type,
+            "hidden_size": geometry.hidden,
+            "intermediate_size": self.integer(&self.key("feed_forward_length"))?,
+            "num_hidden_layers": geometry.layers,
+            "num_attention_heads": geometry.heads,
+            "num_key_value_heads": geometry.kv_heads,
+            "vocab_size": vocabulary.unwrap_or(0),
+            "max_position_embeddings": self.integer(&self.key("context_length"))?,
+            epsilon: shortest(self.float(&given)?),
+            "rope_theta": theta,
+            "rope_scaling": self.rope_scaling(geometry.d_head, theta)?,
+            "tie_word_embeddings": !tensors.contains_key(&unembedding),
+            "bos_token_id": tokenizer.beginning,
+            "eos_token_id": tokenizer.end,
+            "torch_dtype": "float32",
+        });
+        if geometry.d_head * geometry.heads != geometry.hidden {
+            config["head_dim"] = json!(geometry.d_head);
+        }
+        if let (Some(config), Some(own)) =
+            (config.as_object_mut(), (family.config)(self, geometry)?.as_object())
+        {
+            config.extend(own.clone());
+        }
+        Ok(config)
     }
 
     /// Llama 3's scaling stands in GGUF as the factors that divide the frequencies; the settings
@@ -272,7 +328,7 @@ impl GgufFile {
 /// The tensor with the factors of Llama 3's scaling.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Metadata under `llama.` that is read, or says nothing about the computation.
+/// Keys of every architecture that are read, or say nothing about the computation.
 const READ: [&str; 11] = [
     "block_count",
     "context_length",
@@ -286,27 +342,6 @@ const READ: [&str; 11] = [
     "rope.scaling.finetuned",
     "tensor_data_layout",
 ];
-
-/// A layer's tensors in GGUF and in Hugging Face's Llama.
-const LAYER_TENSORS: [(&str, &str); 9] = [
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-    ("attn_norm", "input_layernorm"),
-    ("ffn_norm", "post_attention_layernorm"),
-];
-
-/// GGUF interleaves the pairs that are rotated; Hugging Face keeps them half a head apart.
-/// [heads·d_head, in] → the same shape.
-fn unpermute(weight: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
-    let pairs = weight.reshape((heads, rows / heads / 2, 2, columns))?;
-    Ok(pairs.transpose(1, 2)?.contiguous()?.reshape((rows, columns))?)
-}
 
 /// The float64 that a float32 was written as in decimal: 1e-5, not 9.99999974737875e-6.
 fn shortest(value: f64) -> f64 {

@@ -19,19 +19,20 @@ impl GgufFile {
     /// The tokenizer, and the file again.
     pub(super) fn tokenizer(mut self) -> Result<(Self, Tokenizer)> {
         let model = self.text("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            refuse!(
-                "{}: tokenizer `{model}`; byte-level BPE (`gpt2`) can be read",
-                self.path.display()
-            );
-        }
         let pre = self.text("tokenizer.ggml.pre").unwrap_or_else(|_| "default".to_owned());
-        let inner = self.inner_tokenizer(&pre)?;
+        let inner = match &*model {
+            "gpt2" => self.inner_tokenizer(&pre)?,
+            "llama" => self.score_tokenizer()?,
+            _ => refuse!(
+                "{}: tokenizer `{model}`; byte-level BPE (`gpt2`) and BPE by scores (`llama`) can be read",
+                self.path.display()
+            ),
+        };
         let beginning = self.token("tokenizer.ggml.bos_token_id");
         let add = "tokenizer.ggml.add_bos_token";
         let add_beginning = match self.has(add) {
             true => self.value(add)?.to_bool().map_err(self.malformed(add))?,
-            false => is_llama3(&pre) && beginning.is_some(),
+            false => (is_llama3(&pre) || model == "llama") && beginning.is_some(),
         };
         if add_beginning && beginning.is_none() {
             refuse!(
@@ -53,11 +54,11 @@ impl GgufFile {
         // candle knows some pre-tokenisers under these names and takes GPT-2's for all others, so
         // what it would get silently wrong is put right or refused here.
         let known = match pre {
-            "smollm" | "gpt-2" => "gpt-2",
-            "llama-bpe" | "llama3" | "smaug-bpe" => "llama3",
+            "smollm" | "gpt-2" | "olmo" => "gpt-2",
+            "llama-bpe" | "llama3" | "smaug-bpe" | "dbrx" => "llama3",
             "qwen2" => "qwen2",
             _ => refuse!(
-                "{}: pre-tokeniser `{pre}`; known: smollm, gpt-2, llama-bpe, llama3, smaug-bpe, qwen2",
+                "{}: pre-tokeniser `{pre}`; known: smollm, gpt-2, olmo, llama-bpe, llama3, smaug-bpe, dbrx, qwen2",
                 self.path.display()
             ),
         };
@@ -73,7 +74,7 @@ impl GgufFile {
                 let steps = vec![Digits::new(true).into(), byte_level.into()];
                 inner.with_pre_tokenizer(Some(Sequence::new(steps)));
             }
-            "gpt-2" => {
+            "gpt-2" | "olmo" => {
                 inner.with_pre_tokenizer(Some(byte_level));
             }
             _ => {}

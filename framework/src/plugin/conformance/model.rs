@@ -162,8 +162,8 @@ fn check_places(parameter: &Parameter, owners: &[Owner]) -> Result<()> {
 fn output(written: &Written) -> Result<Tensor> {
     Ok(match written {
         Written::Embedding { output, .. } => output.clone(),
-        Written::Projected { writing, z, .. } => {
-            let output = z.matmul(&writing.weight.tensor)?;
+        Written::Projected { writing, .. } => {
+            let output = written.values()?.matmul(&writing.output_weight()?)?;
             match &writing.bias {
                 Some(bias) => output.broadcast_add(&bias.tensor)?,
                 None => output,
@@ -229,8 +229,9 @@ fn check_projections(model: &dyn Model) -> Result<()> {
         let Some(saved) = state.get(&name) else {
             refuse!("state_dict has no `{name}`, which projections names");
         };
-        let (start, len) = (projection.rows.start, projection.rows.len());
-        let rows = model.parameters().get(projection.parameter).tensor.narrow(0, start, len)?;
+        let weight = &model.parameters().get(projection.parameter).tensor;
+        let parts = projection.parts().map(|(rows, _)| weight.narrow(0, rows.start, rows.len()));
+        let rows = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
         // What reads has a row an output, what writes a row an input.
         let transposed = projection.reads == projection.fan_in_fan_out;
         let rows = if transposed { rows.t()? } else { rows };

@@ -25,7 +25,7 @@ pub(super) fn check(
     for captured in captured.iter().rev() {
         if let Captured::Reading { reading, x, .. } = captured {
             let site = Site { model, reading, tokens };
-            site.check(&reading.norm.forward(x)?, &mut random)?;
+            site.check(&reading.normalise(x)?, &mut random)?;
         }
     }
     Ok(())
@@ -69,10 +69,27 @@ impl Site<'_> {
         Ok(())
     }
 
+    /// The site where what is read here is written: its own, or in a parallel layer another.
+    fn writes(&self) -> Result<usize> {
+        let graph = self.model.graph();
+        let readers = &graph.readers()[graph.readers_of(self.reading.site)];
+        let of = |node: &Node| {
+            readers.iter().any(|r| (r.node.kind(), r.node.layer()) == (node.kind(), node.layer()))
+        };
+        let mut sites = (0..graph.site_count())
+            .filter(|&site| graph.writers()[graph.writers_of(site)].iter().any(of));
+        match sites.next() {
+            Some(site) => Ok(site),
+            None => {
+                refuse!("site {} reads, but no node writes what comes of it", self.reading.site)
+            }
+        }
+    }
+
     /// The values before the output projection [batch·seq, writers × width].
     fn values(&self, tokens: &Tensor) -> Result<Tensor> {
         let found = Arc::new(Mutex::new(None));
-        let (site, shown) = (self.reading.site, found.clone());
+        let (site, shown) = (self.writes()?, found.clone());
         let pass = Pass::forward_only().on_write(move |written| {
             if let Written::Projected { writing, z, .. } = written
                 && writing.site == site
@@ -101,11 +118,13 @@ impl Site<'_> {
     }
 
     /// Refuses a change of the values of nodes other than the reader's own.
-    // A norm that all of a layer's heads share, as OLMo 2 has over its queries and its keys, will have to
-    // be declared by the model and excepted here: no model has one yet.
     fn check_others(&self, input: &Input, change: &Tensor, before: &Tensor) -> Result<()> {
         let graph = self.model.graph();
-        let writers = &graph.writers()[graph.writers_of(self.reading.site)];
+        let shares = matches!(input.port, Port::Query | Port::Key);
+        if shares && self.model.heads_share_a_norm() {
+            return Ok(());
+        }
+        let writers = &graph.writers()[graph.writers_of(self.writes()?)];
         let width = change.dim(1)? / writers.len();
         for (index, writer) in writers.iter().enumerate() {
             let change = change.narrow(1, index * width, width)?;
@@ -124,7 +143,8 @@ impl Site<'_> {
         let graph = self.model.graph();
         match (input.node, writer) {
             (Node::KeyValueHead { head: shared, .. }, Node::Head { head, .. }) => {
-                let heads = graph.writers_of(self.reading.site).len();
+                let heads = graph.writers().iter().filter(|n| n.layer() == input.node.layer());
+                let heads = heads.filter(|n| n.kind() == input.node.kind()).count();
                 let readers = &graph.readers()[graph.readers_of(self.reading.site)];
                 let key_value_heads = readers.iter().filter(|r| r.port == input.port).count();
                 head / (heads / key_value_heads) == shared

@@ -1,15 +1,17 @@
 //! Keys of config.json that change what a model computes, and of which only some values can be read:
 //! every other value is refused by name. What an architecture needs to know is its own to parse.
 
-use circuit_framework::{Checkpoint, Error, Result, refuse};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::model::checkpoint::Checkpoint;
+use crate::{Error, Result, refuse};
 
 /// A configuration's keys as an architecture's own type.
 ///
 /// # Errors
 /// If one is missing or of another type.
-pub(crate) fn parse<T: DeserializeOwned>(checkpoint: &Checkpoint) -> Result<T> {
+pub fn parse<T: DeserializeOwned>(checkpoint: &Checkpoint) -> Result<T> {
     serde_json::from_value(checkpoint.config.clone())
         .map_err(|error| Error::input(format!("{}: config.json: {error}", checkpoint.origin)))
 }
@@ -18,7 +20,7 @@ pub(crate) fn parse<T: DeserializeOwned>(checkpoint: &Checkpoint) -> Result<T> {
 ///
 /// # Errors
 /// Naming the first key with another value.
-pub(crate) fn accept(checkpoint: &Checkpoint, keys: &[(&str, &[Value])]) -> Result<()> {
+pub fn accept(checkpoint: &Checkpoint, keys: &[(&str, &[Value])]) -> Result<()> {
     for (key, accepted) in keys {
         let Some(given) = checkpoint.config.get(key) else { continue };
         if accepted.contains(given) {

@@ -1,23 +1,28 @@
 //! Rotary frequencies: the settings in config.json in both of transformers' spellings, `rope_theta`
 //! with `rope_scaling` and `rope_parameters`, and the frequencies that come of them.
 
-use circuit_framework::{Checkpoint, Error, Result, refuse};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::model::checkpoint::Checkpoint;
+use crate::ops::rotary::Rotary;
+use crate::{Error, Result, refuse};
+
 /// The settings of rotary frequencies.
-pub(crate) struct Rope {
-    pub(crate) theta: f64,
-    pub(crate) scaling: Option<Llama3Scaling>,
+pub struct Rope {
+    pub theta: f64,
+    pub scaling: Option<Llama3Scaling>,
+    /// The share of a head's width that is rotated.
+    pub share: f64,
 }
 
 /// Llama 3's scaling for long contexts.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub(crate) struct Llama3Scaling {
-    pub(crate) factor: f64,
-    pub(crate) low_freq_factor: f64,
-    pub(crate) high_freq_factor: f64,
-    pub(crate) original_max_position_embeddings: f64,
+pub struct Llama3Scaling {
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    pub original_max_position_embeddings: f64,
 }
 
 /// Settings of every type.
@@ -32,13 +37,33 @@ impl Rope {
     ///
     /// # Errors
     /// Naming the first setting that can't be read.
-    pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let table = Table::find(checkpoint)?;
         let is_llama3 = table.is_llama3()?;
         table.check_names(if is_llama3 { &LLAMA3 } else { &[] })?;
         table.check_partial()?;
         let scaling = is_llama3.then(|| table.llama3()).transpose()?;
-        Ok(Self { theta: table.theta()?, scaling })
+        Ok(Self { theta: table.theta("rope_theta")?, scaling, share: 1.0 })
+    }
+
+    /// Reads a configuration in which a part of a head may be rotated; `theta` and `share` are former
+    /// names of `rope_theta` and `partial_rotary_factor`.
+    ///
+    /// # Errors
+    /// Naming the first setting that can't be read.
+    pub fn read_partial(checkpoint: &Checkpoint, theta: &str, share: &str) -> Result<Self> {
+        let table = Table::find(checkpoint)?;
+        if table.is_llama3()? {
+            refuse!("{}: `{}.rope_type` must be \"default\" here", table.place, table.key);
+        }
+        table.check_names(&[])?;
+        Ok(Self { theta: table.theta(theta)?, scaling: None, share: table.share(share)? })
+    }
+
+    /// The rotation of heads of width `d_head` at so many positions.
+    pub fn rotary(&self, d_head: usize, positions: usize) -> Rotary {
+        let width = (d_head as f64 * self.share) as usize;
+        Rotary::new(&frequencies(width, self.theta, self.scaling.as_ref()), positions)
     }
 }
 
@@ -117,8 +142,21 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    fn theta(&self) -> Result<f64> {
-        let theta = Self::first([&self.settings["rope_theta"], &self.config["rope_theta"]]);
+    fn share(&self, former: &str) -> Result<f64> {
+        let key = "partial_rotary_factor";
+        let given = [&self.settings[key], &self.config[key], &self.config[former]];
+        let share = given.into_iter().find(|value| !value.is_null());
+        let share = share.map_or(Some(1.0), Value::as_f64);
+        match share.filter(|share| *share > 0.0 && *share <= 1.0) {
+            Some(share) => Ok(share),
+            None => refuse!("{}: `{former}` must be a number above 0, at most 1", self.place),
+        }
+    }
+
+    fn theta(&self, former: &str) -> Result<f64> {
+        let key = "rope_theta";
+        let given = [&self.settings[key], &self.config[key], &self.config[former]];
+        let theta = given.into_iter().find(|value| !value.is_null());
         let theta = theta.map_or(Some(10_000.0), Value::as_f64);
         match theta.filter(|theta| theta.is_finite() && *theta > 0.0) {
             Some(theta) => Ok(theta),
@@ -137,7 +175,7 @@ impl<'a> Table<'a> {
 }
 
 /// The rotation frequencies [d_head / 2], in radians a position, with Llama 3's scaling.
-pub(crate) fn frequencies(d_head: usize, theta: f64, scaling: Option<&Llama3Scaling>) -> Vec<f64> {
+pub fn frequencies(d_head: usize, theta: f64, scaling: Option<&Llama3Scaling>) -> Vec<f64> {
     let plain = (0..d_head / 2).map(|i| theta.powf(-2.0 * i as f64 / d_head as f64));
     let Some(scaling) = scaling else {
         return plain.collect();
