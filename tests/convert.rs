@@ -20,7 +20,7 @@ struct Graph {
 /// Their edges by name: of every node of the stream into the next ones, layer by layer.
 fn edges_of(cfg: &Value) -> BTreeSet<String> {
     let count = |key: &str| cfg[key].as_u64().unwrap();
-    assert_eq!(cfg["parallel_attn_mlp"], false);
+    let parallel = cfg["parallel_attn_mlp"].as_bool().unwrap();
     let mut edges = BTreeSet::new();
     let mut stream = vec!["input".to_owned()];
     for layer in 0..count("n_layers") {
@@ -29,8 +29,12 @@ fn edges_of(cfg: &Value) -> BTreeSet<String> {
         for (parent, head) in stream.iter().flat_map(|p| heads.iter().map(move |h| (p, h))) {
             edges.extend(["q", "k", "v"].map(|letter| format!("{parent}->{head}<{letter}>")));
         }
-        stream.extend(heads);
-        edges.extend(stream.iter().map(|parent| format!("{parent}->m{layer}")));
+        let mut read = stream.clone();
+        stream.extend(heads.iter().cloned());
+        if !parallel {
+            read.extend(heads);
+        }
+        edges.extend(read.iter().map(|parent| format!("{parent}->m{layer}")));
         stream.push(format!("m{layer}"));
     }
     edges.extend(stream.iter().map(|parent| format!("{parent}->logits")));
@@ -123,15 +127,22 @@ fn their_name((writer, reader): &(String, String)) -> String {
     format!("{}->{}", node(writer), node(reader))
 }
 
-/// There and back: circuit and scores are the same, to the last bit.
+/// There and back: circuit and scores are the same, to the last bit. Also where attention and MLP are
+/// parallel.
 #[test]
-fn gpt2_comes_back_as_it_was() {
+fn what_has_one_reader_an_mlp_comes_back_as_it_was() {
+    comes_back_as_it_was("gpt2-relp", false);
+    comes_back_as_it_was("gpt-neox-all-mean-positional", true);
+}
+
+fn comes_back_as_it_was(case: &str, parallel: bool) {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    discover(here, "gpt2-relp", 25);
-    let said = convert(here, "gpt2-relp", "c.json --to eap-ig --scores s.safetensors --out g.json");
+    discover(here, case, 25);
+    let said = convert(here, case, "c.json --to eap-ig --scores s.safetensors --out g.json");
     assert_eq!(said["edges"], 25);
     assert_eq!(said["losses"], json!(["what the circuit is of: task, metric, method, settings"]));
+    assert_eq!(command_line::json(&here.join("g.json"))["cfg"]["parallel_attn_mlp"], parallel);
     let graph = read(&here.join("g.json"));
     let (kept, all) = (circuit(&here.join("c.json")), scores(&here.join("s.safetensors")));
     assert_eq!(graph.in_graph, kept.keys().map(their_name).collect());
@@ -150,11 +161,11 @@ fn gpt2_comes_back_as_it_was() {
         assert!(node == "input" || node == "logits" || graph.in_graph.iter().any(into), "{node}");
         assert!(node == "logits" || graph.in_graph.iter().any(out_of), "{node}");
     }
-    convert(here, "gpt2-relp", "g.json --from eap-ig --out back.json --scores back.safetensors");
+    convert(here, case, "g.json --from eap-ig --out back.json --scores back.safetensors");
     assert_eq!(circuit(&here.join("back.json")), kept);
     assert_eq!(scores(&here.join("back.safetensors")), all);
     // What came back is a circuit and scores like any other.
-    convert(here, "gpt2-relp", "back.json --to eap-ig --scores back.safetensors --out again.json");
+    convert(here, case, "back.json --to eap-ig --scores back.safetensors --out again.json");
     let bytes = |name: &str| std::fs::read(here.join(name)).unwrap();
     assert_eq!(bytes("g.json"), bytes("again.json"));
 }
