@@ -28,7 +28,7 @@ enum Reading {
     Toml,
     /// A path or a name, whatever TOML would make of it.
     Text,
-    /// Names with commas between.
+    /// Names or numbers with commas between.
     List,
 }
 
@@ -75,6 +75,23 @@ pub(crate) const DISCOVERY: &[Flag] = &[
 
 /// Sequences a forward pass, where nothing is tuned.
 pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag("batch-size", "discovery.batch_size", "N")];
+
+/// What edges outside a circuit read.
+pub(crate) const ABLATION: &[Flag] = &[flag("ablation", "faithfulness.ablation", "ABLATION")];
+
+/// How circuits are evaluated, beside the ablation.
+pub(crate) const FAITHFULNESS: &[Flag] = &[
+    text("metric", "metric.name", "METRIC"),
+    Flag {
+        reading: Reading::List,
+        help: "The kinds of nodes in the graph; without it, those that the scores or the circuit were \
+               found with.",
+        ..flag("nodes", "discovery.nodes", "KIND,…")
+    },
+    flag("ranking", "faithfulness.ranking", "RANKING"),
+    Flag { reading: Reading::List, ..flag("fractions", "faithfulness.fractions", "X,…") },
+    flag("batch-size", "evaluation_batch_size", "N"),
+];
 
 /// How a circuit is tuned.
 pub(crate) const TUNING: &[Flag] = &[
@@ -174,9 +191,7 @@ pub(crate) fn apply(
             let value = match flag.reading {
                 Reading::Toml => parse(value),
                 Reading::Text => Value::String(value.clone()),
-                Reading::List => {
-                    Value::Array(value.split(',').map(|name| name.trim().into()).collect())
-                }
+                Reading::List => Value::Array(value.split(',').map(|v| parse(v.trim())).collect()),
             };
             set(experiment, flag.key, value).with_context(|| format!("--{}", flag.name))?;
         }
@@ -261,7 +276,8 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
 mod tests {
     use super::*;
 
-    const ALL: [&[Flag]; 6] = [MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH, TUNING];
+    const ALL: [&[Flag]; 8] =
+        [MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH, ABLATION, FAITHFULNESS, TUNING];
 
     /// So that `--data 123` is a file's name, and no flag is left behind when its setting is renamed.
     #[test]

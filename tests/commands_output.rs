@@ -91,3 +91,37 @@ fn a_closed_pipe_ends_the_program_without_a_word() {
     // By the signal that ends `yes | head` too.
     assert_eq!(output.status.signal(), Some(13));
 }
+
+/// The table has every edge of the score file with its score, and says which are in the circuit.
+#[test]
+fn edges_are_written_as_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let line = "--top-n 7 --table t.csv --circuit c.json --scores s.safetensors --json";
+    let found = object(&succeeds(here, &words(&format!("discover {SMALL} {line}"))));
+    let table = std::fs::read_to_string(here.join("t.csv")).unwrap();
+    let mut lines = table.lines();
+    assert_eq!(lines.next(), Some("writer,reader,layer,score,in_circuit"));
+    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len() as u64, found["graph_edges"].as_u64().unwrap());
+    let tensors =
+        candle_core::safetensors::load(here.join("s.safetensors"), &candle_core::Device::Cpu);
+    let scores = tensors.unwrap()["scores"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    // Both are by writer, then reader; the matrix has 0 where there is no edge.
+    let own: Vec<f32> = rows.iter().map(|row| row[3].parse().unwrap()).collect();
+    let nonzero =
+        |scores: &[f32]| -> Vec<f32> { scores.iter().copied().filter(|s| *s != 0.0).collect() };
+    assert_eq!(nonzero(&own), nonzero(&scores));
+    let circuit = json(&here.join("c.json"));
+    let edges = circuit["edges"].as_array().unwrap();
+    for row in &rows {
+        let edge = edges.iter().find(|edge| edge["writer"] == row[0] && edge["reader"] == row[1]);
+        assert_eq!(row[4], edge.is_some().to_string(), "{row:?}");
+        assert!(edge.is_none_or(
+            |edge| edge["score"].as_f64().unwrap() as f32 == row[3].parse::<f32>().unwrap()
+        ));
+        let layer = row[1].split('.').nth(1).unwrap_or_default();
+        assert_eq!(row[2], layer, "{row:?}");
+    }
+    assert_eq!(rows.iter().filter(|row| row[4] == "true").count(), 7);
+}

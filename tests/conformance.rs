@@ -52,7 +52,8 @@ pub fn architecture(geometry: &Geometry) -> Box<dyn Architecture> {
 #[test]
 fn tasks_conform() {
     let tokenizer = conformance::byte_tokenizer().unwrap();
-    let setting = Setting { tokenizer: Some(&tokenizer), context: 4096, seed: 5 };
+    let setting =
+        Setting { tokenizer: Some(&tokenizer), context: 4096, seed: 5, counterfactuals: false };
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens.jsonl");
     std::fs::write(&tokens, "{\"tokens\": [1, 2, 3], \"key_positions\": [2], \"wrong\": [4]}\n")
@@ -169,7 +170,7 @@ fn what_is_broken_does_not_conform() {
     fails(conformance::metric(&Padded, &*model, &examples), "padding");
     fails(conformance::selector(&Changing(AtomicUsize::new(0)), &*model, 0), "another selection");
     fails(conformance::selector(&Shared, &*model, 0), "no node's own");
-    let setting = Setting { tokenizer: None, context: 8, seed: 0 };
+    let setting = Setting { tokenizer: None, context: 8, seed: 0, counterfactuals: false };
     let task = |predicted| Wrong { calls: AtomicUsize::new(0), predicted };
     fails(conformance::task(&task(1..3), &setting, 100), "gives other examples");
     fails(conformance::task(&task(1..2), &setting, 100), "not among the predicted");

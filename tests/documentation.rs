@@ -50,13 +50,14 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 10);
+    assert_eq!(follow("README.md", folder.path()), 13);
     for file in [
         "scores.safetensors",
         "circuit.svg",
         "tuned/summary.json",
         "compare.md",
         "mine/summary.json",
+        "back.json",
     ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }
@@ -110,6 +111,14 @@ fn the_model_that_is_shown_is_a_fixture() {
     let fixture = std::fs::read_to_string(repository("tests/fixtures/lab/my_qwen2.rs")).unwrap();
     assert!(page.contains(fixture.trim_end()));
     assert!(fixture.lines().count() <= 100);
+}
+
+/// What its scripts leave stands in it, which their own tests hold against them.
+#[test]
+fn data_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/data.md", folder.path()), 2);
+    assert!(folder.path().join("tuned/summary.json").exists());
 }
 
 #[cfg(feature = "runtime")]

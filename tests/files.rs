@@ -137,8 +137,12 @@ fn agreement_aligns_the_published_sentences() {
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let tokenizer =
         support::load(ModelChoice { random_init: Some(0), ..at(folder.path()) }).tokenizer;
-    let setting =
-        circuit_framework::Setting { tokenizer: tokenizer.as_ref(), context: 1024, seed: 0 };
+    let setting = circuit_framework::Setting {
+        tokenizer: tokenizer.as_ref(),
+        context: 1024,
+        seed: 0,
+        counterfactuals: false,
+    };
     for (file, expected) in [("dev_3000.jsonl", DEV), ("test_3000.jsonl", TEST)] {
         let path = sentences.join(file);
         let directions = [("agreement", "clean_text"), ("disagreement", "corr_text")];

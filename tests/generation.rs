@@ -16,11 +16,12 @@ const CONTEXT: usize = 16;
 fn evaluation(model: &dyn Model, batch_size: usize) -> Evaluation<'_> {
     Evaluation {
         model,
-        setting: Setting { tokenizer: None, context: CONTEXT, seed: 7 },
+        setting: Setting { tokenizer: None, context: CONTEXT, seed: 7, counterfactuals: false },
         batch_size,
         report: &progress::silent,
         folder: None,
         untuned: None,
+        circuit: None,
     }
 }
 

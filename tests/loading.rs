@@ -116,7 +116,7 @@ fn a_task_whose_data_panics_is_named() {
     let careless = Plugin::<dyn Task>::new::<Careless>("careless", "panics", origin!());
     let task = careless.build(&toml::Table::new()).unwrap();
     let loaded = load(ModelChoice::default());
-    let setting = Setting { tokenizer: None, context: 8, seed: 0 };
+    let setting = Setting { tokenizer: None, context: 8, seed: 0, counterfactuals: false };
     let evaluation = Evaluation {
         model: &*loaded.model,
         setting,
@@ -124,6 +124,7 @@ fn a_task_whose_data_panics_is_named() {
         report: &|_| (),
         folder: None,
         untuned: None,
+        circuit: None,
     };
     let figures = task.load(Split::Test, &setting).unwrap().evaluate(&evaluation);
     for (outcome, why) in [

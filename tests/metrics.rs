@@ -47,11 +47,17 @@ fn value(model: &dyn Model, metric: &dyn PatchingMetric, examples: &[Example]) -
 fn evaluation<'a>(model: &'a dyn Model, untuned: Option<&'a [Tensor]>) -> Evaluation<'a> {
     Evaluation {
         model,
-        setting: Setting { tokenizer: None, context: model.context(), seed: 0 },
+        setting: Setting {
+            tokenizer: None,
+            context: model.context(),
+            seed: 0,
+            counterfactuals: false,
+        },
         batch_size: 2,
         report: &progress::silent,
         folder: None,
         untuned,
+        circuit: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use circuit_framework::graph::{Input, Node, Port};
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::norm::Norm;
-use circuit_framework::pass::{Embedding, Reading, Unembedding, Writing};
+use circuit_framework::pass::{Backward, Embedding, Reading, Unembedding, Writing};
 use circuit_framework::{
     Device, Graph, Model, Owner, Parameters, Pass, Readout, Result, Tensor, plugin::conformance,
 };
@@ -207,7 +207,7 @@ fn a_pass_is_used_up_unless_it_is_retained() {
     let pass = Pass::with_gradients(&Device::Cpu).unwrap();
     let sum = model.forward(&pass, &tokens).unwrap().logits(&[0, 2]).unwrap().sum_all().unwrap();
     let mut left = Vec::new();
-    pass.backward_retaining(&sum, &[], &mut |_| {
+    pass.backward_retaining(&sum, Backward::default(), &mut |_| {
         left.push("retaining");
         Ok(())
     })

@@ -36,7 +36,13 @@ fn discovery(
 
 fn ways() -> impl Strategy<Value = (&'static str, Ablation, Positions, &'static str)> {
     (
-        prop::sample::select(vec!["eap", "eap-ig", "clean-corrupted", "eap-ig-activations"]),
+        prop::sample::select(vec![
+            "eap",
+            "eap-ig",
+            "clean-corrupted",
+            "eap-ig-activations",
+            "relp",
+        ]),
         prop::sample::select(vec![
             Ablation::Mean,
             Ablation::MeanPositional,

@@ -69,7 +69,7 @@ impl Case {
             self.folder.join("examples.jsonl").to_string_lossy().into_owned().into(),
         )]);
         let task = registry::find::<dyn Task>("tokens").unwrap().build(&options).unwrap();
-        let setting = Setting { tokenizer: None, context: 32, seed: 0 };
+        let setting = Setting { tokenizer: None, context: 32, seed: 0, counterfactuals: false };
         task.load(Split::Train, &setting).unwrap().examples().to_vec()
     }
 
@@ -317,12 +317,14 @@ cases!(discovers:
     gpt2_key_zero = "gpt2-key-zero",
     gpt2_lengths_all = "gpt2-lengths-all",
     gpt2_lengths_key = "gpt2-lengths-key",
+    gpt2_relp = "gpt2-relp",
     gpt2_sets = "gpt2-sets",
     gpt_neox_all_mean_positional = "gpt-neox-all-mean-positional",
     llama_all_corrupt = "llama-all-corrupt",
     llama_all_mean_positional_loss = "llama-all-mean-positional-loss",
     llama_key_mean = "llama-key-mean",
     llama_key_mean_positional_lengths = "llama-key-mean-positional-lengths",
+    llama_relp = "llama-relp",
     llama_sets = "llama-sets",
     llama_tied_lengths = "llama-tied-lengths",
     mistral_all_zero_loss = "mistral-all-zero-loss",

@@ -88,11 +88,12 @@ proptest! {
         let seen = RefCell::new(Vec::new());
         let evaluation = Evaluation {
             model: &*model,
-            setting: Setting { tokenizer: None, context: model.context(), seed: 0 },
+            setting: Setting { tokenizer: None, context: model.context(), seed: 0, counterfactuals: false },
             batch_size: 2,
             report: &|_| seen.borrow_mut().push(first_weight(&*model)),
             folder: None,
             untuned: Some(&untuned),
+            circuit: None,
         };
         let metric: Box<dyn MeasuringMetric> =
             plugin("kl_divergence", &format!("positions = '{positions}'"));

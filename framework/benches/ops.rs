@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::Var;
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
+use circuit_framework::ops::backward::Rules;
 use circuit_framework::ops::cross_entropy::{Target, weighted};
 use circuit_framework::ops::norm::Norm;
 use circuit_framework::ops::rotary::Rotary;
@@ -45,7 +46,7 @@ fn norms(c: &mut Criterion) {
         let (x, g) = (noise(&[ROWS, d]), noise(&[ROWS, d]));
         c.bench_function(&format!("{name} forward"), |b| b.iter(|| norm.forward(&x).unwrap()));
         c.bench_function(&format!("{name} backward"), |b| {
-            b.iter(|| norm.pull_back(&x, &g).unwrap())
+            b.iter(|| norm.pull_back(&x, &g, Rules::default()).unwrap())
         });
     }
 }

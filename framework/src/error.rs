@@ -30,6 +30,14 @@ pub enum Error {
     #[error("stopped")]
     Stopped,
 
+    /// Faithfulness is the share of the way from the metric without any edge to the whole model's, and
+    /// there is no way: both are `metric`.
+    #[error(
+        "faithfulness is undefined: the metric is {metric} with all of the graph's edges and with none, \
+         so that there is nothing to divide by; take another metric, ablation or data"
+    )]
+    NoEffect { metric: f64 },
+
     /// A plugin panicked; `what` names it and the place.
     #[error("{what}: {message}")]
     Panicked { what: String, message: String },

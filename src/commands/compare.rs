@@ -9,7 +9,7 @@ use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
-use super::{json_flag, output, path, show};
+use super::{json_flag, output, path, show, table};
 
 pub(crate) fn command() -> Command {
     Command::new("compare")
@@ -139,7 +139,7 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
     }
     let table = |task: &&str| {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.task == *task).collect();
-        format!("### {task}\n\n{}{}", lay_out(&cells(&rows)), failures(&rows))
+        format!("### {task}\n\n{}{}", table::markdown(&cells(&rows), 2), failures(&rows))
     };
     tasks.iter().map(table).collect::<Vec<_>>().join("\n")
 }
@@ -176,31 +176,4 @@ fn cells(rows: &[&Row]) -> Vec<Vec<String>> {
         cells.push(line);
     }
     cells
-}
-
-/// Cells as a markdown table: the first line its head, the first two columns text, the others numbers.
-fn lay_out(cells: &[Vec<String>]) -> String {
-    let widths: Vec<usize> = (0..cells[0].len())
-        .map(|column| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let mut table = String::new();
-    for (index, line) in cells.iter().enumerate() {
-        let padded: Vec<String> = (line.iter().zip(&widths).enumerate())
-            .map(|(column, (cell, &width))| match column {
-                0 | 1 => format!("{cell:width$}"),
-                _ => format!("{cell:>width$}"),
-            })
-            .collect();
-        table.push_str(&format!("| {} |\n", padded.join(" | ")));
-        if index == 0 {
-            let rules: Vec<String> = (widths.iter().enumerate())
-                .map(|(column, &width)| match column {
-                    0 | 1 => "-".repeat(width),
-                    _ => format!("{}:", "-".repeat(width - 1)),
-                })
-                .collect();
-            table.push_str(&format!("| {} |\n", rules.join(" | ")));
-        }
-    }
-    table
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use circuit_framework::files;
 use circuit_framework::graph::circuit::CircuitFile;
 use circuit_framework::graph::drawing::Drawing;
+use circuit_framework::graph::table;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
 
@@ -19,6 +20,7 @@ pub(crate) fn command() -> Command {
     )
     .arg(output("scores", "OUT.safetensors", "Write all scores here"))
     .arg(output("circuit", "OUT.json", "Write the circuit here"))
+    .arg(output("table", "OUT.csv", "Write all edges here, a line each, for pandas and R"))
     .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
     .arg(json_flag())
 }
@@ -43,6 +45,10 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         }
         if let Some(path) = path(matches, "circuit") {
             circuit.save(&path, &provenance)?;
+        }
+        if let Some(path) = path(matches, "table") {
+            let table = table::edges(&found.scores, &circuit);
+            files::write_atomically(&path, table.as_bytes())?;
         }
         if let Some(path) = path(matches, "drawing") {
             let drawing =

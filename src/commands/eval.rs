@@ -3,15 +3,25 @@
 use anyhow::Result;
 use circuit_framework::Error;
 use circuit_framework::evaluation::figures::InJson;
+use circuit_framework::graph::circuit::CircuitFile;
 use clap::{ArgMatches, Command};
 
-use super::{json_flag, output, path, print_figures, show, with_runner};
-use crate::flags::{self, COMPUTING, Flag, MODEL, TASK};
+use super::{faithfulness, json_flag, output, path, print_figures, show, with_runner};
+use crate::flags::{self, ABLATION, COMPUTING, Flag, MODEL, TASK};
 
-const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK];
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, ABLATION];
 
 pub(crate) fn command() -> Command {
-    flags::add(Command::new("eval").about("Evaluate a model on a task"), FLAGS)
+    flags::add(Command::new("eval").about("Evaluate a model, or a circuit of it, on a task"), FLAGS)
+        .arg(
+            output(
+                "circuit",
+                "C.json",
+                "Only this circuit is in force: all other edges are ablated",
+            )
+            .requires("ablation"),
+        )
+        .mut_arg("ablation", |ablation| ablation.requires("circuit"))
         .arg(output(
             "out",
             "DIR",
@@ -21,12 +31,21 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let experiment = flags::experiment(matches, FLAGS)?;
+    let mut experiment = flags::experiment(matches, FLAGS)?;
+    let circuit = path(matches, "circuit");
+    if let Some(file) = &circuit {
+        experiment.discovery.nodes = faithfulness::nodes(CircuitFile::read(file)?.provenance);
+    }
+    let out = path(matches, "out");
     with_runner(&experiment, |runner| {
-        let figures = runner.evaluate(path(matches, "out").as_deref(), None)?;
+        let figures = match &circuit {
+            None => runner.evaluate(out.as_deref(), None)?,
+            Some(file) => runner.evaluate_circuit(out.as_deref(), file)?,
+        };
         if let Some((name, _)) = figures.iter().find(|(_, value)| value.is_nan()) {
             return Err(Error::NotFinite(format!("figure `{name}` is NaN")).into());
         }
-        show(matches, &InJson(&figures), |InJson(figures)| print_figures(&[("model", figures)]))
+        let column = if circuit.is_some() { "circuit" } else { "model" };
+        show(matches, &InJson(&figures), |InJson(figures)| print_figures(&[(column, figures)]))
     })
 }

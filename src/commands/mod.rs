@@ -2,15 +2,19 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod convert;
 pub(crate) mod discover;
 pub(crate) mod draw;
 pub(crate) mod eval;
+pub(crate) mod faithfulness;
 pub(crate) mod list;
 pub(crate) mod logits;
+pub(crate) mod methods;
 pub(crate) mod plugin;
 pub(crate) mod run;
 mod settings;
 mod sweep;
+mod table;
 pub(crate) mod tokens;
 pub(crate) mod tune;
 

@@ -279,7 +279,12 @@ fn load(choice: ModelChoice) -> Result<Loaded> {
 }
 
 fn setting(loaded: &Loaded, seed: u64) -> Setting<'_> {
-    Setting { tokenizer: loaded.tokenizer.as_ref(), context: loaded.model.context(), seed }
+    Setting {
+        tokenizer: loaded.tokenizer.as_ref(),
+        context: loaded.model.context(),
+        seed,
+        counterfactuals: false,
+    }
 }
 
 /// A few examples of a task, of unequal lengths.

@@ -1,15 +1,17 @@
 //! Subject-verb agreement and disagreement (arXiv 2502.06106, section 4.1).
 //!
 //! Sentences come from annotated JSON Lines (`clean_text`, `corr_text` with its verbs flipped,
-//! `clean_verbs`, `corr_verbs`) or, where no file is given, from a grammar. Positions and token ids
+//! `clean_verbs`, `corr_verbs`), published ones or made of any text by tools/prepare_agreement.py, or,
+//! where no file is given, from a grammar. Positions and token ids
 //! are derived from the text with the model's own tokenizer; GPT-2's, which the files carry too,
 //! serve as a check. Trained on are the grammatical sentences (`agreement`) or the flipped ones
 //! (`disagreement`); evaluation is always from the side of the grammatical form.
 //!
 //! A flipped verb stands behind the position that is read, so it is no counterfactual. Generated
-//! sentences carry one: the subject's number flipped.
+//! sentences carry one, and prepared ones where they can: the subject's number flipped.
 
 mod alignment;
+mod counterfactual;
 mod grammar;
 
 use std::collections::BTreeSet;
@@ -100,6 +102,7 @@ impl Sentence {
         Ok(Some((tokens, keys)))
     }
 
+    /// With its counterfactual, if that has as many tokens.
     fn example(&self, tokenizer: &Tokenizer) -> Result<Option<Example>> {
         let Some((tokens, keys)) = self.tokenise(tokenizer)? else {
             return Ok(None);
@@ -111,8 +114,8 @@ impl Sentence {
                     tokens: other,
                     key_positions: other_keys.iter().map(|key| key.position).collect(),
                 }),
-                // Without a counterfactual of the same length the sentence is left out, and counted.
-                _ => return Ok(None),
+                // One of another length could not be held against the sentence token by token.
+                _ => None,
             },
         };
         Ok(Some(Example {
@@ -134,6 +137,7 @@ struct Line {
     corr_verbs: Vec<String>,
     clean_verb_pos: Option<Vec<usize>>,
     clean_verb_ids: Option<Vec<u32>>,
+    counterfactual: Option<counterfactual::Marked>,
 }
 
 /// Counts of what a file's lines came to.
@@ -143,17 +147,25 @@ struct Tally {
     unaligned: BTreeSet<usize>,
     /// Lines whose stored GPT-2 ids do not fit the text, where the tokenizer is GPT-2's.
     misfits: BTreeSet<usize>,
+    /// Lines left out since they have no counterfactual, where every example must have one.
+    alone: BTreeSet<usize>,
+    /// Lines left out since their counterfactual has another number of tokens.
+    unequal: BTreeSet<usize>,
 }
 
-/// At most `most` sentences of a file's lines, grammatical or flipped, as examples.
+/// At most `most` sentences of a file's lines, grammatical or flipped, as examples; with
+/// `counterfactuals` those that have one, unless none of the file's has.
 fn read(
     path: &Path,
     lines: &[(usize, Line)],
     direction: Direction,
+    counterfactuals: bool,
     tokenizer: &Tokenizer,
     most: usize,
     tally: &mut Tally,
 ) -> Result<Vec<Example>> {
+    let counterfactuals =
+        counterfactuals && lines.iter().any(|(_, line)| line.counterfactual.is_some());
     let is_gpt2 = tokenizer.encode("hello world")? == [31373, 995];
     let mut examples = Vec::new();
     for (number, line) in lines {
@@ -169,6 +181,11 @@ fn read(
                 line.corr_verbs.len()
             );
         }
+        let counterfactual = counterfactual::sentence(line, direction, &origin)?;
+        if counterfactuals && counterfactual.is_none() {
+            tally.alone.insert(number);
+            continue;
+        }
         let Some((clean, flipped)) = alignment::align(line, &origin) else {
             tally.unaligned.insert(number);
             continue;
@@ -176,11 +193,15 @@ fn read(
         if is_gpt2 && !gpt2_ids_fit(line, tokenizer)? {
             tally.misfits.insert(number);
         }
-        let sentence = match direction {
+        let mut sentence = match direction {
             Direction::Agreement => clean,
             Direction::Disagreement => flipped,
         };
+        sentence.counterfactual = counterfactual;
         match sentence.example(tokenizer)? {
+            Some(example) if counterfactuals && example.counterfactual.is_none() => {
+                tally.unequal.insert(number);
+            }
             Some(example) => examples.push(example),
             None => {
                 tally.unaligned.insert(number);
@@ -188,7 +209,11 @@ fn read(
         }
     }
     if examples.is_empty() {
-        refuse!("{}: none of its sentences could be aligned", path.display());
+        let reason = match tally.unequal.is_empty() {
+            true => "could be aligned",
+            false => "has a counterfactual of its own length in this tokenizer",
+        };
+        refuse!("{}: none of its sentences {reason}", path.display());
     }
     Ok(examples)
 }
@@ -239,8 +264,9 @@ impl Agreement {
         let lines = files::read_jsonl::<Line>(path)?;
         let most = limit.unwrap_or(usize::MAX);
         let mut tally = Tally::default();
+        let counterfactuals = setting.counterfactuals && split == Split::Train;
         let sentences = Sentences::new(self.direction, |direction| {
-            read(path, &lines, direction, tokenizer, most, &mut tally)
+            read(path, &lines, direction, counterfactuals, tokenizer, most, &mut tally)
         });
         report(path, &tally);
         sentences
@@ -249,6 +275,15 @@ impl Agreement {
 
 /// Names what could not be used: nothing vanishes without a count.
 fn report(path: &Path, tally: &Tally) {
+    let (alone, unequal) = (tally.alone.len(), tally.unequal.len());
+    if alone + unequal > 0 {
+        log::warn!(
+            "{}: {} sentences left out, since every one needs a counterfactual: {alone} have none, \
+             {unequal} have one of another length in this tokenizer",
+            path.display(),
+            alone + unequal
+        );
+    }
     if !tally.unaligned.is_empty() {
         let (path, count, lines) = (path.display(), tally.unaligned.len(), &tally.unaligned);
         log::warn!(
@@ -280,7 +315,7 @@ fn generated(
     for sentence in
         grammar::sentences(split, seed, direction == Direction::Disagreement).take(4 * count)
     {
-        match sentence.example(tokenizer)? {
+        match sentence.example(tokenizer)?.filter(|example| example.counterfactual.is_some()) {
             Some(example) => examples.push(example),
             None => left_out += 1,
         }
@@ -331,3 +366,67 @@ register!(
     "agreement",
     "subject-verb agreement, or disagreement: from files or a grammar"
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{fixture, setting, tokenizer};
+
+    fn prepared(direction: Direction, counterfactuals: bool) -> Vec<Example> {
+        let task =
+            Agreement { data: Some(fixture("agreement.jsonl")), direction, ..Agreement::default() };
+        let setting = Setting { counterfactuals, ..setting(4096) };
+        task.sentences(Split::Train, &setting).unwrap().examples
+    }
+
+    /// Tokens are bytes here: a counterfactual is as long where the noun gains what the verb loses.
+    #[test]
+    fn prepared_lines_carry_a_counterfactual_of_their_own_length() {
+        let examples = prepared(Direction::Agreement, false);
+        let has: Vec<bool> = examples.iter().map(|e| e.counterfactual.is_some()).collect();
+        assert_eq!(has, [true, true, false, true, false, false]);
+
+        let text = |tokens: &[u32]| tokenizer().decode(tokens).unwrap();
+        let counterfactual = examples[1].counterfactual.as_ref().unwrap();
+        assert_eq!(
+            text(&counterfactual.tokens),
+            "the student near the house of the painters waits there"
+        );
+        // "wait" and "waits" differ behind the verb, and so do their counterfactuals.
+        let [key] = &examples[1].keys[..] else { panic!("one key") };
+        let [other] = counterfactual.key_positions[..] else { panic!("one key") };
+        assert_eq!(
+            text(&examples[1].tokens[..key.position]),
+            "the students near the house of the painters wait"
+        );
+        assert_eq!(
+            text(&counterfactual.tokens[..other]),
+            "the student near the house of the painters wait"
+        );
+    }
+
+    #[test]
+    fn where_every_example_needs_one_the_others_are_left_out() {
+        for (direction, text) in [
+            (Direction::Agreement, "the author of the pictures near the old bridges seems strange"),
+            (Direction::Disagreement, "the key to the cabinets behind the old doors are new"),
+        ] {
+            let examples = prepared(direction, true);
+            assert!(examples.iter().all(|example| example.counterfactual.is_some()));
+            assert!(examples.len() < 6 && tokenizer().decode(&examples[0].tokens).unwrap() == text);
+        }
+    }
+
+    #[test]
+    fn published_lines_are_read_as_before() {
+        let lines = "{\"clean_text\": \"a dog is\", \"corr_text\": \"a dog are\", \
+                     \"clean_verbs\": [\"is\"], \"corr_verbs\": [\"are\"]}\n";
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines).unwrap();
+        let task = Agreement { data: Some(file.path().to_owned()), ..Agreement::default() };
+        let setting = Setting { counterfactuals: true, ..setting(4096) };
+        let examples = task.sentences(Split::Train, &setting).unwrap().examples;
+        assert!(examples.len() == 1 && examples[0].counterfactual.is_none());
+        assert!(task.why_no_counterfactual().is_some());
+    }
+}

@@ -14,7 +14,7 @@ pub(crate) fn tokenizer() -> &'static Tokenizer {
 }
 
 pub(crate) fn setting(context: usize) -> Setting<'static> {
-    Setting { tokenizer: Some(tokenizer()), context, seed: 0 }
+    Setting { tokenizer: Some(tokenizer()), context, seed: 0, counterfactuals: false }
 }
 
 /// A file of tasks/fixtures.

@@ -6,7 +6,7 @@
 //! loses when the edge is ablated. All edges take one forward and one backward pass. Scores are defined
 //! over all examples together; how they are split into batches changes nothing.
 
-mod ablated;
+mod agreement;
 mod method;
 mod observation;
 mod scoring;
@@ -14,9 +14,11 @@ mod settings;
 mod smoothing;
 mod sums;
 
-pub use ablated::{AblatedValues, values_of};
+pub use agreement::Agreement;
+// Beside the ablations themselves, what methods that run passes of their own need of them.
+pub use crate::evaluation::ablation::{AblatedValues, Ablation, counterfactual_tokens, values_of};
 pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run, discover};
-pub use scoring::{Observation, Scoring, counterfactual_tokens};
-pub use settings::{Ablation, Discovery, Positions};
+pub use scoring::{Observation, Scoring};
+pub use settings::{Discovery, Positions};
 pub use smoothing::{Smoother, Smoothing};
 pub use sums::Difference;

@@ -10,7 +10,7 @@ use super::{Ablation, Discovery, Positions};
 use crate::data::example::Batch;
 use crate::graph::Graph;
 use crate::ops::{Kept, add_by_place, multiply_blocks_into, sum_rows, weight};
-use crate::pass::{Captured, Reading, Unembedding, Writing, Written};
+use crate::pass::{Captured, Reading, Rules, Unembedding, Writing, Written};
 use crate::{Error, Result, refuse};
 
 /// The rows of a batch that count. A score row is a token or, with key positions, an example, whose
@@ -212,11 +212,12 @@ impl BatchView {
         Ok(zeros.index_add(&index, &Kept::All.choose(values, &self.tokens)?, 0)?)
     }
 
-    /// What a backward pass left of the readers at a site of the graph, if this is of any.
+    /// What a backward pass by these rules left of the readers at a site of the graph, if this is of any.
     pub(super) fn gradients(
         &self,
         graph: &Graph,
         captured: &Captured,
+        rules: Rules,
     ) -> Result<Option<SiteGradients>> {
         let rows = &self.clean.rows;
         let (source, x, kept, gradient) = match captured {
@@ -239,7 +240,7 @@ impl BatchView {
             return Ok(None);
         }
         let (x, gradient) = (Kept::All.choose(x, rows)?, kept.choose(gradient, rows)?);
-        Ok(Some(SiteGradients { source, x, gradient }))
+        Ok(Some(SiteGradients { source, x, gradient, rules }))
     }
 }
 
@@ -349,6 +350,8 @@ pub(super) struct SiteGradients {
     /// The gradient at the normalised stream [rows, d_model] of a site with one reader, at the
     /// projection's output [rows, readers × width] of others.
     gradient: Tensor,
+    /// Of the backward pass: the way through the normalisation is its last part.
+    rules: Rules,
 }
 
 enum ReadBy {
@@ -384,12 +387,16 @@ impl SiteGradients {
             ReadBy::Projection(reading) if place.dim(0)? > 1 => {
                 let weight = weight::widened(&reading.weight.tensor)?;
                 return Ok(match &reading.norm {
-                    Some(norm) => norm.pull_back_blocks_into(&x, &gradient, &weight, place)?,
+                    Some(norm) => {
+                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?;
+                    }
                     None => multiply_blocks_into(&gradient, &weight, place)?,
                 });
             }
-            ReadBy::Projection(reading) => reading.pull_back(&x, &gradient)?,
-            ReadBy::Unembedding(unembedding) => unembedding.norm.pull_back(&x, &gradient)?,
+            ReadBy::Projection(reading) => reading.pull_back(&x, &gradient, self.rules)?,
+            ReadBy::Unembedding(unembedding) => {
+                unembedding.norm.pull_back(&x, &gradient, self.rules)?
+            }
         };
         Ok(place.slice_set(&pulled.unsqueeze(0)?.contiguous()?, 0, 0)?)
     }

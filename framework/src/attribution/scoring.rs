@@ -8,13 +8,14 @@ use candle_core::Tensor;
 use super::method::Discovered;
 use super::observation::{BatchView, Watched};
 use super::sums::{Difference, Sums};
-use super::{Ablation, Discovery, Positions};
-use crate::data::example::{Batch, Example, pad};
+use super::{Discovery, Positions};
+use crate::data::example::{Batch, Example};
+use crate::evaluation::ablation::{Ablation, counterfactual_tokens};
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Graph;
 use crate::graph::scores::Scores;
 use crate::model::Model;
-use crate::pass::{Captured, Pass, Readout, scalar};
+use crate::pass::{Backward, Captured, Pass, Readout, Rules, scalar};
 use crate::{Error, Result, refuse};
 
 /// The running scores of a method, and the tools to add to them.
@@ -23,6 +24,8 @@ pub struct Scoring<'a> {
     pub metric: &'a dyn PatchingMetric,
     pub options: &'a Discovery,
     graph: Graph,
+    /// Of backward passes.
+    rules: Rules,
     sums: Sums,
     metric_sum: f64,
     /// Σ weight over all examples, those not yet added included.
@@ -76,10 +79,16 @@ impl<'a> Scoring<'a> {
             options,
             sums: Sums::new(&graph, options, longest),
             graph,
+            rules: Rules::default(),
             metric_sum: 0.0,
             total_weight: examples.iter().map(|example| metric.weight(example)).sum(),
             added_weight: 0.0,
         })
+    }
+
+    /// The same, its backward passes by other rules than the gradient's.
+    pub fn with_rules(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// The graph whose edges are scored.
@@ -166,7 +175,8 @@ impl<'a> Scoring<'a> {
     }
 
     /// Goes back from a share of the metric, and adds `fraction` of the products with the gradients to
-    /// the scores. Where the metric is the loss, what the backward pass left is handed on.
+    /// the scores. Where the metric is the loss, and its gradient what was formed, what the backward pass
+    /// left is handed on.
     ///
     /// # Errors
     /// If a reader of the graph gets no gradient, or a tensor operation fails.
@@ -178,10 +188,11 @@ impl<'a> Scoring<'a> {
         difference: &Difference,
         fraction: f64,
     ) -> Result<Option<Vec<Captured>>> {
-        let keeps = self.metric.is_loss() && !self.options.activation_checkpointing;
+        let keeps = self.leaves_the_losses_gradient() && !self.options.activation_checkpointing;
         let (mut gradients, mut kept) = (Vec::new(), Vec::new());
-        pass.backward_retaining(share, &self.first_read(batch), &mut |captured| {
-            gradients.extend(difference.view.gradients(&self.graph, &captured)?);
+        let how = Backward { from: self.first_read(batch), rules: self.rules };
+        pass.backward_retaining(share, how, &mut |captured| {
+            gradients.extend(difference.view.gradients(&self.graph, &captured, self.rules)?);
             if keeps {
                 kept.push(captured);
             }
@@ -191,10 +202,15 @@ impl<'a> Scoring<'a> {
         Ok(keeps.then_some(kept))
     }
 
-    /// The first position of each example at which the graph is read. Where the metric is the loss,
-    /// tuning goes on with the same gradients and wants them all.
+    /// Whether tuning can go on with what a backward pass of the metric left: its objective's gradient.
+    fn leaves_the_losses_gradient(&self) -> bool {
+        self.metric.is_loss() && self.rules.form_the_gradient()
+    }
+
+    /// The first position of each example at which the graph is read. Where tuning goes on with the same
+    /// gradients, it wants them all.
     fn first_read(&self, batch: &Batch) -> Vec<usize> {
-        if self.options.positions == Positions::All || self.metric.is_loss() {
+        if self.options.positions == Positions::All || self.leaves_the_losses_gradient() {
             return Vec::new();
         }
         let first =
@@ -211,17 +227,4 @@ impl<'a> Scoring<'a> {
         let values = self.sums.finish(&self.graph)?;
         Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
-}
-
-/// A batch's counterfactuals, u32 [batch, seq].
-///
-/// # Errors
-/// If an example has none.
-pub fn counterfactual_tokens(model: &dyn Model, batch: &Batch) -> Result<Tensor> {
-    let of = |example: &&Example| match &example.counterfactual {
-        Some(counterfactual) => Ok(counterfactual.tokens.clone()),
-        None => Err(Error::input(format!("{}: no counterfactual", example.origin))),
-    };
-    let counterfactuals: Vec<Vec<u32>> = batch.examples.iter().map(of).collect::<Result<_>>()?;
-    Ok(pad(counterfactuals.iter().map(|tokens| &tokens[..]), &model.device())?.0)
 }

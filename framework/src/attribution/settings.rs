@@ -4,27 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Attribution, MethodChoice, Needs, Scoring};
 use crate::data::example::Example;
+use crate::evaluation::ablation::Ablation;
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Kind;
 use crate::model::Model;
 use crate::{Error, Result, refuse};
-
-/// What a writer's output is compared with.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ablation {
-    /// Its mean over all tokens of all examples.
-    #[default]
-    Mean,
-    /// At each position its mean over the examples that reach it.
-    MeanPositional,
-    /// Nothing.
-    Zero,
-    /// Its output on the counterfactual.
-    Corrupt,
-}
 
 /// At which positions the graph is read.
 #[derive(
@@ -93,6 +77,14 @@ impl Discovery {
         self.method.build()?.start(Scoring::new(model, examples, metric, self)?)
     }
 
+    /// Whether every example must have a counterfactual. An unknown method needs none: starting it
+    /// names it.
+    pub fn needs_counterfactuals(&self) -> bool {
+        let method = self.method.build();
+        self.ablation == Ablation::Corrupt
+            || method.is_ok_and(|method| method.needs().counterfactual)
+    }
+
     /// Refuses examples that can't be scored this way, naming the first. `why` is a task's reason
     /// for having no counterfactuals.
     ///
@@ -128,7 +120,7 @@ impl Discovery {
             if self.positions == Positions::Key && example.keys.is_empty() {
                 refuse!("{origin}: no key positions; discover with positions = \"all\"");
             }
-            if needs.counterfactual || self.ablation == Ablation::Corrupt {
+            if self.needs_counterfactuals() {
                 self.check_counterfactual(example, needs, why)?;
             }
         }

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::example::by_length;
 use crate::evaluation::Evaluation;
-use crate::pass::Pass;
 use crate::pass::cache::Cache;
 use crate::progress::Progress;
 use crate::{Result, refuse};
@@ -138,7 +137,7 @@ impl Evaluation<'_> {
     /// The logits that follow each sequence's last token.
     fn next_logits(&self, cache: &Arc<Mutex<Cache>>, tokens: &Tensor) -> Result<Vec<Vec<f64>>> {
         let (batch, seq) = tokens.dims2()?;
-        let readout = self.model.forward(&Pass::continuing(cache.clone()), tokens)?;
+        let readout = self.forward_continuing(cache, tokens)?;
         let last: Vec<u32> = (1..=batch).map(|sequence| (sequence * seq - 1) as u32).collect();
         Ok(readout.logits(&last)?.to_dtype(DType::F64)?.to_vec2()?)
     }

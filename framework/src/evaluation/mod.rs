@@ -1,21 +1,36 @@
 //! Running a model over examples without gradients: what tasks' evaluations are made of.
 
+pub mod ablation;
 pub mod answers;
+mod circuit;
+mod curve;
+mod faithfulness;
 pub mod figures;
 pub mod generation;
+mod in_force;
 pub mod metric;
+mod plot;
+pub mod ranking;
 pub mod task;
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 use serde::Serialize;
+
+pub use circuit::{CircuitFigures, Complement, Knockout};
+pub use curve::{Curve, FRACTIONS, Point, SIZES, Smallest};
+pub use faithfulness::{CircuitEvaluation, Faithfulness, Measured, Scale};
+pub use in_force::CircuitInForce;
+pub use plot::{Line, Plot};
 
 use self::answers::Side;
 use crate::data::example::{Batch, Example, by_length};
 use crate::evaluation::task::{Figures, Setting};
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
+use crate::pass::cache::Cache;
 use crate::pass::{Pass, Readout, scalar, values};
 use crate::progress::{Progress, Report};
 use crate::{Error, Result, files};
@@ -31,9 +46,41 @@ pub struct Evaluation<'a> {
     pub folder: Option<&'a Path>,
     /// The parameters before tuning, to compare with; none where the model is untuned.
     pub untuned: Option<&'a [Tensor]>,
+    /// The circuit that alone is in force; without it, the whole model is.
+    pub circuit: Option<&'a CircuitInForce>,
 }
 
 impl Evaluation<'_> {
+    /// The forward pass over a batch. Every evaluation asks for it here, and so sees the model as it is to
+    /// be judged: whole, or a circuit of it alone.
+    ///
+    /// # Errors
+    /// If the circuit in force needs what an example doesn't have, or a tensor operation fails.
+    pub fn forward(&self, batch: &Batch) -> Result<Readout> {
+        let pass = match self.circuit {
+            None => Pass::forward_only(),
+            Some(circuit) => circuit.pass(self.model, batch)?,
+        };
+        self.model.forward(&pass, &batch.tokens)
+    }
+
+    /// The same over tokens u32 [batch, seq] that follow those in the cache.
+    ///
+    /// # Errors
+    /// If what the circuit in force needs of new tokens isn't known, or a tensor operation fails.
+    pub fn forward_continuing(
+        &self,
+        cache: &Arc<Mutex<Cache>>,
+        tokens: &Tensor,
+    ) -> Result<Readout> {
+        let pass = Pass::continuing(cache.clone());
+        let pass = match self.circuit {
+            None => pass,
+            Some(circuit) => circuit.continuing(self.model, pass)?,
+        };
+        self.model.forward(&pass, tokens)
+    }
+
     /// Writes a file beside the figures: a drawing, a table of details.
     ///
     /// # Errors
@@ -87,7 +134,7 @@ impl Evaluation<'_> {
         for chunk in order.chunks(self.batch_size.max(1)) {
             let batch = chunk.iter().map(|&index| &examples[index]).collect();
             let batch = Batch::new(batch, &self.model.device())?;
-            let readout = self.model.forward(&Pass::forward_only(), &batch.tokens)?;
+            let readout = self.forward(&batch)?;
             f(chunk, &batch, &readout)?;
             done += chunk.len();
             let total = examples.len();
@@ -135,4 +182,21 @@ impl Evaluation<'_> {
         }
         Ok(figures)
     }
+}
+
+/// Examples in batches of similar length on a model's device, each checked against the model.
+fn batches<'e>(
+    model: &dyn Model,
+    examples: &'e [Example],
+    batch_size: usize,
+) -> impl Iterator<Item = Result<Batch<'e>>> {
+    let (device, limits) = (model.device(), (model.vocabulary(), model.context()));
+    let order = by_length(examples, |example| example.tokens.len());
+    let of_size = batch_size.max(1);
+    (0..order.len().div_ceil(of_size)).map(move |index| {
+        let chunk = &order[index * of_size..order.len().min((index + 1) * of_size)];
+        let examples: Vec<&Example> = chunk.iter().map(|&index| &examples[index]).collect();
+        examples.iter().try_for_each(|example| example.check(limits.0, limits.1))?;
+        Batch::new(examples, &device)
+    })
 }

@@ -28,6 +28,9 @@ pub struct Setting<'a> {
     pub context: usize,
     /// The seed of everything random.
     pub seed: u64,
+    /// Whether the run's ablation or method needs a counterfactual of every training example. A task
+    /// whose data has some leaves out the examples without one, and says how many.
+    pub counterfactuals: bool,
 }
 
 impl<'a> Setting<'a> {

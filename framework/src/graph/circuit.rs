@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::range::Range;
 use crate::run::provenance::{self, Provenance};
 use crate::weights::parameters::Owner;
-use crate::{Result, refuse};
+use crate::{Error, Result, refuse};
 
 /// How edges are ranked.
 #[derive(
@@ -166,23 +166,33 @@ impl Circuit {
     /// # Errors
     /// If the file is malformed, of another model, or holds an edge that is none of the graph's.
     pub fn load(path: &Path, model: &dyn Model, graph: &Graph) -> Result<Self> {
-        let CircuitFile { provenance, mut edges } = CircuitFile::read(path)?;
+        let CircuitFile { provenance, edges } = CircuitFile::read(path)?;
         provenance::check_model(provenance.as_ref(), path, model)?;
-        for edge in &mut edges {
-            let ends = graph.writer_of(edge.writer).zip(graph.reader_of(edge.reader));
-            let Some((_, reader)) = ends.filter(|&(writer, reader)| graph.has_edge(writer, reader))
-            else {
-                refuse!(
-                    "{}: {} → {} is no edge of this model's graph",
-                    path.display(),
-                    edge.writer,
-                    edge.reader
-                );
-            };
+        let mut circuit = Self { edges };
+        let place = |error: Error| Error::input(format!("{}: {error}", path.display()));
+        let indices = circuit.indices(graph).map_err(place)?;
+        for (edge, (_, reader)) in circuit.edges.iter_mut().zip(indices) {
             // It may have been called by its former name.
             edge.reader = graph.readers()[reader.0];
         }
-        Ok(Self { edges })
+        Ok(circuit)
+    }
+
+    /// The edges' indices in a graph, best first.
+    ///
+    /// # Errors
+    /// If one is none of the graph's.
+    pub fn indices(&self, graph: &Graph) -> Result<Vec<(Writer, Reader)>> {
+        let index = |edge: &Edge| {
+            let ends = graph.writer_of(edge.writer).zip(graph.reader_of(edge.reader));
+            match ends.filter(|&(writer, reader)| graph.has_edge(writer, reader)) {
+                Some(ends) => Ok(ends),
+                None => {
+                    refuse!("{} → {} is no edge of this model's graph", edge.writer, edge.reader)
+                }
+            }
+        };
+        self.edges.iter().map(index).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The model as a graph: which nodes write to the residual stream, which read from it, and the
-//! edges between them. Pure structure: weights are in [`crate::parameters`], scores and the chosen
-//! edges in [`crate::circuit`].
+//! edges between them. Pure structure: weights are in [`crate::weights::parameters`], scores and the chosen
+//! edges in [`circuit`].
 //!
 //! A model is a sequence of *sites*. A site reads the stream through one projection and writes the
 //! result back through another: an attention layer or an MLP layer. The embedding is a site that
@@ -9,7 +9,11 @@
 
 pub mod circuit;
 pub mod drawing;
+pub mod eap_ig;
+pub mod edge_set;
+pub mod mib;
 pub mod scores;
+pub mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,12 +1,12 @@
 //! The scores of a graph's edges, and the file they are kept in. How they come about is
-//! [`crate::attribution`]'s; what is cut from them, [`crate::circuit`]'s.
+//! [`crate::attribution`]'s; what is cut from them, [`crate::graph::circuit`]'s.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::files::tensors::{self, Piece};
 use crate::graph::{Graph, Input, Node, Reader, Writer};
@@ -34,17 +34,30 @@ impl Scores {
     }
 
     /// Writes one float32 tensor `scores` [writers, readers]. The metadata has the node names as JSON
-    /// lists under `writers` and `readers`, and what the scores are of as JSON under `provenance`.
+    /// lists under `writers` and `readers`, and what the scores are of, where that is known, as JSON under
+    /// `provenance`.
     ///
     /// # Errors
     /// If the file can't be written.
-    pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
+    pub fn save<'a>(
+        &self,
+        path: &Path,
+        provenance: impl Into<Option<&'a Provenance>>,
+    ) -> Result<()> {
         let list = |names: Vec<String>| Value::from(Value::from(names).to_string());
-        let metadata = [
-            ("writers", list(self.graph.writers().iter().map(Node::to_string).collect())),
-            ("readers", list(self.graph.readers().iter().map(Input::to_string).collect())),
-            ("provenance", json!(provenance).to_string().into()),
-        ];
+        let mut metadata = Map::from_iter([
+            (
+                "writers".to_owned(),
+                list(self.graph.writers().iter().map(Node::to_string).collect()),
+            ),
+            (
+                "readers".to_owned(),
+                list(self.graph.readers().iter().map(Input::to_string).collect()),
+            ),
+        ]);
+        if let Some(provenance) = provenance.into() {
+            metadata.insert("provenance".to_owned(), json!(provenance).to_string().into());
+        }
         let shape = vec![self.graph.writers().len(), self.graph.readers().len()];
         let scores = Piece {
             name: "scores".to_owned(),
@@ -52,8 +65,15 @@ impl Scores {
             shape: shape.clone(),
             values: Box::new(|| Ok(Tensor::from_slice(&self.values, &shape[..], &Device::Cpu)?)),
         };
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
         tensors::write(path, metadata, &[scores])
+    }
+
+    /// What the scores in a file are of; none in files of former versions.
+    ///
+    /// # Errors
+    /// If the file is not one of scores.
+    pub fn provenance(path: &Path) -> Result<Option<Provenance>> {
+        Ok(ScoreFile::read(path)?.provenance)
     }
 
     /// Reads scores of this model's graph, or of that part of it whose nodes the file names. Files of

@@ -4,6 +4,7 @@
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
+use super::backward::{Rules, Running};
 use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
 
 /// √(2/π) and the cubic term of the tanh approximation.
@@ -36,20 +37,28 @@ impl Activation {
     /// # Errors
     /// If x is neither float32 nor float64.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        self.apply_with(x, &Running::default())
+    }
+
+    /// The same; how the backward pass goes is asked of `running`.
+    pub(crate) fn apply_with(self, x: &Tensor, running: &Running) -> Result<Tensor> {
         let input = x.detach().contiguous()?;
         let output = match is_fused(&input) {
             true => by_dtype!(input, T => self.forward::<T>(&input))?,
-            false => self.composed(&input)?,
+            false => self.composed(&input, Rules::default())?,
         };
-        differentiable(x, output, move |gradient| self.pull_back(&input, gradient))
+        let running = running.clone();
+        differentiable(x, output, move |gradient| {
+            self.pull_back(&input, gradient, running.get().rules)
+        })
     }
 
-    fn composed(self, input: &Tensor) -> Result<Tensor> {
+    fn composed(self, input: &Tensor, rules: Rules) -> Result<Tensor> {
         match self {
-            Self::GeluTanh => composed::gelu_tanh(input),
-            Self::Gelu => composed::gelu(input),
-            Self::Swiglu => composed::swiglu(input),
-            Self::GegluTanh => composed::geglu_tanh(input),
+            Self::GeluTanh => composed::gelu_tanh(input, rules),
+            Self::Gelu => composed::gelu(input, rules),
+            Self::Swiglu => composed::swiglu(input, rules),
+            Self::GegluTanh => composed::geglu_tanh(input, rules),
         }
     }
 
@@ -102,14 +111,28 @@ impl Activation {
     }
 
     /// The gradient at the contiguous input, of that at the output.
-    pub(crate) fn pull_back(self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    pub(crate) fn pull_back(
+        self,
+        input: &Tensor,
+        gradient: &Tensor,
+        rules: Rules,
+    ) -> Result<Tensor> {
+        let gradient = &match self {
+            gated if gated.is_gated() && rules.activation_factors => (gradient * 0.5)?,
+            _ => gradient.clone(),
+        };
         if !is_fused(input) {
-            return composed::pull_back(input, gradient, |input| self.composed(input));
+            return composed::pull_back(input, gradient, |input| self.composed(input, rules));
         }
-        by_dtype!(input, T => self.backward::<T>(input, gradient))
+        by_dtype!(input, T => self.backward::<T>(input, gradient, rules.activation_factors))
     }
 
-    fn backward<T: Real>(self, input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    fn backward<T: Real>(
+        self,
+        input: &Tensor,
+        gradient: &Tensor,
+        constant: bool,
+    ) -> Result<Tensor> {
         let g = values::<T>(gradient)?;
         let (input_width, width) = (input.dim(D::Minus1)?, gradient.dim(D::Minus1)?);
         map_rows::<T>(
@@ -122,10 +145,11 @@ impl Activation {
                     return;
                 }
                 match self {
+                    Self::GeluTanh if constant => gelu_backward_of_constant(y, x, g),
                     Self::GeluTanh => gelu_backward(y, x, g),
-                    Self::Gelu => exact_gelu_backward(y, x, g),
-                    Self::Swiglu => swiglu_backward(y, x, g),
-                    Self::GegluTanh => geglu_backward(y, x, g),
+                    Self::Gelu => exact_gelu_backward(y, x, g, constant),
+                    Self::Swiglu => swiglu_backward(y, x, g, constant),
+                    Self::GegluTanh => geglu_backward(y, x, g, constant),
                 }
             },
         )
@@ -160,37 +184,51 @@ fn normal_distribution<T: Real>(x: T) -> T {
 }
 
 #[inline(always)]
-fn exact_gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
+fn exact_gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T], constant: bool) {
+    // What the slope of Φ counts.
+    let counts = if constant { T::zero() } else { T::one() };
     // 1/√(2π).
     let density =
         lanes::real::<T>(0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
     for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
         let slope = density * (x * x * lanes::real(-0.5)).exponential();
-        *y = g * (normal_distribution(x) + x * slope);
+        *y = g * (normal_distribution(x) + x * slope * counts);
     }
 }
 
 #[inline(always)]
-fn geglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
+fn geglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T], constant: bool) {
     let width = g.len();
     let (gate, up) = x.split_at(width);
     let (d_gate, d_up) = y.split_at_mut(width);
     for index in 0..width {
         let s = gelu_gate(gate[index]);
         d_up[index] = g[index] * gate[index] * s;
-        d_gate[index] = g[index] * up[index] * gelu_slope(gate[index], s);
+        let slope = if constant { s } else { gelu_slope(gate[index], s) };
+        d_gate[index] = g[index] * up[index] * slope;
+    }
+}
+
+/// σ(2u) is what x is multiplied with, ½ at 0 too.
+#[inline(always)]
+fn gelu_backward_of_constant<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
+    for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
+        *y = g * gelu_gate(x);
     }
 }
 
 #[inline(always)]
-fn swiglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T]) {
+fn swiglu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T], constant: bool) {
+    // What the slope of silu(x)/x counts.
+    let slope = if constant { T::zero() } else { T::one() };
     let width = g.len();
     let (gate, up) = x.split_at(width);
     let (d_gate, d_up) = y.split_at_mut(width);
     for index in 0..width {
         let s = lanes::sigmoid(gate[index]);
         d_up[index] = g[index] * gate[index] * s;
-        d_gate[index] = g[index] * up[index] * s * (T::one() + gate[index] * (T::one() - s));
+        d_gate[index] =
+            g[index] * up[index] * s * (T::one() + slope * gate[index] * (T::one() - s));
     }
 }
 

@@ -7,11 +7,12 @@
 //! before ([`Attention::extend`]), without a gradient.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::backward::{Backward, Rules, Running};
 use super::cap::{cap_values, times_slopes};
 use super::head_norms::{HeadNorms, NormGradient};
 use super::product::Product;
@@ -35,10 +36,6 @@ pub struct Attention {
     /// How many tokens a query sees, its own counted; all up to its own where it is none.
     pub window: Option<usize>,
 }
-
-/// The first position of each sequence that a backward pass needs gradients at, set while it runs;
-/// empty where it needs all. Attention is where gradients go back to earlier positions.
-pub(crate) type Since = Arc<Mutex<Vec<usize>>>;
 
 /// One key/value head of one sequence with the query heads that share it, gathered and rotated.
 struct Group<T> {
@@ -211,11 +208,11 @@ impl Attention {
 
     /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
     pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
-        self.forward_since(qkv, &Since::default())
+        self.forward_with(qkv, &Running::default())
     }
 
-    /// The same, with a say in how far back gradients go.
-    pub(crate) fn forward_since(&self, qkv: &Tensor, since: &Since) -> Result<Tensor> {
+    /// The same; how the backward pass goes is asked of `running`.
+    pub(crate) fn forward_with(&self, qkv: &Tensor, running: &Running) -> Result<Tensor> {
         if let Some(rotary) = &self.rotary {
             rotary.check(qkv.dim(1)?)?;
         }
@@ -223,12 +220,11 @@ impl Attention {
         let normed = self.normed(&input)?;
         let output = match is_fused(&normed) {
             true => by_dtype!(normed, T => self.forward_in::<T>(&normed))?,
-            false => composed::attention(self, &normed)?,
+            false => composed::attention(self, &normed, Rules::default())?,
         };
-        let (attention, since) = (self.clone(), since.clone());
+        let (attention, running) = (self.clone(), running.clone());
         differentiable(qkv, output, move |gradient| {
-            let from = since.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            Ok(attention.pull_back(&input, gradient, &from)?.0)
+            Ok(attention.pull_back(&input, gradient, &running.get())?.0)
         })
     }
 
@@ -460,43 +456,46 @@ impl Attention {
         pieces
     }
 
-    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's position in `from`,
-    /// which is empty where all are wanted; and the gradients of the norms' weights.
+    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's first position that
+    /// gradients are needed at, and the gradients of the norms' weights. Attention is where gradients go
+    /// back to earlier positions.
     pub(crate) fn pull_back(
         &self,
         qkv: &Tensor,
         gradient: &Tensor,
-        from: &[usize],
+        how: &Backward,
     ) -> Result<(Tensor, Vec<NormGradient>)> {
         let Some(norms) = &self.norms else {
-            return Ok((self.pull_back_to_normed(qkv, gradient, from)?, Vec::new()));
+            return Ok((self.pull_back_to_normed(qkv, gradient, how)?, Vec::new()));
         };
         let qkv = qkv.contiguous()?;
-        let at_normed = self.pull_back_to_normed(&norms.forward(self, &qkv)?, gradient, from)?;
-        norms.pull_back(self, &qkv, &at_normed)
+        let at_normed = self.pull_back_to_normed(&norms.forward(self, &qkv)?, gradient, how)?;
+        norms.pull_back(self, &qkv, &at_normed, how.rules)
     }
 
     fn pull_back_to_normed(
         &self,
         qkv: &Tensor,
         gradient: &Tensor,
-        from: &[usize],
+        how: &Backward,
     ) -> Result<Tensor> {
         if !is_fused(qkv) {
-            // Gradients before `from` come out too, and are of no use.
-            return composed::pull_back(qkv, gradient, |qkv| composed::attention(self, qkv));
+            // Gradients before those needed come out too, and are of no use.
+            return composed::pull_back(qkv, gradient, |qkv| {
+                composed::attention(self, qkv, how.rules)
+            });
         }
-        by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, from))
+        by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, how))
     }
 
-    fn backward<T: Real>(&self, qkv: &Tensor, gradient: &Tensor, from: &[usize]) -> Result<Tensor> {
+    fn backward<T: Real>(&self, qkv: &Tensor, gradient: &Tensor, how: &Backward) -> Result<Tensor> {
         let (batch, seq, width) = qkv.dims3()?;
         let (qkv_data, dz) = (values::<T>(qkv)?, values::<T>(gradient)?);
         let pieces = self.for_each_group(batch, |b, g| {
-            let from = from.get(b).copied().unwrap_or(0);
+            let from = how.from.get(b).copied().unwrap_or(0);
             lanes::vectorized(
                 #[inline(always)]
-                || self.group_backward(&qkv_data, &dz, (seq, from), b, g),
+                || self.group_backward(&qkv_data, &dz, (seq, from), (b, g), how.rules),
             )
         });
         let mut output = vec![T::zero(); batch * seq * width];
@@ -518,8 +517,8 @@ impl Attention {
         qkv: &[T],
         dz: &[T],
         (seq, from): (usize, usize),
-        b: usize,
-        g: usize,
+        (b, g): (usize, usize),
+        rules: Rules,
     ) -> Vec<Vec<T>> {
         let d = self.d_head;
         let group = self.gather(qkv, seq, b, g);
@@ -544,6 +543,10 @@ impl Attention {
                     (probabilities.values.clone(), cap)
                 });
                 probabilities.softmax(self.window);
+                probabilities.add_transposed_times(dz, stride, d, from, &mut d_values);
+                if rules.attention {
+                    continue;
+                }
                 let mut d_scores = Tile::products(positions, dz, stride, &values);
                 d_scores.back_through_softmax(&probabilities);
                 if let Some((capped, cap)) = capped {
@@ -551,7 +554,6 @@ impl Attention {
                 }
                 d_scores.add_times(&group.keys, d, d_queries);
                 d_queries.iter_mut().for_each(|value| *value *= scale);
-                probabilities.add_transposed_times(dz, stride, d, from, &mut d_values);
                 d_scores.add_transposed_times(queries, d, d, from, &mut d_keys);
             }
             pieces.push(d_queries);

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use candle_core::{D, DType, Device, Error, Result, Tensor, Var};
 
 use super::attention::Attention;
+use super::backward::Rules;
 use super::cap;
 use super::cross_entropy::Target;
 use super::norm::Norm;
@@ -41,18 +42,25 @@ pub(super) fn pull_back(
     gradients.remove(&x).ok_or_else(|| Error::Msg("no gradient comes back".to_owned()))
 }
 
+/// What a rule takes for a constant, or not.
+fn held(factor: Tensor, is_constant: bool) -> Tensor {
+    if is_constant { factor.detach() } else { factor }
+}
+
 /// x [..., d_model] normalised, with γ and β [1, d_model].
 pub(super) fn norm(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     epsilon: f64,
+    rules: Rules,
 ) -> Result<Tensor> {
     let x = match bias {
         Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         None => x.clone(),
     };
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    let scale = held(scale, rules.norm_scales);
     let y = x.broadcast_div(&scale)?.broadcast_mul(weight)?;
     match bias {
         Some(bias) => y.broadcast_add(bias),
@@ -67,7 +75,8 @@ pub(super) fn norm_parameter_gradients(
     g: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let bias = norm.bias.as_ref().map(|bias| &bias.tensor);
-    let d_weight = pull_back(&norm.gain()?, g, |weight| self::norm(x, weight, bias, norm.epsilon))?;
+    let normed = |weight: &Tensor| self::norm(x, weight, bias, norm.epsilon, Rules::default());
+    let d_weight = pull_back(&norm.gain()?, g, normed)?;
     Ok((d_weight, g.sum_keepdim(0)?))
 }
 
@@ -76,15 +85,16 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 }
 
 /// x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
-pub(super) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+pub(super) fn gelu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
     let u =
         ((x + (x * x.sqr()?)?.affine(super::activation::CUBIC, 0.0)?)? * super::activation::SCALE)?;
-    x * sigmoid(&(u * 2.0)?)?
+    x * held(sigmoid(&(u * 2.0)?)?, rules.activation_factors)
 }
 
 /// x·Φ(x), Φ being the normal distribution.
-pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    x * ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?
+pub(super) fn gelu(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let factor = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
+    x * held(factor, rules.activation_factors)
 }
 
 /// The gate and the up projection, side by side in x.
@@ -95,15 +105,16 @@ fn gate_and_up(x: &Tensor) -> Result<[Tensor; 2]> {
 }
 
 /// silu(gate) ⊙ up, of both side by side.
-pub(super) fn swiglu(x: &Tensor) -> Result<Tensor> {
+pub(super) fn swiglu(x: &Tensor, rules: Rules) -> Result<Tensor> {
     let [gate, up] = gate_and_up(x)?;
-    (&gate * sigmoid(&gate)?)? * up
+    let silu = (&gate * held(sigmoid(&gate)?, rules.activation_factors))?;
+    silu * up
 }
 
 /// gelu(gate) ⊙ up, with GELU in its tanh form, of both side by side.
-pub(super) fn geglu_tanh(x: &Tensor) -> Result<Tensor> {
+pub(super) fn geglu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
     let [gate, up] = gate_and_up(x)?;
-    gelu_tanh(&gate)? * up
+    gelu_tanh(&gate, rules)? * up
 }
 
 /// What is added to a score that is masked: so little that its probability is 0, and finite, so that
@@ -146,11 +157,13 @@ fn attend(
     [queries, keys, values]: [&Tensor; 3],
     past: usize,
     padding: &[usize],
+    rules: Rules,
 ) -> Result<Tensor> {
     let Attention { heads, kv_heads, d_head, .. } = *attention;
     let (batch, new, _) = queries.dims3()?;
     let group = heads / kv_heads;
     let p = probabilities(attention, queries, keys, past, padding)?;
+    let p = held(p, rules.attention);
     let z = p.matmul(&by_head(values, kv_heads)?)?;
     let z = z.reshape((batch, kv_heads, group, new, d_head))?;
     z.permute((0, 3, 1, 2, 4))?.contiguous()?.reshape((batch, new, heads * d_head))
@@ -226,11 +239,11 @@ fn parts(attention: &Attention, qkv: &Tensor, positions: &[usize]) -> Result<[Te
 }
 
 /// [`Attention::forward`].
-pub(super) fn attention(attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
+pub(super) fn attention(attention: &Attention, qkv: &Tensor, rules: Rules) -> Result<Tensor> {
     let (batch, seq, _) = qkv.dims3()?;
     let positions: Vec<usize> = (0..batch * seq).map(|index| index % seq).collect();
     let [queries, keys, values] = parts(attention, qkv, &positions)?;
-    attend(attention, [&queries, &keys, &values], 0, &[])
+    attend(attention, [&queries, &keys, &values], 0, &[], rules)
 }
 
 /// [`Attention::probabilities`].
@@ -257,7 +270,8 @@ pub(super) fn extend(
     keys.slice_set(&new_keys, 1, past)?;
     values.slice_set(&new_values, 1, past)?;
     let so_far = |x: &Tensor| x.narrow(1, 0, past + new)?.contiguous();
-    attend(attention, [&queries, &so_far(keys)?, &so_far(values)?], past, padding)
+    let parts = [&queries, &so_far(keys)?, &so_far(values)?];
+    attend(attention, parts, past, padding, Rules::default())
 }
 
 /// Σ weight · (−log p(token)) of logits [rows, vocabulary], and its gradient there.

@@ -4,6 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use super::attention::Attention;
+use super::backward::Rules;
 use super::norm::Norm;
 use crate::weights::parameters::Param;
 
@@ -57,13 +58,14 @@ impl HeadNorms {
         attention: &Attention,
         qkv: &Tensor,
         gradient: &Tensor,
+        rules: Rules,
     ) -> Result<(Tensor, Vec<NormGradient>)> {
         let (parts, _) = self.parts(attention, qkv)?;
         let (gradients, at_values) = self.parts(attention, gradient)?;
         let mut weights = Vec::new();
         let mut pull_back = |((norm, x), (_, gradient)): (&(&Norm, Tensor), &(&Norm, Tensor))| {
             weights.push(norm.weight_gradient(x, gradient)?);
-            norm.pull_back(x, gradient)
+            norm.pull_back(x, gradient, rules)
         };
         let at_queries = pull_back((&parts[0], &gradients[0]))?;
         let at_keys = pull_back((&parts[1], &gradients[1]))?;

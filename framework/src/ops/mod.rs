@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod backward;
 mod blocks;
 pub(crate) mod cap;
 pub mod composed;

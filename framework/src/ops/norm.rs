@@ -2,11 +2,13 @@
 //!
 //! y = x̂ ⊙ γ (+ β), with x̂ = (x − mean x) / √(var x + ε) for layer norm and x̂ = x / √(mean x² + ε)
 //! for RMS norm; an offset may be added to γ. With s the factor 1/√… and v = γ ⊙ g, the pull-back of g is
-//! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm.
+//! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm; with s taken for a constant
+//! ([`Rules::norm_scales`]) it is s (v − mean v).
 
 use candle_core::{Result, Tensor, WithDType};
 use rayon::prelude::*;
 
+use super::backward::Rules;
 use super::blocks::{is_small, multiply_blocks_then};
 use super::head_norms::NormGradient;
 use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks_into, values};
@@ -41,14 +43,14 @@ impl Norm {
     /// x [rows, d_model] → y [rows, d_model].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !is_fused(x) {
-            return self.composed(x);
+            return self.composed(x, Rules::default());
         }
         by_dtype!(x, T => self.forward_in::<T>(x))
     }
 
-    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+    fn composed(&self, x: &Tensor, rules: Rules) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| &bias.tensor);
-        composed::norm(x, &self.gain()?, bias, self.epsilon)
+        composed::norm(x, &self.gain()?, bias, self.epsilon, rules)
     }
 
     /// What normalised rows are multiplied with [1, d_model]: γ with the offset.
@@ -106,15 +108,20 @@ impl Norm {
 
     /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i
     /// belongs to row i mod rows of x.
-    pub fn pull_back(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+    pub fn pull_back(&self, x: &Tensor, gradients: &Tensor, rules: Rules) -> Result<Tensor> {
         if !is_fused(x) {
             let x = x.repeat((gradients.dim(0)? / x.dim(0)?.max(1), 1))?;
-            return composed::pull_back(&x, gradients, |x| self.composed(x));
+            return composed::pull_back(&x, gradients, |x| self.composed(x, rules));
         }
-        by_dtype!(x, T => self.pull_back_in::<T>(x, gradients))
+        by_dtype!(x, T => self.pull_back_in::<T>(x, gradients, rules))
     }
 
-    fn pull_back_in<T: Real>(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+    fn pull_back_in<T: Real>(
+        &self,
+        x: &Tensor,
+        gradients: &Tensor,
+        rules: Rules,
+    ) -> Result<Tensor> {
         let (rows, d) = x.dims2()?;
         let (x, gradients) = (x.contiguous()?, gradients.contiguous()?);
         let shape = gradients.shape().clone();
@@ -127,13 +134,20 @@ impl Norm {
         rows_of.for_each(|(index, (out, g))| {
             out.copy_from_slice(g);
             let x = &x[index % rows * d..][..d];
-            self.pull_back_row(out, x, &weight, statistics[index % rows]);
+            self.pull_back_row(out, x, &weight, statistics[index % rows], rules);
         });
         Tensor::from_vec(out, shape, gradients.device())
     }
 
     /// From the gradient at y, in `row`, to that at x.
-    fn pull_back_row<T: Real>(&self, row: &mut [T], x: &[T], weight: &[T], (mean, scale): (T, T)) {
+    fn pull_back_row<T: Real>(
+        &self,
+        row: &mut [T],
+        x: &[T],
+        weight: &[T],
+        (mean, scale): (T, T),
+        rules: Rules,
+    ) {
         lanes::vectorized(
             #[inline(always)]
             || {
@@ -141,7 +155,10 @@ impl Norm {
                 for (v, weight) in row.iter_mut().zip(weight) {
                     *v *= *weight;
                 }
-                let along = lanes::sum2(row, x, |v, x| v * (x - mean)) * scale / width;
+                let along = match rules.norm_scales {
+                    true => T::zero(),
+                    false => lanes::sum2(row, x, |v, x| v * (x - mean)) * scale / width,
+                };
                 let centre =
                     if self.centred() { lanes::sum(row, |v| v) / width } else { T::zero() };
                 for (v, x) in row.iter_mut().zip(x) {
@@ -159,12 +176,13 @@ impl Norm {
         values: &Tensor,
         weight: &Tensor,
         place: &Tensor,
+        rules: Rules,
     ) -> Result<()> {
         if is_small(x, weight.dim(0)? / place.dim(0)?) {
-            return by_dtype!(x, T => self.pull_back_small::<T>(x, values, weight, place));
+            return by_dtype!(x, T => self.pull_back_small::<T>(x, values, weight, place, rules));
         }
         multiply_blocks_into(values, weight, place)?;
-        let pulled = self.pull_back(x, &place.reshape(((), x.dim(1)?))?)?;
+        let pulled = self.pull_back(x, &place.reshape(((), x.dim(1)?))?, rules)?;
         place.slice_set(&pulled.reshape(place.shape())?, 0, 0)
     }
 
@@ -174,6 +192,7 @@ impl Norm {
         gradients: &Tensor,
         projection: &Tensor,
         place: &Tensor,
+        rules: Rules,
     ) -> Result<()> {
         let d = x.dim(1)?;
         let x = x.contiguous()?;
@@ -181,7 +200,7 @@ impl Norm {
         let (x, weight) = (values::<T>(&x)?, values::<T>(&gain)?);
         let statistics = self.statistics(&x, d);
         multiply_blocks_then::<T>(gradients, projection, place, |row, values| {
-            self.pull_back_row(values, &x[row * d..][..d], &weight, statistics[row]);
+            self.pull_back_row(values, &x[row * d..][..d], &weight, statistics[row], rules);
         })
     }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::activation::Activation;
 use super::attention::Attention;
+use super::backward::{Backward, Rules};
 use super::cap;
 use super::composed::{self, everywhere};
 use super::cross_entropy::{self, Target};
@@ -73,6 +74,45 @@ fn agrees_with_composed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
     everywhere(|| gradient_is_right(x, &f));
 }
 
+/// A pull-back, fused and composed, against central differences of Σ w ⊙ f(x), for a noisy w. Of f, which
+/// holds what a rule takes for a constant, they are exact.
+fn pulls_back(
+    x: &Tensor,
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+    pull_back: impl Fn(&Tensor) -> Result<Tensor>,
+) {
+    let gradient = noise(f(x).unwrap().dims(), 0.3);
+    let found = pull_back(&gradient).unwrap();
+    close(&everywhere(|| pull_back(&gradient)).unwrap(), &found, 1e-12);
+    let at = values(x);
+    let sum = |at: Vec<f64>| {
+        let x = Tensor::from_vec(at, x.shape(), &Device::Cpu).unwrap();
+        (f(&x).unwrap() * &gradient).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
+    };
+    for (index, found) in values(&found).into_iter().enumerate() {
+        let moved = |by: f64| {
+            let mut at = at.clone();
+            at[index] += by;
+            sum(at)
+        };
+        let expected = moved(0.5) - moved(-0.5);
+        assert!(
+            (found - expected).abs() <= 1e-9 * (1.0 + expected.abs()),
+            "{found} for {expected}"
+        );
+    }
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    any::<[bool; 3]>().prop_map(|[norm_scales, activation_factors, attention]| Rules {
+        norm_scales,
+        activation_factors,
+        attention,
+    })
+}
+
+const ALL_RULES: Rules = Rules { norm_scales: true, activation_factors: true, attention: true };
+
 fn param(tensor: Tensor) -> Param {
     Param { id: ParamId(0), tensor }
 }
@@ -86,7 +126,7 @@ fn norm(d: usize, centred: bool, offset: f64) -> Norm {
 fn differentiable_norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     let (input, norm) = (x.detach(), norm.clone());
     let output = norm.forward(&input)?;
-    differentiable(x, output, move |gradient| norm.pull_back(&input, gradient))
+    differentiable(x, output, move |gradient| norm.pull_back(&input, gradient, Rules::default()))
 }
 
 /// What an attention may have beside its heads.
@@ -127,7 +167,7 @@ proptest! {
         };
         let g = noise(&[rows, d], 0.1);
         let bias_var = with_vars.bias.as_ref().map(|bias| &bias.tensor);
-        let normed = composed::norm(&x, &with_vars.gain().unwrap(), bias_var, norm.epsilon);
+        let normed = composed::norm(&x, &with_vars.gain().unwrap(), bias_var, norm.epsilon, Rules::default());
         let sum = (normed.unwrap() * &g).unwrap().sum_all().unwrap();
         let expected = sum.backward().unwrap();
         let (d_weight, d_bias) = norm.parameter_gradients(&x, &g).unwrap();
@@ -147,22 +187,75 @@ proptest! {
     #[test]
     fn projected_norms(
         rows in 1..40usize, d in 2..37usize, blocks in 1..4usize, width in prop_oneof![1..6usize, 255..258usize],
-        centred in any::<bool>(), seed in 0f64..9.0,
+        centred in any::<bool>(), rules in rules(), seed in 0f64..9.0,
     ) {
         let (norm, x) = (norm(d, centred, 1.0), noise(&[rows, d], seed));
         let (g, weight) = (noise(&[rows, blocks * width], 0.1), noise(&[blocks * width, d], 0.5));
         let pulled = || {
             let place = noise(&[blocks, rows, d], 0.7);
-            norm.pull_back_blocks_into(&x, &g, &weight, &place).unwrap();
+            norm.pull_back_blocks_into(&x, &g, &weight, &place, rules).unwrap();
             place
         };
         let found = pulled();
         for block in 0..blocks {
             let of = |tensor: &Tensor, dim| tensor.narrow(dim, block * width, width).unwrap();
-            let expected = norm.pull_back(&x, &of(&g, 1).matmul(&of(&weight, 0)).unwrap()).unwrap();
+            let expected = norm.pull_back(&x, &of(&g, 1).matmul(&of(&weight, 0)).unwrap(), rules).unwrap();
             close(&found.get(block).unwrap(), &expected, 1e-10);
         }
         close(&everywhere(pulled), &found, 1e-10);
+    }
+
+    #[test]
+    fn norms_of_constant_scale(rows in 1..4usize, d in 2..37usize, centred in any::<bool>(), seed in 0f64..9.0) {
+        let (norm, x) = (norm(d, centred, 0.0), noise(&[rows, d], seed));
+        let centre = |x: &Tensor| match centred {
+            true => x.broadcast_sub(&x.mean_keepdim(1)?),
+            false => Ok(x.clone()),
+        };
+        let scale = (centre(&x).unwrap().sqr().unwrap().mean_keepdim(1).unwrap() + 1e-5).unwrap().sqrt().unwrap();
+        let held = |x: &Tensor| centre(x)?.broadcast_div(&scale)?.broadcast_mul(&norm.weight.tensor);
+        pulls_back(&x, held, |gradient| norm.pull_back(&x, gradient, ALL_RULES));
+    }
+
+    /// Also at 0, where f(x)/x is ½.
+    #[test]
+    fn activations_of_constant_factors(rows in 1..4usize, width in 1..19usize, seed in 0f64..9.0) {
+        let zeros = Tensor::zeros((rows, 2), DType::F64, &Device::Cpu).unwrap();
+        let x = Tensor::cat(&[&noise(&[rows, 2 * width], seed), &zeros], 1).unwrap();
+        let inner = ((&x + (x.powf(3.0).unwrap() * 0.044715).unwrap()).unwrap() * (2.0 / std::f64::consts::PI).sqrt()).unwrap();
+        let factor = ((inner.tanh().unwrap() + 1.0).unwrap() * 0.5).unwrap();
+        let pull_back = |activation: Activation, gradient: &Tensor| activation.pull_back(&x, gradient, ALL_RULES);
+        pulls_back(&x, |x| x * &factor, |gradient| pull_back(Activation::GeluTanh, gradient));
+        let half = |x: &Tensor, start| x.narrow(1, start, width + 1).unwrap();
+        let factor = (half(&x, 0).neg().unwrap().exp().unwrap() + 1.0).unwrap().recip().unwrap();
+        let held = |x: &Tensor| ((half(x, 0) * &factor)? * half(x, width + 1))? * 0.5;
+        pulls_back(&x, held, |gradient| pull_back(Activation::Swiglu, gradient));
+        let factor = (x.affine(std::f64::consts::FRAC_1_SQRT_2, 0.0).unwrap().erf().unwrap() + 1.0).unwrap().affine(0.5, 0.0).unwrap();
+        pulls_back(&x, |x| x * &factor, |gradient| pull_back(Activation::Gelu, gradient));
+        let gate = half(&x, 0);
+        let inner = ((&gate + (gate.powf(3.0).unwrap() * 0.044715).unwrap()).unwrap() * (2.0 / std::f64::consts::PI).sqrt()).unwrap();
+        let factor = ((inner.tanh().unwrap() + 1.0).unwrap() * 0.5).unwrap();
+        let held = |x: &Tensor| ((half(x, 0) * &factor)? * half(x, width + 1))? * 0.5;
+        pulls_back(&x, held, |gradient| pull_back(Activation::GegluTanh, gradient));
+    }
+
+    #[test]
+    fn attentions_of_constant_probabilities(
+        batch in 1..3usize, seq in 1..6usize, kv_heads in 1..3usize, group in 1..3usize, seed in 0f64..9.0,
+    ) {
+        let (heads, d_head) = (group * kv_heads, 2);
+        let attention = Attention::new(heads, kv_heads, d_head);
+        let x = noise(&[batch, seq, attention.width()], seed);
+        let p = attention.probabilities(&x).unwrap();
+        let held = |x: &Tensor| {
+            let width = kv_heads * d_head;
+            let v = x.narrow(2, attention.width() - width, width)?.reshape((batch, seq, kv_heads, 1, d_head))?;
+            let v = v.broadcast_as((batch, seq, kv_heads, group, d_head))?.reshape((batch, seq, heads, d_head))?;
+            let z = p.matmul(&v.transpose(1, 2)?.contiguous()?)?;
+            z.transpose(1, 2)?.reshape((batch, seq, heads * d_head))
+        };
+        let how = Backward { from: Vec::new(), rules: ALL_RULES };
+        pulls_back(&x, held, |gradient| Ok(attention.pull_back(&x, gradient, &how)?.0));
     }
 
     #[test]
@@ -220,8 +313,9 @@ proptest! {
         }
         // The gradients of the norms' weights.
         let gradient = noise(&[batch, seq, heads * 2 * half], 0.4);
-        let (_, of_norms) = attention.pull_back(&x, &gradient, &[]).unwrap();
-        let (_, composed) = everywhere(|| attention.pull_back(&x, &gradient, &[])).unwrap();
+        let how = Backward::default();
+        let (_, of_norms) = attention.pull_back(&x, &gradient, &how).unwrap();
+        let (_, composed) = everywhere(|| attention.pull_back(&x, &gradient, &how)).unwrap();
         for (found, composed) in of_norms.iter().zip(&composed) {
             close(&found.gradient, &composed.gradient, 1e-10);
         }
@@ -256,7 +350,7 @@ proptest! {
     #[test]
     fn long_attentions(
         seq in 60..140usize, kv_heads in 1..3usize, group in 1..3usize, from in 0..140usize, zeros in 0..20usize,
-        settings in settings(), seed in 0f64..9.0,
+        settings in settings(), rules in rules(), seed in 0f64..9.0,
     ) {
         let rotary = Some(Arc::new(Rotary::new(&[1.0], seq)));
         let plain = Attention { rotary, ..Attention::new(group * kv_heads, kv_heads, 2) };
@@ -267,9 +361,10 @@ proptest! {
         let z_width = attention.heads * 2;
         let gradient = noise(&[1, seq - zeros, z_width], 0.4).pad_with_zeros(1, 0, zeros).unwrap();
         let from = from % seq;
+        let how = |from| Backward { from, rules };
         let behind = |tensor: Tensor| tensor.narrow(1, from, seq - from).unwrap();
-        let fused = attention.pull_back(&x, &gradient, &[from]).unwrap().0;
-        let expected = everywhere(|| attention.pull_back(&x, &gradient, &[])).unwrap().0;
+        let fused = attention.pull_back(&x, &gradient, &how(vec![from])).unwrap().0;
+        let expected = everywhere(|| attention.pull_back(&x, &gradient, &how(vec![]))).unwrap().0;
         close(&attention.forward(&x).unwrap(), &everywhere(|| attention.forward(&x)).unwrap(), 1e-12);
         close(&behind(fused), &behind(expected), 1e-11);
     }

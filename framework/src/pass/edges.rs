@@ -13,6 +13,7 @@ use candle_core::{Device, Tensor};
 use super::hooks::Replacement;
 use super::{Reading, Writing};
 use crate::graph::{Graph, Input, Node, Reader, Writer};
+use crate::ops::backward::Rules;
 use crate::ops::weight;
 use crate::{Result, refuse};
 
@@ -83,6 +84,13 @@ impl AblatedEdges {
                 Some(of(vectors)?.unsqueeze(1)?.broadcast_as(like.shape())?)
             }
             Ablated::ByPosition(vectors) => {
+                let reached = vectors.dim(1)?;
+                if let Some(position) = positions.iter().find(|&&p| p as usize >= reached) {
+                    refuse!(
+                        "there is no ablated value at position {position}: the examples that the means \
+                         are taken over have at most {reached} tokens; use ablation `mean` or `zero`"
+                    );
+                }
                 let index = Tensor::new(positions, vectors.device())?;
                 Some(of(&vectors.index_select(&index, 1)?)?)
             }
@@ -312,6 +320,7 @@ impl Inputs {
         reading: &Reading,
         x: &Tensor,
         projected: &Tensor,
+        rules: Rules,
     ) -> Result<Vec<SharedInput>> {
         let shared = |readers: &Vec<usize>, x: Tensor| -> Result<SharedInput> {
             let mut normed = x.zeros_like()?;
@@ -320,7 +329,7 @@ impl Inputs {
                 let weight = reading.weight.tensor.narrow(0, columns.start, columns.len())?;
                 normed = (normed + weight::times(&gradient, &weight)?)?;
             }
-            let gradient = reading.pull_back(&x, &normed)?;
+            let gradient = reading.pull_back(&x, &normed, rules)?;
             Ok(SharedInput { readers: readers.clone(), x, normed, gradient })
         };
         let own = self.own(x)?;

@@ -9,7 +9,7 @@
 //!
 //! Nothing else is formed on the way: a head's output over all positions, a reader's gradient, a
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
-//! wanted ([`crate::attribution`], [`crate::gradients`]).
+//! wanted ([`crate::attribution`], [`crate::tuning::gradients`]).
 
 pub mod cache;
 pub mod edges;
@@ -29,7 +29,9 @@ pub use sites::{Captured, Embedding, Reading, Unembedding, Writing, Written};
 
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
-use crate::ops::attention::{self, Attention};
+use crate::ops::attention::Attention;
+use crate::ops::backward::Running;
+pub use crate::ops::backward::{Backward, Rules};
 use crate::ops::{add_rows, differentiable, weight};
 use crate::pass::cache::Cache;
 use crate::weights::parameters::Param;
@@ -63,8 +65,8 @@ pub struct Pass {
     /// Whether what lies between reading and writing is formed again on the way back.
     checkpoints: bool,
     hooks: Hooks,
-    /// How far back the backward pass that is running goes.
-    since: attention::Since,
+    /// How the backward pass that is running goes.
+    running: Running,
     record: Arc<Mutex<Record>>,
 }
 
@@ -77,7 +79,7 @@ impl Pass {
             adapters: None,
             checkpoints: false,
             hooks: Hooks::default(),
-            since: Arc::default(),
+            running: Running::default(),
             record: Arc::default(),
         }
     }
@@ -121,28 +123,26 @@ impl Pass {
         scalar: &Tensor,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
-        self.go_back(scalar, &[], false, sink)
+        self.go_back(scalar, Backward::default(), false, sink)
     }
 
-    /// The same, but only at and behind position `from[b]` of sequence b, where any are given;
-    /// gradients before it mean nothing. None behind depends on one before, so those wanted are
-    /// whole. Another backward pass can follow.
+    /// The same, as far back and by the rules that `how` says. Another backward pass can follow.
     ///
     /// # Errors
     /// As [`Pass::backward`]'s.
     pub fn backward_retaining(
         &self,
         scalar: &Tensor,
-        from: &[usize],
+        how: Backward,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
-        self.go_back(scalar, from, true, sink)
+        self.go_back(scalar, how, true, sink)
     }
 
     fn go_back(
         &self,
         scalar: &Tensor,
-        from: &[usize],
+        how: Backward,
         retain: bool,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
@@ -150,13 +150,12 @@ impl Pass {
             refuse!("a backward pass has used this pass up; let it retain what a second one needs");
         }
         self.record().captured.clear();
-        lock(&self.since).clear();
-        lock(&self.since).extend(from);
+        self.running.set(how.clone());
         scalar.backward()?;
         let captured = std::mem::take(&mut self.record().captured);
         captured.into_iter().try_for_each(&mut *sink)?;
         let mut tape = std::mem::take(&mut self.record().tape);
-        let went = tape.go_back(from, self.adapters.as_ref(), retain, sink);
+        let went = tape.go_back(&how, self.adapters.as_ref(), retain, sink);
         let mut record = self.record();
         record.tape = tape;
         record.used_up = !retain;
@@ -262,14 +261,14 @@ impl Pass {
             return lock(cache).attend(layer, attention, qkv);
         }
         self.hooks.show_attention(layer, || Ok(attention.probabilities(qkv)?))?;
-        let z = attention.forward_since(qkv, &self.since)?;
+        let z = attention.forward_with(qkv, &self.running)?;
         self.note_between(Operation::Attention(attention.clone()), qkv, &z);
         Ok(z)
     }
 
     /// An MLP's activation, of what it read.
     pub fn activate(&self, activation: Activation, hidden: &Tensor) -> Result<Tensor> {
-        let z = activation.apply(hidden)?;
+        let z = activation.apply_with(hidden, &self.running)?;
         self.note_between(Operation::Activation(activation), hidden, &z);
         Ok(z)
     }

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use super::edges::SharedInput;
 use super::like;
 use crate::lora::AdapterGradients;
+use crate::ops::backward::Rules;
 use crate::ops::cross_entropy::Target;
 use crate::ops::head_norms::NormGradient;
 use crate::ops::norm::Norm;
@@ -51,9 +52,9 @@ impl Reading {
     }
 
     /// The gradients [n·rows, d_model] at what is projected, pulled back to x [rows, d_model].
-    pub(crate) fn pull_back(&self, x: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+    pub(crate) fn pull_back(&self, x: &Tensor, gradients: &Tensor, rules: Rules) -> Result<Tensor> {
         match &self.norm {
-            Some(norm) => Ok(norm.pull_back(x, gradients)?),
+            Some(norm) => Ok(norm.pull_back(x, gradients, rules)?),
             None => Ok(gradients.clone()),
         }
     }

@@ -11,6 +11,7 @@ use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
+use crate::ops::backward::{Backward, Rules};
 use crate::ops::head_norms::NormGradient;
 use crate::ops::{Kept, differentiable, multiply_blocks_into, weight};
 use crate::{Result, refuse};
@@ -92,6 +93,8 @@ struct Back {
     stream: Tensor,
     /// At the differences [writers, batch·seq, d_model] that ablated edges add to the stream.
     differences: Option<Tensor>,
+    /// What is taken for constants.
+    rules: Rules,
 }
 
 /// The input of a projection that writes, and how it came about.
@@ -153,12 +156,12 @@ impl Tape {
         })
     }
 
-    /// Goes back from the gradient that candle has brought to the end, if it has, no further than
-    /// position `from[b]` of sequence b, and hands on what each operation leaves. Unless the entries are
-    /// to be retained, each is dropped when it is done with.
+    /// Goes back from the gradient that candle has brought to the end, if it has, as `how` says, and
+    /// hands on what each operation leaves. Unless the entries are to be retained, each is dropped when it
+    /// is done with.
     pub(super) fn go_back(
         &mut self,
-        from: &[usize],
+        how: &Backward,
         adapters: Option<&Training>,
         retain: bool,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
@@ -171,8 +174,8 @@ impl Tape {
         };
         let kept = Kept::of(&at_hidden)?;
         let normed = kept.gather(&at_hidden)?;
-        let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed)?;
-        let mut back = Back { stream: kept.scatter(pulled)?, differences: None };
+        let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed, how.rules)?;
+        let mut back = Back { stream: kept.scatter(pulled)?, differences: None, rules: how.rules };
         if let Some(inputs) = inputs {
             back.add_inputs(inputs, &[&back.stream.clone()])?;
         }
@@ -183,14 +186,14 @@ impl Tape {
         for index in (0..self.entries.len()).rev() {
             match &self.entries[index] {
                 Entry::Write(write) => {
-                    at_reads.extend(self.go_back_from(write, &back, from, adapters, sink)?);
+                    at_reads.extend(self.go_back_from(write, &back, how, adapters, sink)?);
                 }
                 Entry::Read(read) => {
                     let own = at_reads.extract_if(.., |(output, _)| *output == read.output);
                     let own: Vec<Partial> = own.map(|(_, partial)| partial).collect();
                     // Nothing may have been made of what was read.
                     if let Some(projected) = read.gradient(own)? {
-                        read.go_back(&mut back, projected, adapters, sink)?;
+                        read.go_back(&mut back, projected, how.rules, adapters, sink)?;
                     }
                 }
                 Entry::Embed { is_replaced: true, .. } => {}
@@ -213,7 +216,7 @@ impl Tape {
         &self,
         write: &Write,
         back: &Back,
-        from: &[usize],
+        how: &Backward,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Option<(TensorId, Partial)>> {
@@ -236,7 +239,7 @@ impl Tape {
             }
         };
         let at_z = write.go_back(z, back, adapters, sink)?;
-        Ok(Some((*input, operation.pull_back(&values, &at_z, from, sink)?)))
+        Ok(Some((*input, operation.pull_back(&values, &at_z, how, sink)?)))
     }
 }
 
@@ -261,7 +264,7 @@ impl Write {
         }
         let stream = &back.stream;
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
-        let gradient = self.pull_back_norm(&z, &kept, kept.gather(stream)?, sink)?;
+        let gradient = self.pull_back_norm(&z, &kept, kept.gather(stream)?, back.rules, sink)?;
         let at_z = weight::times_transposed(&gradient, &self.writing.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &gradient, &at_z)?;
@@ -289,6 +292,7 @@ impl Write {
         z: &Tensor,
         kept: &Kept,
         gradient: Tensor,
+        rules: Rules,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Tensor> {
         let Some(norm) = &self.writing.norm else {
@@ -296,16 +300,17 @@ impl Write {
         };
         let x = kept.gather(&self.projected(z)?)?;
         sink(Captured::NormWeight(norm.weight_gradient(&x, &gradient)?))?;
-        Ok(norm.pull_back(&x, &gradient)?)
+        Ok(norm.pull_back(&x, &gradient, rules)?)
     }
 
     /// The same where the writers' gradients [writers, batch·seq, d_model] differ. With p_u what writer u
     /// projects, P their sum, s = 1/rms(P) and v_u = γ ⊙ g_u, the gradient at p_u is
-    /// s v_u − s³ P/d Σ_w ⟨v_w, p_w⟩, and that of γ Σ_w s p_w ⊙ g_w.
+    /// s v_u − s³ P/d Σ_w ⟨v_w, p_w⟩ (with s taken for a constant, s v_u), and that of γ Σ_w s p_w ⊙ g_w.
     fn pull_back_norm_apart(
         &self,
         z: &Tensor,
         gradients: Tensor,
+        rules: Rules,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Tensor> {
         let Some(norm) = &self.writing.norm else {
@@ -323,10 +328,13 @@ impl Write {
             gradient: of_gain,
         }))?;
         let gain = norm.gain()?;
+        let own = gradients.broadcast_mul(&gain)?.broadcast_mul(&scale.unsqueeze(0)?)?;
+        if rules.norm_scales {
+            return Ok(own.contiguous()?);
+        }
         let along = products.broadcast_mul(&gain)?.sum(0)?.sum_keepdim(1)?;
         let cube = (scale.powf(3.0)? / d_model as f64)?;
         let common = whole.broadcast_mul(&(along * cube)?)?.unsqueeze(0)?;
-        let own = gradients.broadcast_mul(&gain)?.broadcast_mul(&scale.unsqueeze(0)?)?;
         Ok(own.broadcast_sub(&common)?.contiguous()?)
     }
 
@@ -370,7 +378,7 @@ impl Write {
         back: &Back,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
-        let gradients = self.pull_back_norm_apart(&z, gradients, sink)?;
+        let gradients = self.pull_back_norm_apart(&z, gradients, back.rules, sink)?;
         let (writers, rows, d_model) = gradients.dims3()?;
         let weight = weight::widened(&self.writing.weight.tensor)?;
         let width = weight.dim(0)? / writers;
@@ -430,11 +438,12 @@ impl Read {
         &self,
         back: &mut Back,
         projected: Partial,
+        rules: Rules,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
         if let Some(inputs) = &self.inputs {
-            return self.go_back_apart(inputs, back, projected, sink);
+            return self.go_back_apart(inputs, back, projected, rules, sink);
         }
         let Partial { kept, values: projected } = match self.applied.is_empty() {
             true => projected,
@@ -445,7 +454,7 @@ impl Read {
             let gradients = adapters.backward(&self.applied, &projected, &normed)?;
             gradients.into_iter().map(Captured::Adapter).try_for_each(&mut *sink)?;
         }
-        let pulled = self.reading.pull_back(&kept.gather(&self.x)?, &normed)?;
+        let pulled = self.reading.pull_back(&kept.gather(&self.x)?, &normed, rules)?;
         back.stream = kept.add(&back.stream, pulled)?;
         let (reading, x) = (self.reading.clone(), self.x.clone());
         sink(Captured::Reading { reading, x, kept, normed, projected })
@@ -457,10 +466,11 @@ impl Read {
         inputs: &Inputs,
         back: &mut Back,
         Partial { kept, values }: Partial,
+        rules: Rules,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<()> {
         let projected = kept.scatter(values)?;
-        let shared = inputs.pull_back(&self.reading, &self.x, &projected)?;
+        let shared = inputs.pull_back(&self.reading, &self.x, &projected, rules)?;
         let gradients: Vec<&Tensor> = shared.iter().map(|input| &input.gradient).collect();
         for gradient in &gradients {
             back.stream = (&back.stream + *gradient)?;
@@ -483,19 +493,20 @@ impl Operation {
         &self,
         values: &Tensor,
         at_z: &Partial,
-        from: &[usize],
+        how: &Backward,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
         let Partial { kept, values: gradient } = at_z;
         match self {
             Self::Activation(activation) => {
                 let input = kept.gather(&rows(values)?)?;
-                Ok(Partial { kept: kept.clone(), values: activation.pull_back(&input, gradient)? })
+                let values = activation.pull_back(&input, gradient, how.rules)?;
+                Ok(Partial { kept: kept.clone(), values })
             }
             Self::Attention(attention) => {
                 let (batch, seq, _) = values.dims3()?;
                 let at_z = kept.scatter(gradient.clone())?.reshape((batch, seq, ()))?;
-                let (at_values, of_norms) = attention.pull_back(values, &at_z, from)?;
+                let (at_values, of_norms) = attention.pull_back(values, &at_z, how)?;
                 of_norms.into_iter().map(Captured::NormWeight).try_for_each(sink)?;
                 Partial::of(&rows(&at_values)?)
             }

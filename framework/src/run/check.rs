@@ -21,7 +21,8 @@ impl Runner<'_> {
         let examples = self.split(Split::Train)?.examples();
         self.check_metric(examples)?;
         let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
-        if selector.needs_circuit() || control_discovers {
+        let judges = self.experiment.faithfulness.is_some();
+        if selector.needs_circuit() || control_discovers || judges {
             let discovery = &self.experiment.discovery;
             discovery.check(self.model, examples, &**metric, task.why_no_counterfactual())?;
         } else {
@@ -57,13 +58,16 @@ impl Runner<'_> {
                 Adapters::new(self.model, &selection, lora, 0)?;
             }
         }
+        if self.experiment.faithfulness.is_some() {
+            self.circuit_evaluation(&discovery.nodes)?;
+        }
         self.split(Split::Test)?;
         self.data.others(self.plugins, &self.setting())?;
         Ok(examples)
     }
 
     /// Refuses a metric that can't be computed on the examples, with those that can.
-    fn check_metric(&self, examples: &[Example]) -> Result<()> {
+    pub(super) fn check_metric(&self, examples: &[Example]) -> Result<()> {
         let misfit = |metric: &dyn PatchingMetric| {
             examples.iter().find_map(|example| Some((example, metric.check(example).err()?)))
         };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attribution::Discovery;
 use crate::data::tokenizer::Bos;
+use crate::evaluation::Faithfulness;
 use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
 use crate::graph::circuit::Pruning;
@@ -151,6 +152,9 @@ pub struct Experiment {
     pub discovery: Discovery,
     pub pruning: Pruning,
     pub tuning: Tuning,
+    /// How the circuits before and after tuning are evaluated; without it, they aren't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faithfulness: Option<Faithfulness>,
 }
 
 impl Default for Experiment {
@@ -172,6 +176,7 @@ impl Default for Experiment {
             discovery: Discovery::default(),
             pruning: Pruning::default(),
             tuning: Tuning::default(),
+            faithfulness: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 mod check;
 mod checkpoints;
 pub mod experiment;
+mod faithfulness;
 mod folder;
 mod log;
 pub mod provenance;
@@ -18,16 +19,18 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
+pub use faithfulness::CircuitSummary;
 pub use summary::{SUMMARY, Summary};
 
-use crate::attribution::{Discovered, discover};
+use crate::attribution::{Ablation, Discovered, discover};
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
-use crate::evaluation::Evaluation;
 use crate::evaluation::task::{Dataset, Figures, Setting, Split};
+use crate::evaluation::{CircuitEvaluation, CircuitInForce, Evaluation};
 use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::drawing::Drawing;
+use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::progress::Report;
 use crate::run::experiment::{Experiment, Plugins};
@@ -62,6 +65,7 @@ impl Runner<'_> {
             tokenizer: self.tokenizer,
             context: self.model.context(),
             seed: self.experiment.seed,
+            counterfactuals: self.experiment.discovery.needs_counterfactuals(),
         }
     }
 
@@ -76,15 +80,52 @@ impl Runner<'_> {
     /// # Errors
     /// As the tasks'.
     pub fn evaluate(&self, folder: Option<&Path>, untuned: Option<&[Tensor]>) -> Result<Figures> {
+        self.figures(folder, untuned, None)
+    }
+
+    /// The same with the circuit in a file alone in force, in the graph of discovery's kinds of nodes,
+    /// without its dead ends. Means are taken over each task's own test examples.
+    ///
+    /// # Errors
+    /// As the tasks', and if the circuit isn't this model's.
+    pub fn evaluate_circuit(&self, folder: Option<&Path>, file: &Path) -> Result<Figures> {
+        let Experiment { discovery, faithfulness, .. } = self.experiment;
+        let graph = self.model.graph();
+        let circuit = Circuit::load(file, self.model, &graph.subset(&discovery.nodes))?;
+        let all = CircuitEvaluation::graph(self.model, &discovery.nodes)?;
+        let circuit = EdgeSet::of(graph, circuit.indices(graph)?);
+        let kept = circuit.without_dead_ends(graph, &all);
+        let ablation = faithfulness.as_ref().and_then(|settings| settings.ablation);
+        self.figures(folder, None, Some((&all, &kept, ablation.unwrap_or(discovery.ablation))))
+    }
+
+    /// The figures of the whole model, or of a circuit of a graph under an ablation.
+    fn figures(
+        &self,
+        folder: Option<&Path>,
+        untuned: Option<&[Tensor]>,
+        circuit: Option<(&EdgeSet, &EdgeSet, Ablation)>,
+    ) -> Result<Figures> {
+        let batch_size = self.experiment.evaluation_batch_size;
+        let in_force = |dataset: &dyn Dataset| {
+            let of = |(all, kept, ablation)| {
+                let examples = dataset.examples();
+                CircuitInForce::new(self.model, (all, kept), ablation, examples, batch_size)
+            };
+            circuit.map(of).transpose()
+        };
+        let test = self.split(Split::Test)?;
+        let alone = in_force(test)?;
         let own = Evaluation {
             model: self.model,
             setting: self.setting(),
-            batch_size: self.experiment.evaluation_batch_size,
+            batch_size,
             report: self.report,
             folder,
             untuned,
+            circuit: alone.as_ref(),
         };
-        let mut figures = self.split(Split::Test)?.evaluate(&own)?;
+        let mut figures = test.evaluate(&own)?;
         if !self.plugins.measure.is_empty() {
             let examples = self.measured_examples()?;
             for (name, metric) in &self.plugins.measure {
@@ -94,7 +135,10 @@ impl Runner<'_> {
         let others = self.data.others(self.plugins, &self.setting())?;
         for ((name, _), dataset) in self.plugins.evaluate.iter().zip(others) {
             let folder = folder.map(|folder| folder.join(name));
-            let others = dataset.evaluate(&Evaluation { folder: folder.as_deref(), ..own })?;
+            let alone = in_force(&**dataset)?;
+            let evaluation =
+                Evaluation { folder: folder.as_deref(), circuit: alone.as_ref(), ..own };
+            let others = dataset.evaluate(&evaluation)?;
             figures.extend(others.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
         }
         Ok(figures)
@@ -201,14 +245,16 @@ impl Runner<'_> {
         let before = stages.evaluation("before", || {
             self.evaluate(Some(&folder.path("evaluation-before")), None)
         })?;
-        stages.once("circuit before", || self.circuit(folder, "before", examples))?;
+        let faithfulness_before =
+            stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
         let after = stages.evaluation("after", || {
             self.evaluate(Some(&folder.path("evaluation-after")), untuned)
         })?;
-        stages.once("circuit after", || self.circuit(folder, "after", examples))?;
+        let faithfulness_after =
+            stages.once("circuit after", || self.circuit(folder, "after", examples))?;
         let control = match (&self.plugins.control, untuned) {
             (Some(selector), Some(weights)) => {
                 Some(self.control(folder, &**selector, examples, weights, &mut stages)?)
@@ -217,6 +263,8 @@ impl Runner<'_> {
         };
         let summary = Summary {
             seconds: stages.seconds(),
+            faithfulness_before,
+            faithfulness_after,
             ..self.summary(examples, before, after, &tuned, control)
         };
         files::write_json(&folder.path(SUMMARY), &summary)?;
@@ -266,6 +314,8 @@ impl Runner<'_> {
             control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
             before,
             after,
+            faithfulness_before: None,
+            faithfulness_after: None,
             parameters,
             tuned_parameters: tuned.tuned_parameters,
             tuned_parameter_ratio: ratio(tuned.tuned_parameters),
@@ -280,23 +330,36 @@ impl Runner<'_> {
         }
     }
 
-    /// Discovers the circuit as the model is now; writes and draws it.
-    fn circuit(&self, folder: &RunFolder, when: &str, examples: &[Example]) -> Result<()> {
-        if !self.plugins.selector.needs_circuit() {
-            return Ok(());
+    /// Discovers the circuit as the model is now; writes and draws it, and evaluates it where
+    /// `[faithfulness]` asks for that.
+    fn circuit(
+        &self,
+        folder: &RunFolder,
+        when: &str,
+        examples: &[Example],
+    ) -> Result<Option<CircuitSummary>> {
+        let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
+        if !self.plugins.selector.needs_circuit() && faithfulness.is_none() {
+            return Ok(None);
         }
-        let graph = self.model.graph().subset(&self.experiment.discovery.nodes);
-        let circuit = match (self.experiment.tuning.fixed_circuit(self.model, &graph)?, when) {
-            (Some(circuit), "before") => circuit,
-            _ => match self.discover(examples) {
-                Ok((_, circuit)) => circuit,
-                // The tuned model is there to be looked at; the figures say what became of it.
-                Err(error @ Error::NotFinite(_)) if when == "after" => {
-                    ::log::warn!("there is no circuit after tuning: {error}");
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            },
+        let graph = self.model.graph().subset(&discovery.nodes);
+        let fixed = tuning.fixed_circuit(self.model, &graph)?.filter(|_| when == "before");
+        // What a fixed circuit is held against is the ranking by scores.
+        let found = match fixed.is_some() && faithfulness.is_none() {
+            true => None,
+            false => Some(self.discover(examples)),
+        };
+        let (scores, circuit) = match (found, fixed) {
+            (Some(Ok((found, _))), Some(circuit)) => (Some(found.scores), circuit),
+            (Some(Ok((found, circuit))), None) => (Some(found.scores), circuit),
+            (None, Some(circuit)) => (None, circuit),
+            // The tuned model is there to be looked at; the figures say what became of it.
+            (Some(Err(error @ Error::NotFinite(_))), _) if when == "after" => {
+                ::log::warn!("there is no circuit after tuning: {error}");
+                return Ok(None);
+            }
+            (Some(Err(error)), _) => return Err(error),
+            (None, None) => return Ok(None),
         };
         let file = folder.path(&format!("circuit-{when}.json"));
         let provenance = self.provenance(examples);
@@ -304,6 +367,10 @@ impl Runner<'_> {
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
         let drawing = Drawing::of(&circuit.edges, &title, &provenance);
         let file = folder.path(&format!("circuit-{when}.svg"));
-        files::write_atomically(&file, drawing.svg().as_bytes())
+        files::write_atomically(&file, drawing.svg().as_bytes())?;
+        match (faithfulness, scores) {
+            (Some(settings), Some(scores)) => self.judge(settings, &circuit, &scores, folder, when),
+            _ => Ok(None),
+        }
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
+use crate::run::CircuitSummary;
 
 /// The file of a finished run's [`Summary`].
 pub const SUMMARY: &str = "summary.json";
@@ -31,6 +32,12 @@ pub struct Summary {
     /// The same after tuning with the control's selector instead.
     #[serde(default, with = "figures::optional", skip_serializing_if = "Option::is_none")]
     pub control: Option<Figures>,
+    /// What the circuit before tuning came to, where `[faithfulness]` asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faithfulness_before: Option<CircuitSummary>,
+    /// The same of the circuit after tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faithfulness_after: Option<CircuitSummary>,
     /// The task's registered name.
     pub task: String,
     /// The selector's registered name.

@@ -5,3 +5,4 @@ mod eap;
 mod eap_ig;
 mod eap_ig_activations;
 mod exact;
+mod relp;

@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn too_few_names_of_one_token_are_refused() {
         let tokenizer = byte_tokenizer().unwrap();
-        let setting = Setting { tokenizer: Some(&tokenizer), context: 64, seed: 0 };
+        let setting =
+            Setting { tokenizer: Some(&tokenizer), context: 64, seed: 0, counterfactuals: false };
         let error = IndirectObject::default().load(Split::Train, &setting).err().unwrap();
         assert!(error.to_string().starts_with("0 of the names"), "{error}");
     }

@@ -91,6 +91,7 @@ mod tests {
             corr_verbs: words(verbs[1]),
             clean_verb_pos: None,
             clean_verb_ids: None,
+            counterfactual: None,
         };
         let (clean, _) = align(&line, "here")?;
         Some(clean.verbs.into_iter().map(|verb| (verb.span.start, verb.span.end)).collect())

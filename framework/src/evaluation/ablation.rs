@@ -1,16 +1,65 @@
-//! What stands in for writers' outputs on a model's whole graph: their means over examples, or what they
-//! write in another run. Means are sums of each projection's input, since a projection is linear.
+//! What is read along an ablated edge: nothing, the writer's mean over examples, or what it writes in
+//! another run. Means are sums of each projection's input, since a projection is linear.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
-use super::{Ablation, scoring};
-use crate::Result;
-use crate::data::example::Batch;
+use crate::data::example::{Batch, Example, pad};
+use crate::evaluation::batches;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::pass::{Ablated, Pass, Written};
+use crate::{Error, Result, refuse};
+
+/// What a writer's output is compared with.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ablation {
+    /// Its mean over all tokens of all examples.
+    #[default]
+    Mean,
+    /// At each position its mean over the examples that reach it.
+    MeanPositional,
+    /// Nothing.
+    Zero,
+    /// Its output on the counterfactual.
+    Corrupt,
+}
+
+impl Ablation {
+    /// Refuses an example without what is read along ablated edges at all positions. `why` is a task's
+    /// reason for having no counterfactuals.
+    ///
+    /// # Errors
+    /// If it has no counterfactual of its own length where one is needed.
+    pub fn check(self, example: &Example, why: Option<&str>) -> Result<()> {
+        if self != Ablation::Corrupt {
+            return Ok(());
+        }
+        let origin = &example.origin;
+        let Some(counterfactual) = &example.counterfactual else {
+            let reason = why.map_or(String::new(), |why| format!(" ({why})"));
+            refuse!(
+                "{origin}: no counterfactual, which ablation `corrupt` needs{reason}; use ablation \
+                 `mean`, `mean-positional` or `zero`"
+            );
+        };
+        let lengths = (example.tokens.len(), counterfactual.tokens.len());
+        if lengths.0 != lengths.1 {
+            refuse!(
+                "{origin}: {} tokens, but {} in its counterfactual; ablation `corrupt` at all positions \
+                 needs equal lengths",
+                lengths.0,
+                lengths.1
+            );
+        }
+        Ok(())
+    }
+}
 
 /// What one site wrote, before its projection: [rows, width], with what projects it.
 type SiteWrites = Vec<Written>;
@@ -71,13 +120,22 @@ impl AblatedValues {
     /// # Errors
     /// If an example has no counterfactual where it is wanted, or a tensor operation fails.
     pub fn of(&self, model: &dyn Model, batch: &Batch) -> Result<Ablated> {
+        match self.of_any()? {
+            Some(ablated) => Ok(ablated),
+            None => Ok(Ablated::Values(values_of(model, &counterfactual_tokens(model, batch)?)?)),
+        }
+    }
+
+    /// What is read along ablated edges on whatever tokens; none where it hangs on the tokens.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn of_any(&self) -> Result<Option<Ablated>> {
         Ok(match self.ablation {
-            Ablation::Zero => Ablated::Zero,
-            Ablation::Corrupt => {
-                Ablated::Values(values_of(model, &scoring::counterfactual_tokens(model, batch)?)?)
-            }
-            Ablation::Mean => Ablated::Constant(self.means()?.squeeze(1)?),
-            Ablation::MeanPositional => Ablated::ByPosition(self.means()?),
+            Ablation::Zero => Some(Ablated::Zero),
+            Ablation::Corrupt => None,
+            Ablation::Mean => Some(Ablated::Constant(self.means()?.squeeze(1)?)),
+            Ablation::MeanPositional => Some(Ablated::ByPosition(self.means()?)),
         })
     }
 
@@ -116,4 +174,37 @@ fn observe(model: &dyn Model, tokens: &Tensor) -> Result<SiteWrites> {
     });
     model.forward(&pass, tokens)?;
     Ok(std::mem::take(&mut *writes.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// A batch's counterfactuals, u32 [batch, seq].
+///
+/// # Errors
+/// If an example has none.
+pub fn counterfactual_tokens(model: &dyn Model, batch: &Batch) -> Result<Tensor> {
+    let of = |example: &&Example| match &example.counterfactual {
+        Some(counterfactual) => Ok(counterfactual.tokens.clone()),
+        None => Err(Error::input(format!("{}: no counterfactual", example.origin))),
+    };
+    let counterfactuals: Vec<Vec<u32>> = batch.examples.iter().map(of).collect::<Result<_>>()?;
+    Ok(pad(counterfactuals.iter().map(|tokens| &tokens[..]), &model.device())?.0)
+}
+
+/// The ablated values of examples, of which means are formed in batches of `batch_size`.
+///
+/// # Errors
+/// If an example doesn't fit the model, or a tensor operation fails.
+pub fn values_over(
+    model: &dyn Model,
+    ablation: Ablation,
+    examples: &[Example],
+    batch_size: usize,
+) -> Result<AblatedValues> {
+    let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+    let mut values = AblatedValues::new(model, ablation, longest);
+    if values.is_mean() {
+        for batch in batches(model, examples, batch_size) {
+            values.add(model, &batch?)?;
+        }
+    }
+    Ok(values)
 }

@@ -1,0 +1,202 @@
+//! `methods`: attribution methods beside one that is held for right, on the user's own model and task.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use circuit_framework::Scores;
+use circuit_framework::attribution::{Agreement, Discovery, MethodChoice};
+use circuit_framework::files;
+use circuit_framework::graph::circuit::{Circuit, Pruning};
+use circuit_framework::run::Runner;
+use circuit_framework::run::experiment::Experiment;
+use circuit_framework::run::provenance::Provenance;
+use clap::{Arg, ArgMatches, Command};
+use serde::Serialize;
+use toml::Table;
+
+use super::{json_flag, output, path, show, table, with_runner};
+use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
+
+/// The edges that scores are correlated on where nobody says how many.
+const TOP: usize = 200;
+
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
+
+/// Exact edge patching knows no other positions.
+fn defaults() -> Table {
+    toml::toml! {
+        discovery = { positions = "all" }
+    }
+}
+
+pub(crate) fn command() -> Command {
+    let about = "Put attribution methods side by side: agreement with exact edge patching, overlap of \
+                 circuits, time";
+    flags::add_over(Command::new("methods").about(about), FLAGS, &defaults())
+        .mut_arg("method", |method| method.hide(true))
+        .arg(
+            Arg::new("compare")
+                .long("compare")
+                .value_name("METHOD,…")
+                .value_delimiter(',')
+                .default_value("eap,relp")
+                .help("The methods to compare"),
+        )
+        .arg(
+            Arg::new("against")
+                .long("against")
+                .value_name("METHOD")
+                .default_value("exact")
+                .help("The method they are held to"),
+        )
+        .arg(
+            Arg::new("top")
+                .long("top")
+                .value_name("N")
+                .value_parser(clap::value_parser!(u64).range(2..))
+                .help(format!(
+                    "Correlate scores on each method's N strongest edges; a circuit has as many, where \
+                     --top-n doesn't say otherwise [default: {TOP}, or all where there are fewer]"
+                )),
+        )
+        .arg(output("markdown", "OUT.md", "Write the tables here"))
+        .arg(json_flag())
+}
+
+#[derive(Serialize)]
+struct Comparison {
+    /// What the reference's scores are of.
+    provenance: Provenance,
+    /// On how many of each method's strongest edges scores are correlated.
+    top: usize,
+    graph_edges: usize,
+    /// The reference last.
+    methods: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    method: String,
+    #[serde(flatten)]
+    agreement: Agreement,
+    /// The Jaccard index of its circuit with each method's, in the order of `methods`.
+    overlaps: Vec<f64>,
+    /// Of the discovery.
+    seconds: f64,
+}
+
+/// What one method found.
+struct Found {
+    method: String,
+    scores: Scores,
+    circuit: Circuit,
+    seconds: f64,
+}
+
+pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
+    let mut table = defaults();
+    flags::apply(matches, FLAGS, &mut table)?;
+    let experiment = flags::from_table(table, "settings")?;
+    let compared = matches.get_many::<String>("compare").into_iter().flatten();
+    let names: Vec<&String> = compared.chain(matches.get_one::<String>("against")).collect();
+    let top = matches.get_one::<u64>("top").map(|&top| top as usize);
+    with_runner(&experiment, |runner| {
+        let top = top_of(runner, top)?;
+        let experiments: Vec<Experiment> =
+            names.iter().map(|name| with_method(&experiment, name, top)).collect();
+        let comparison = compare(runner, &experiments, top)?;
+        let tables = markdown(&comparison);
+        if let Some(path) = path(matches, "markdown") {
+            files::write_atomically(&path, tables.as_bytes())?;
+        }
+        show(matches, &comparison, |_| print!("{tables}"))
+    })
+}
+
+/// How many edges scores are correlated on: as many as asked for, or what is usual.
+fn top_of(runner: &Runner, asked: Option<usize>) -> Result<usize> {
+    let edges = runner.model.graph().subset(&runner.experiment.discovery.nodes).edge_count();
+    match asked {
+        Some(top) if top > edges => {
+            bail!("--top is {top}, but the graph has {edges} edges; give at most that")
+        }
+        Some(top) => Ok(top),
+        None => Ok(edges.min(TOP)),
+    }
+}
+
+/// The same experiment by another method, with circuits of `top` edges where nobody says how many.
+fn with_method(experiment: &Experiment, method: &str, top: usize) -> Experiment {
+    let Experiment { discovery, pruning, .. } = experiment.clone();
+    let method = MethodChoice::named(method.trim());
+    Experiment {
+        discovery: Discovery { method, ..discovery },
+        pruning: Pruning { top_n: pruning.top_n.or(Some(top)), ..pruning },
+        ..experiment.clone()
+    }
+}
+
+fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Comparison> {
+    let runners: Vec<Runner> = (experiments.iter())
+        .map(|experiment| Runner { experiment, data: Default::default(), ..*runner })
+        .collect();
+    // What one of them can't score is refused before any of them works.
+    runners.iter().try_for_each(|runner| runner.examples().map(|_| ()))?;
+    let found: Vec<Found> = runners.iter().map(discover).collect::<Result<_>>()?;
+    let (Some(reference), Some(last)) = (found.last(), runners.last()) else {
+        bail!("there are no methods to compare; name some with --compare");
+    };
+    let methods = found.iter().map(|method| Row {
+        method: method.method.clone(),
+        agreement: Agreement::of(&method.scores, &reference.scores, top),
+        overlaps: found.iter().map(|other| method.circuit.jaccard(&other.circuit)).collect(),
+        seconds: method.seconds,
+    });
+    Ok(Comparison {
+        provenance: last.provenance(last.examples()?),
+        top,
+        graph_edges: reference.scores.graph.edge_count(),
+        methods: methods.collect(),
+    })
+}
+
+fn discover(runner: &Runner) -> Result<Found> {
+    let start = Instant::now();
+    let (found, circuit) = runner.discover(runner.examples()?)?;
+    Ok(Found {
+        method: runner.experiment.discovery.method.name.clone(),
+        scores: found.scores,
+        circuit,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// The methods' figures, and below them how far their circuits overlap.
+fn markdown(Comparison { provenance, top, graph_edges, methods }: &Comparison) -> String {
+    let Some(reference) = methods.last() else { return String::new() };
+    let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    let words = |list: &[&str]| -> Vec<String> { list.iter().map(|&w| w.to_owned()).collect() };
+    let mut figures = vec![words(&["method", "pearson", "spearman", "overlap", "seconds"])];
+    figures.extend(methods.iter().map(|row| {
+        vec![
+            row.method.clone(),
+            number(row.agreement.pearson),
+            number(row.agreement.spearman),
+            number(row.overlaps.last().copied()),
+            format!("{:.1}", row.seconds),
+        ]
+    }));
+    let mut overlaps = vec![vec!["overlap".to_owned()]];
+    overlaps[0].extend(methods.iter().map(|row| row.method.clone()));
+    overlaps.extend(methods.iter().map(|row| {
+        let shares = row.overlaps.iter().map(|&overlap| number(Some(overlap)));
+        std::iter::once(row.method.clone()).chain(shares).collect()
+    }));
+    format!(
+        "{}, {provenance}\n\nagainst {} on each one's {top} strongest of {graph_edges} edges\n\n{}\n{}",
+        provenance.task,
+        reference.method,
+        table::markdown(&figures, 1),
+        table::markdown(&overlaps, 1),
+    )
+}
