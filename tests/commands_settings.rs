@@ -69,12 +69,17 @@ fn the_page_of_settings_is_what_the_program_prints() {
 }
 
 /// Flags that name files or switch something on: there is no default to show.
-const NO_SETTINGS: [&str; 11] = [
+const NO_SETTINGS: [&str; 16] = [
     "--plugin",
     "--out",
     "--json",
     "--scores",
     "--circuit <OUT",
+    "--circuit <C.json",
+    "--knockout",
+    "--minimality",
+    "--no-prune",
+    "--plot",
     "--drawing",
     "--no-shuffle",
     "--text",
@@ -86,7 +91,9 @@ const NO_SETTINGS: [&str; 11] = [
 #[test]
 fn help_shows_the_default_of_every_flag_that_is_a_setting() {
     let folder = tempfile::tempdir().unwrap();
-    for command in ["run", "discover", "tune", "eval", "bench", "logits", "tokens", "draw"] {
+    for command in
+        ["run", "discover", "tune", "eval", "faithfulness", "bench", "logits", "tokens", "draw"]
+    {
         let help = succeeds(folder.path(), &[command, "--help"]);
         let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
         for line in flags.filter(|line| !line.contains("KEY=VALUE")) {
