@@ -198,8 +198,15 @@ fn list_shows_everything_registered() {
     assert_eq!(
         names,
         [
+            "gemma2",
+            "gemma3_text",
             "gpt2",
+            "gpt_neox",
             "llama",
+            "mistral",
+            "olmo2",
+            "qwen2",
+            "qwen3",
             "agreement",
             "bias",
             "logic",
