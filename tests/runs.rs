@@ -218,7 +218,7 @@ fn a_sweep_runs_what_fits_and_goes_on_where_it_stopped() {
     );
     refuses(
         here,
-        &words("run sweep.toml --out none --set matrix.metrics=['logit_dif']"),
+        &words("run sweep.toml --out none --set sweep.metrics=['logit_dif']"),
         &["none of the sweep's", "fits"],
     );
     let listed = succeeds(here, &words("list experiments"));
