@@ -345,10 +345,10 @@ fn a_pass_with_half_of_all_edges_ablated_costs_at_most_two_plain_ones() {
     let order = ranking::random(&all, 0);
     let seconds = |pass: &dyn Fn() -> Pass| {
         let run = |_| {
-            let start = std::time::Instant::now();
+            let start = cpu();
             let readout = model.forward(&pass(), &tokens).unwrap();
             readout.logits(&[31, 63]).unwrap();
-            start.elapsed().as_secs_f64()
+            cpu() - start
         };
         (0..5).map(run).fold(f64::INFINITY, f64::min)
     };
@@ -370,4 +370,10 @@ fn a_pass_with_half_of_all_edges_ablated_costs_at_most_two_plain_ones() {
         }
     }
     assert!(ratio <= 2.0, "{ratio}");
+}
+
+fn cpu() -> f64 {
+    let s = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let f: Vec<&str> = s.rsplit(')').next().unwrap().split_whitespace().collect();
+    (f[11].parse::<f64>().unwrap() + f[12].parse::<f64>().unwrap()) / 100.0
 }

@@ -50,12 +50,13 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 13);
+    assert_eq!(follow("README.md", folder.path()), 17);
     for file in [
         "scores.safetensors",
         "circuit.svg",
         "tuned/summary.json",
         "compare.md",
+        "curve.svg",
         "mine/summary.json",
         "back.json",
     ] {
@@ -104,6 +105,14 @@ fn what_a_run_leaves_is_documented() {
     }
 }
 
+/// What its scripts leave stands in it, which their own tests hold against them.
+#[test]
+fn data_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/data.md", folder.path()), 2);
+    assert!(folder.path().join("tuned/summary.json").exists());
+}
+
 /// The model that docs/plugins.md shows is the one that is tested.
 #[test]
 fn the_model_that_is_shown_is_a_fixture() {
@@ -111,14 +120,6 @@ fn the_model_that_is_shown_is_a_fixture() {
     let fixture = std::fs::read_to_string(repository("tests/fixtures/lab/my_qwen2.rs")).unwrap();
     assert!(page.contains(fixture.trim_end()));
     assert!(fixture.lines().count() <= 100);
-}
-
-/// What its scripts leave stands in it, which their own tests hold against them.
-#[test]
-fn data_commands_run() {
-    let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("docs/data.md", folder.path()), 2);
-    assert!(folder.path().join("tuned/summary.json").exists());
 }
 
 #[cfg(feature = "runtime")]

@@ -294,3 +294,71 @@ fn eval_judges_a_circuit_alone() {
     let output = crate::command_line::program(folder.path(), &words("eval --circuit one"));
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// `[faithfulness]` leaves its figures in the summary and the curves beside it, also of a fixed circuit.
+#[test]
+fn a_run_evaluates_its_circuits() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = "
+        [task]
+        name = 'agreement'
+        direction = 'disagreement'
+        train_examples = 24
+        test_examples = 8
+        [discovery]
+        ablation = 'corrupt'
+        positions = 'all'
+        [pruning]
+        top_n = 60
+        [tuning]
+        steps = 2
+        [faithfulness]
+        ranking = 'signed'
+        reach = 0.8
+        examples = 6";
+    std::fs::write(folder.path().join("e.toml"), experiment).unwrap();
+    succeeds(folder.path(), &words("run e.toml --out out"));
+    let out = folder.path().join("out");
+    let summary = json(&out.join("summary.json"));
+    for when in ["before", "after"] {
+        let found = &summary[format!("faithfulness_{when}")];
+        for figure in ["metric_full", "metric_empty", "edges", "cpr", "cmd"] {
+            assert!(found[figure].is_number(), "{figure}: {found}");
+        }
+        assert_eq!(found["circuit"]["n"], 60);
+        assert!(found["circuit"]["complement"]["faithfulness"].is_number());
+        let smallest = &found["smallest"];
+        assert!(smallest["faithfulness"].as_f64().unwrap() >= 0.8, "{smallest}");
+        assert!(smallest["n"].as_u64() <= found["edges"].as_u64());
+        let curve = json(&out.join(format!("faithfulness-{when}.json")));
+        let points = curve["curve"]["points"].as_array().unwrap();
+        assert_eq!(points.len(), 11);
+        assert_eq!(
+            (&points[0]["faithfulness"], &points[10]["faithfulness"]),
+            (&0.0.into(), &1.0.into())
+        );
+        assert_eq!(curve["cpr"], found["cpr"]);
+    }
+    // The command on the same circuit says the same.
+    let call = "--task agreement --seed 0 --set task.direction=disagreement --set task.test_examples=8 \
+                --set faithfulness.examples=6 --ablation corrupt --circuit out/circuit-before.json --json c";
+    succeeds(folder.path(), &words(&format!("faithfulness {call}")));
+    let circuit = json(&folder.path().join("c"));
+    let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-6;
+    let before = &summary["faithfulness_before"];
+    assert!(
+        close(&circuit["faithfulness"], &before["circuit"]["faithfulness"]),
+        "{circuit} {before}"
+    );
+    assert!(close(&circuit["metric_empty"], &before["metric_empty"]));
+    let fixed = "run e.toml --set tuning.circuit='out/circuit-before.json' --out fixed";
+    succeeds(folder.path(), &words(fixed));
+    let fixed = json(&folder.path().join("fixed/summary.json"));
+    assert_eq!(fixed["faithfulness_before"], *before);
+    refuses(
+        folder.path(),
+        &words("run e.toml --out none --set faithfulness.fractions=[0.5,2]"),
+        &["fraction 2", "from 0 to 1"],
+    );
+    assert!(!folder.path().join("none").exists());
+}

@@ -53,9 +53,9 @@ fn methods_are_held_to_exact_edge_patching() {
     assert!(number(&eap["overlaps"][3]) > 0.3 && number(&eap["overlaps"][3]) < 1.0, "{eap}");
 }
 
-/// The scores correlated are those that `discover` writes: here worked out once more, from its files.
+/// The scores are those that `discover` writes, and the figures those that follow from its files.
 #[test]
-fn correlations_are_those_of_the_score_files() {
+fn figures_are_those_of_the_score_files() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let settings =
@@ -82,6 +82,16 @@ fn correlations_are_those_of_the_score_files() {
     let comparison: Value = serde_json::from_str(&succeeds(here, &words(&line))).unwrap();
     let pearson = row(&comparison, "relp")["pearson"].as_f64().unwrap();
     assert!((pearson - expected).abs() < 1e-9, "{pearson} for {expected}");
+    // As `faithfulness` says of the same file.
+    let settings = format!("--metric logit_diff --ablation zero {}", case("gpt2-relp"));
+    for (ranking, area) in [("signed", "cpr"), ("absolute", "cmd")] {
+        let line =
+            format!("faithfulness --scores relp.safetensors --ranking {ranking} {settings} --json");
+        let judged: Value = serde_json::from_str(&succeeds(here, &words(&line))).unwrap();
+        let (found, expected) = (&row(&comparison, "relp")[area], &judged[ranking][area]);
+        let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
+        assert!((found - expected).abs() < 1e-9, "{area}: {found} for {expected}");
+    }
 }
 
 #[test]

@@ -1,15 +1,18 @@
-//! `methods`: attribution methods beside one that is held for right, on the user's own model and task.
+//! `methods`: attribution methods beside one that is held for right, on the user's own model and task: how
+//! far their scores agree with its, how faithful the circuits are that they rank first, what they cost.
 
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use circuit_framework::Scores;
 use circuit_framework::attribution::{Agreement, Discovery, MethodChoice};
+use circuit_framework::evaluation::CircuitEvaluation;
+use circuit_framework::evaluation::ranking::Ranking;
 use circuit_framework::files;
 use circuit_framework::graph::circuit::{Circuit, Pruning};
 use circuit_framework::run::Runner;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::provenance::Provenance;
+use circuit_framework::{Error, Scores};
 use clap::{Arg, ArgMatches, Command};
 use serde::Serialize;
 use toml::Table;
@@ -30,8 +33,8 @@ fn defaults() -> Table {
 }
 
 pub(crate) fn command() -> Command {
-    let about = "Put attribution methods side by side: agreement with exact edge patching, overlap of \
-                 circuits, time";
+    let about = "Put attribution methods side by side: agreement with exact edge patching, overlap and \
+                 faithfulness of circuits, time";
     flags::add_over(Command::new("methods").about(about), FLAGS, &defaults())
         .mut_arg("method", |method| method.hide(true))
         .arg(
@@ -79,6 +82,10 @@ struct Row {
     method: String,
     #[serde(flatten)]
     agreement: Agreement,
+    /// The area under faithfulness by its signed ranking, as MIB takes it.
+    cpr: Option<f64>,
+    /// The area under |1 − faithfulness| by its absolute ranking.
+    cmd: Option<f64>,
     /// The Jaccard index of its circuit with each method's, in the order of `methods`.
     overlaps: Vec<f64>,
     /// Of the discovery.
@@ -137,6 +144,7 @@ fn with_method(experiment: &Experiment, method: &str, top: usize) -> Experiment 
 }
 
 fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Comparison> {
+    let evaluation = runner.circuit_evaluation(&runner.experiment.discovery.nodes)?;
     let runners: Vec<Runner> = (experiments.iter())
         .map(|experiment| Runner { experiment, data: Default::default(), ..*runner })
         .collect();
@@ -146,9 +154,12 @@ fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Co
     let (Some(reference), Some(last)) = (found.last(), runners.last()) else {
         bail!("there are no methods to compare; name some with --compare");
     };
-    let methods = found.iter().map(|method| Row {
+    let areas = areas(runner, &evaluation, &found)?;
+    let methods = found.iter().zip(areas).map(|(method, (cpr, cmd))| Row {
         method: method.method.clone(),
         agreement: Agreement::of(&method.scores, &reference.scores, top),
+        cpr,
+        cmd,
         overlaps: found.iter().map(|other| method.circuit.jaccard(&other.circuit)).collect(),
         seconds: method.seconds,
     });
@@ -171,18 +182,47 @@ fn discover(runner: &Runner) -> Result<Found> {
     })
 }
 
+/// CPR and CMD of each method's rankings, as MIB takes them; none where there is nothing to measure
+/// faithfulness by.
+fn areas(
+    runner: &Runner,
+    evaluation: &CircuitEvaluation,
+    found: &[Found],
+) -> Result<Vec<(Option<f64>, Option<f64>)>> {
+    let mut orders = Vec::new();
+    for method in found {
+        for ranking in [Ranking::Signed, Ranking::Absolute] {
+            orders.push(ranking.order(runner.model.graph(), &evaluation.all, &method.scores)?);
+        }
+    }
+    let settings = runner.experiment.faithfulness.clone().unwrap_or_default();
+    match evaluation.curves(&orders, &settings.fractions) {
+        Ok((_, curves)) => {
+            Ok(curves.chunks(2).map(|two| (Some(two[0].cpr), Some(two[1].cmd))).collect())
+        }
+        Err(error @ Error::NoEffect { .. }) => {
+            log::warn!("there is no CPR and no CMD: {error}");
+            Ok(vec![(None, None); found.len()])
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The methods' figures, and below them how far their circuits overlap.
 fn markdown(Comparison { provenance, top, graph_edges, methods }: &Comparison) -> String {
     let Some(reference) = methods.last() else { return String::new() };
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
     let words = |list: &[&str]| -> Vec<String> { list.iter().map(|&w| w.to_owned()).collect() };
-    let mut figures = vec![words(&["method", "pearson", "spearman", "overlap", "seconds"])];
+    let mut figures =
+        vec![words(&["method", "pearson", "spearman", "overlap", "CPR", "CMD", "seconds"])];
     figures.extend(methods.iter().map(|row| {
         vec![
             row.method.clone(),
             number(row.agreement.pearson),
             number(row.agreement.spearman),
             number(row.overlaps.last().copied()),
+            number(row.cpr),
+            number(row.cmd),
             format!("{:.1}", row.seconds),
         ]
     }));

@@ -388,7 +388,7 @@ impl SiteGradients {
                 let weight = weight::widened(&reading.weight.tensor)?;
                 return Ok(match &reading.norm {
                     Some(norm) => {
-                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?;
+                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?
                     }
                     None => multiply_blocks_into(&gradient, &weight, place)?,
                 });

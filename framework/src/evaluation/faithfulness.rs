@@ -2,7 +2,7 @@
 //! metric without any edge of the graph, m(∅), to the whole model's, m(M). What circuits are looked at is
 //! `curve`'s and `circuit`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -155,16 +155,14 @@ impl<'a> CircuitEvaluation<'a> {
         let empty = EdgeSet::empty(self.model.graph());
         let kept: Vec<EdgeSet> = circuits.iter().map(|circuit| self.kept(circuit)).collect();
         // Circuits that come to the same edges are run once.
-        let runs: BTreeMap<&EdgeSet, usize> =
-            [&self.all, &empty].into_iter().chain(&kept).map(|set| (set, 0)).collect();
-        let runs: BTreeMap<&EdgeSet, usize> =
-            runs.into_keys().enumerate().map(|(index, set)| (set, index)).collect();
-        let sets: Vec<&EdgeSet> = runs.keys().copied().collect();
+        let sets: BTreeSet<&EdgeSet> = [&self.all, &empty].into_iter().chain(&kept).collect();
+        let sets: Vec<&EdgeSet> = sets.into_iter().collect();
         let metrics = self.run(&sets)?;
         if let Some(metric) = metrics.iter().find(|metric| !metric.is_finite()) {
             return Err(Error::NotFinite(format!("a circuit's metric is {metric}")));
         }
-        let of = |set: &EdgeSet| metrics[runs[set]];
+        let metrics: BTreeMap<&EdgeSet, f64> = sets.into_iter().zip(metrics).collect();
+        let of = |set: &EdgeSet| metrics[set];
         let scale = Scale { metric_full: of(&self.all), metric_empty: of(&empty) };
         scale.check(self.dtype())?;
         Ok(Measured {

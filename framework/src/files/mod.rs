@@ -4,13 +4,16 @@
 pub(crate) mod tensors;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
+
+/// What the names of files and folders begin with that aren't whole yet: a file, a model's folder.
+pub const UNFINISHED: [&str; 2] = [".writing-", ".saving-"];
 
 /// Writes `content` to `path` in one step.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
@@ -26,8 +29,7 @@ pub(crate) fn write_with(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let file = tempfile::Builder::new()
-        .prefix(".writing-")
+    let file = as_readable_as_any(tempfile::Builder::new().prefix(UNFINISHED[0]))
         .tempfile_in(folder)
         .map_err(Error::io(path))?;
     let mut buffered = BufWriter::new(file.as_file());
@@ -36,21 +38,24 @@ pub(crate) fn write_with(
     drop(buffered);
     // Else a machine that goes down may have the name without the content.
     file.as_file().sync_all().map_err(Error::io(path))?;
-    make_readable(file.as_file()).map_err(Error::io(path))?;
     file.persist(path).map_err(|error| Error::io(path)(error.error))?;
     Ok(())
 }
 
-/// Temporary files are the owner's alone; results are as readable as any other new file.
+/// Temporary files are the owner's alone; results are as readable as the umask lets any new file be.
 #[cfg(unix)]
-fn make_readable(file: &File) -> io::Result<()> {
+fn as_readable_as_any<'a, 'b>(
+    builder: &'a mut tempfile::Builder<'b, 'b>,
+) -> &'a mut tempfile::Builder<'b, 'b> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+    builder.permissions(std::fs::Permissions::from_mode(0o666))
 }
 
 #[cfg(not(unix))]
-fn make_readable(_: &File) -> io::Result<()> {
-    Ok(())
+fn as_readable_as_any<'a, 'b>(
+    builder: &'a mut tempfile::Builder<'b, 'b>,
+) -> &'a mut tempfile::Builder<'b, 'b> {
+    builder
 }
 
 /// Writes `value` as indented JSON with a final newline.

@@ -118,7 +118,7 @@ impl Activation {
         rules: Rules,
     ) -> Result<Tensor> {
         let gradient = &match self {
-            gated if gated.is_gated() && rules.activation_factors => (gradient * 0.5)?,
+            Self::Swiglu | Self::GegluTanh if rules.activation_factors => (gradient * 0.5)?,
             _ => gradient.clone(),
         };
         if !is_fused(input) {
@@ -186,13 +186,13 @@ fn normal_distribution<T: Real>(x: T) -> T {
 #[inline(always)]
 fn exact_gelu_backward<T: Real>(y: &mut [T], x: &[T], g: &[T], constant: bool) {
     // What the slope of Φ counts.
-    let counts = if constant { T::zero() } else { T::one() };
+    let counted = if constant { T::zero() } else { T::one() };
     // 1/√(2π).
     let density =
         lanes::real::<T>(0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
     for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
         let slope = density * (x * x * lanes::real(-0.5)).exponential();
-        *y = g * (normal_distribution(x) + x * slope * counts);
+        *y = g * (normal_distribution(x) + counted * x * slope);
     }
 }
 

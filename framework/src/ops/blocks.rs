@@ -26,7 +26,7 @@ pub(crate) fn multiply_blocks_into(values: &Tensor, weight: &Tensor, place: &Ten
 }
 
 /// Whether products with blocks of so many rows are better made here than by candle.
-pub(super) fn is_small(values: &Tensor, width: usize) -> bool {
+pub(crate) fn is_small(values: &Tensor, width: usize) -> bool {
     is_fused(values) && width <= CACHED
 }
 

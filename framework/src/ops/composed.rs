@@ -75,8 +75,9 @@ pub(super) fn norm_parameter_gradients(
     g: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let bias = norm.bias.as_ref().map(|bias| &bias.tensor);
-    let normed = |weight: &Tensor| self::norm(x, weight, bias, norm.epsilon, Rules::default());
-    let d_weight = pull_back(&norm.gain()?, g, normed)?;
+    let d_weight = pull_back(&norm.gain()?, g, |weight| {
+        self::norm(x, weight, bias, norm.epsilon, Rules::default())
+    })?;
     Ok((d_weight, g.sum_keepdim(0)?))
 }
 
@@ -93,8 +94,8 @@ pub(super) fn gelu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
 
 /// x·Φ(x), Φ being the normal distribution.
 pub(super) fn gelu(x: &Tensor, rules: Rules) -> Result<Tensor> {
-    let factor = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
-    x * held(factor, rules.activation_factors)
+    let phi = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
+    x * held(phi, rules.activation_factors)
 }
 
 /// The gate and the up projection, side by side in x.
@@ -107,8 +108,7 @@ fn gate_and_up(x: &Tensor) -> Result<[Tensor; 2]> {
 /// silu(gate) ⊙ up, of both side by side.
 pub(super) fn swiglu(x: &Tensor, rules: Rules) -> Result<Tensor> {
     let [gate, up] = gate_and_up(x)?;
-    let silu = (&gate * held(sigmoid(&gate)?, rules.activation_factors))?;
-    silu * up
+    (&gate * held(sigmoid(&gate)?, rules.activation_factors))? * up
 }
 
 /// gelu(gate) ⊙ up, with GELU in its tanh form, of both side by side.

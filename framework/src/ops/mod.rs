@@ -9,6 +9,7 @@
 //! bits on any number of threads.
 
 pub mod activation;
+mod apart;
 pub mod attention;
 pub mod backward;
 mod blocks;
@@ -27,7 +28,8 @@ pub mod rotary;
 mod tests;
 pub(crate) mod weight;
 
-pub(crate) use blocks::multiply_blocks_into;
+pub(crate) use apart::{Apart, Sums, subtract_from};
+pub(crate) use blocks::{is_small, multiply_blocks_into};
 pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, in_place, values};
 pub use kept::Kept;

@@ -35,6 +35,31 @@ fn statistics<T: Real>(x: &[T], centred: bool, epsilon: f64) -> (T, T) {
     (mean, lanes::real(1.0 / (WithDType::to_f64(variance) + epsilon).sqrt()))
 }
 
+/// A normalisation of single rows, with γ and its offset, and β of a layer norm.
+pub(super) struct Row<T> {
+    gain: Vec<T>,
+    bias: Option<Vec<T>>,
+    epsilon: f64,
+}
+
+impl<T: Real> Row<T> {
+    /// Puts y in the place of x.
+    pub(super) fn forward(&self, x: &mut [T]) {
+        lanes::vectorized(
+            #[inline(always)]
+            || {
+                let (mean, scale) = statistics(x, self.bias.is_some(), self.epsilon);
+                for (x, gain) in x.iter_mut().zip(&self.gain) {
+                    *x = (*x - mean) * scale * *gain;
+                }
+                if let Some(bias) = &self.bias {
+                    lanes::add_scaled(x, T::one(), bias);
+                }
+            },
+        );
+    }
+}
+
 impl Norm {
     fn centred(&self) -> bool {
         self.bias.is_some()
@@ -85,25 +110,20 @@ impl Norm {
         let (rows, d) = x.dims2()?;
         let x = x.contiguous()?;
         let x = values::<T>(&x)?;
-        let gain = self.gain()?;
-        let weight = values::<T>(&gain)?;
-        let bias = self.bias.as_ref().map(|bias| values::<T>(&bias.tensor)).transpose()?;
+        let row = self.row::<T>()?;
         let mut y = vec![T::zero(); rows * d];
         y.par_chunks_mut(d).zip(x.par_chunks(d)).for_each(|(y, x)| {
-            lanes::vectorized(
-                #[inline(always)]
-                || {
-                    let (mean, scale) = statistics(x, self.centred(), self.epsilon);
-                    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight.iter()) {
-                        *y = (*x - mean) * scale * *weight;
-                    }
-                    if let Some(bias) = &bias {
-                        lanes::add_scaled(y, T::one(), bias);
-                    }
-                },
-            );
+            y.copy_from_slice(x);
+            row.forward(y);
         });
         Tensor::from_vec(y, (rows, d), self.weight.tensor.device())
+    }
+
+    /// The same row by row, on the CPU.
+    pub(super) fn row<T: Real>(&self) -> Result<Row<T>> {
+        let of = |tensor: &Tensor| Ok::<_, candle_core::Error>(values::<T>(tensor)?.to_vec());
+        let bias = self.bias.as_ref().map(|bias| of(&bias.tensor)).transpose()?;
+        Ok(Row { gain: of(&self.gain()?)?, bias, epsilon: self.epsilon })
     }
 
     /// Pulls gradients at y back to x: x [rows, d_model], gradients [n·rows, d_model] where row i

@@ -14,7 +14,7 @@ use super::hooks::Replacement;
 use super::{Reading, Writing};
 use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::ops::backward::Rules;
-use crate::ops::weight;
+use crate::ops::{Apart, Sums, is_fused, is_small, multiply_blocks_into, subtract_from, weight};
 use crate::{Result, refuse};
 
 /// What is read along an ablated edge instead of what the writer wrote. Writers are those of the
@@ -152,8 +152,24 @@ impl Edges {
         if !self.edges.leaves(writing.site) {
             return Ok(());
         }
+        let z = values()?;
+        let is_plain =
+            writing.norm.is_none() && (writing.bias.is_none() || !writing.bias_is_written);
+        if replaced.is_none() && is_plain && is_fused(&z) {
+            return self.put_product(writing, &z);
+        }
         let writers = self.writers(writing.site);
-        self.put(writing.site, &writers_outputs(writing, &values()?, writers, replaced)?)
+        self.put(writing.site, &writers_outputs(writing, &z, writers, replaced)?)
+    }
+
+    /// Forms ablated − written where it belongs, of z [rows, writers × width].
+    fn put_product(&self, writing: &Writing, z: &Tensor) -> Result<()> {
+        let of_site = self.edges.graph.writers_of(writing.site);
+        let place = self.differences.narrow(0, of_site.start, of_site.len())?;
+        multiply_blocks_into(z, &weight::widened(&writing.weight.tensor)?, &place)?;
+        let stand_ins = self.edges.stand_ins(writing.site, &self.positions, &place)?;
+        let stand_ins = stand_ins.map(|tensor| tensor.contiguous()).transpose()?;
+        Ok(subtract_from(stand_ins.as_ref(), &place)?)
     }
 
     /// How many writers a site has.
@@ -194,7 +210,9 @@ impl Edges {
             .to_dtype(self.differences.dtype())?
             .to_device(self.differences.device())?;
         let differences = self.differences.clone();
+        let writers = |row: &&[bool]| (0..before).filter(|&writer| row[writer]).collect();
         Ok(Some(Inputs {
+            ablated: rows.iter().map(writers).collect(),
             count: of_site.len(),
             plain: plain.unwrap_or_default(),
             own,
@@ -253,7 +271,9 @@ pub(super) struct Inputs {
     plain: Vec<usize>,
     /// The readers of each other input.
     own: Vec<Vec<usize>>,
-    /// [inputs, writers before], 1 where an edge is ablated.
+    /// The writers of each other input's ablated edges.
+    ablated: Vec<Vec<usize>>,
+    /// The same as [inputs, writers before], 1 where an edge is ablated.
     factors: Tensor,
     /// [writers, rows, d_model]
     differences: Tensor,
@@ -275,10 +295,18 @@ pub struct SharedInput {
 impl Inputs {
     /// Each input that is not the stream x [rows, d_model] itself: [inputs, rows, d_model].
     pub(super) fn own(&self, x: &Tensor) -> Result<Tensor> {
+        if is_fused(x) {
+            return Ok(self.sums(x)?.form()?);
+        }
         let (rows, d_model) = x.dims2()?;
         let differences = self.differences.narrow(0, 0, self.factors.dim(1)?)?.flatten_from(1)?;
         let sums = self.factors.matmul(&differences)?.reshape((self.own.len(), rows, d_model))?;
         Ok(sums.broadcast_add(&x.unsqueeze(0)?)?)
+    }
+
+    fn sums<'a>(&'a self, x: &'a Tensor) -> Result<Sums<'a>> {
+        let before = self.factors.dim(1)?;
+        Ok(Sums { x, differences: &self.differences, before, writers: &self.ablated })
     }
 
     /// The readers' projections [rows, readers × width] of their inputs.
@@ -290,10 +318,25 @@ impl Inputs {
             }
             false => reading.project(&reading.normalise(x)?)?,
         };
+        let columns = self.own.iter().map(|readers| self.columns(readers, reading));
+        let columns: Vec<_> = columns.collect::<Result<_>>()?;
+        if let Some(norm) = &reading.norm
+            && is_small(x, reading.weight.tensor.dim(0)? / self.count)
+        {
+            Apart {
+                sums: self.sums(x)?,
+                norm,
+                columns: &columns,
+                weight: &weight::widened(&reading.weight.tensor)?,
+                bias: reading.bias.as_ref().map(|bias| &bias.tensor),
+            }
+            .project_into(&projected)?;
+            return Ok(projected);
+        }
         let own = self.own(x)?;
-        for (index, readers) in self.own.iter().enumerate() {
+        for (index, columns) in columns.into_iter().enumerate() {
             let normed = reading.normalise(&own.get(index)?)?;
-            for columns in self.columns(readers, reading)? {
+            for columns in columns {
                 let (start, len) = (columns.start, columns.len());
                 let weight = reading.weight.tensor.narrow(0, start, len)?;
                 let mut part = weight::times_transposed(&normed, &weight)?;

@@ -93,8 +93,6 @@ struct Back {
     stream: Tensor,
     /// At the differences [writers, batch·seq, d_model] that ablated edges add to the stream.
     differences: Option<Tensor>,
-    /// What is taken for constants.
-    rules: Rules,
 }
 
 /// The input of a projection that writes, and how it came about.
@@ -175,7 +173,7 @@ impl Tape {
         let kept = Kept::of(&at_hidden)?;
         let normed = kept.gather(&at_hidden)?;
         let pulled = unembedding.norm.pull_back(&kept.gather(x)?, &normed, how.rules)?;
-        let mut back = Back { stream: kept.scatter(pulled)?, differences: None, rules: how.rules };
+        let mut back = Back { stream: kept.scatter(pulled)?, differences: None };
         if let Some(inputs) = inputs {
             back.add_inputs(inputs, &[&back.stream.clone()])?;
         }
@@ -222,7 +220,7 @@ impl Tape {
     ) -> Result<Option<(TensorId, Partial)>> {
         let (operation, input, values, z) = match &write.z {
             Z::ByCandle { given, flat } => {
-                let at_z = write.go_back(flat.clone(), back, adapters, sink)?;
+                let at_z = write.go_back(flat.clone(), back, how.rules, adapters, sink)?;
                 pull_back_by_candle(given, at_z)?;
                 return Ok(None);
             }
@@ -238,7 +236,7 @@ impl Tape {
                 (operation, read, values, z)
             }
         };
-        let at_z = write.go_back(z, back, adapters, sink)?;
+        let at_z = write.go_back(z, back, how.rules, adapters, sink)?;
         Ok(Some((*input, operation.pull_back(&values, &at_z, how, sink)?)))
     }
 }
@@ -256,15 +254,16 @@ impl Write {
         &self,
         z: Tensor,
         back: &Back,
+        rules: Rules,
         adapters: Option<&Training>,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
         if let Some(gradients) = self.by_writer(&z, back)? {
-            return self.go_back_apart(z, gradients, back, sink);
+            return self.go_back_apart(z, gradients, back, rules, sink);
         }
         let stream = &back.stream;
         let kept = if self.applied.is_empty() { Kept::of(stream)? } else { Kept::All };
-        let gradient = self.pull_back_norm(&z, &kept, kept.gather(stream)?, back.rules, sink)?;
+        let gradient = self.pull_back_norm(&z, &kept, kept.gather(stream)?, rules, sink)?;
         let at_z = weight::times_transposed(&gradient, &self.writing.weight.tensor)?;
         if let Some(adapters) = adapters {
             let gradients = adapters.backward(&self.applied, &gradient, &at_z)?;
@@ -305,7 +304,7 @@ impl Write {
 
     /// The same where the writers' gradients [writers, batch·seq, d_model] differ. With p_u what writer u
     /// projects, P their sum, s = 1/rms(P) and v_u = γ ⊙ g_u, the gradient at p_u is
-    /// s v_u − s³ P/d Σ_w ⟨v_w, p_w⟩ (with s taken for a constant, s v_u), and that of γ Σ_w s p_w ⊙ g_w.
+    /// s v_u − s³ P/d Σ_w ⟨v_w, p_w⟩, and that of γ Σ_w s p_w ⊙ g_w. With s a constant only s v_u is left.
     fn pull_back_norm_apart(
         &self,
         z: &Tensor,
@@ -376,9 +375,10 @@ impl Write {
         z: Tensor,
         gradients: Tensor,
         back: &Back,
+        rules: Rules,
         sink: &mut dyn FnMut(Captured) -> Result<()>,
     ) -> Result<Partial> {
-        let gradients = self.pull_back_norm_apart(&z, gradients, back.rules, sink)?;
+        let gradients = self.pull_back_norm_apart(&z, gradients, rules, sink)?;
         let (writers, rows, d_model) = gradients.dims3()?;
         let weight = weight::widened(&self.writing.weight.tensor)?;
         let width = weight.dim(0)? / writers;

@@ -65,6 +65,7 @@ impl RunFolder {
         if !path.join(CONFIG).is_file() {
             refuse!("{}: is no run folder; give one that `run` or `tune` made", path.display());
         }
+        clear_unfinished(path)?;
         Ok(Self(path.to_path_buf()))
     }
 
@@ -98,6 +99,22 @@ impl RunFolder {
         }
         Ok(path)
     }
+}
+
+/// Removes what a killed process had not yet given its name, in a folder and those in it.
+fn clear_unfinished(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let unfinished = files::UNFINISHED.iter().any(|prefix| name.starts_with(prefix));
+        match (unfinished, path.is_dir()) {
+            (true, true) => std::fs::remove_dir_all(&path).map_err(Error::io(&path))?,
+            (true, false) => std::fs::remove_file(&path).map_err(Error::io(&path))?,
+            (false, true) => clear_unfinished(&path)?,
+            (false, false) => {}
+        }
+    }
+    Ok(())
 }
 
 /// A JSON Lines file that can be followed as `NAME.part` while it grows and has its name when it is

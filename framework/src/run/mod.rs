@@ -345,21 +345,21 @@ impl Runner<'_> {
         let graph = self.model.graph().subset(&discovery.nodes);
         let fixed = tuning.fixed_circuit(self.model, &graph)?.filter(|_| when == "before");
         // What a fixed circuit is held against is the ranking by scores.
-        let found = match fixed.is_some() && faithfulness.is_none() {
-            true => None,
-            false => Some(self.discover(examples)),
+        let found = match (&fixed, faithfulness) {
+            (Some(_), None) => None,
+            _ => match self.discover(examples) {
+                Ok((found, circuit)) => Some((found.scores, circuit)),
+                // The tuned model is there to be looked at; the figures say what became of it.
+                Err(error @ Error::NotFinite(_)) if when == "after" => {
+                    ::log::warn!("there is no circuit after tuning: {error}");
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            },
         };
-        let (scores, circuit) = match (found, fixed) {
-            (Some(Ok((found, _))), Some(circuit)) => (Some(found.scores), circuit),
-            (Some(Ok((found, circuit))), None) => (Some(found.scores), circuit),
-            (None, Some(circuit)) => (None, circuit),
-            // The tuned model is there to be looked at; the figures say what became of it.
-            (Some(Err(error @ Error::NotFinite(_))), _) if when == "after" => {
-                ::log::warn!("there is no circuit after tuning: {error}");
-                return Ok(None);
-            }
-            (Some(Err(error)), _) => return Err(error),
-            (None, None) => return Ok(None),
+        let (scores, found) = found.unzip();
+        let Some(circuit) = fixed.or(found) else {
+            return Ok(None);
         };
         let file = folder.path(&format!("circuit-{when}.json"));
         let provenance = self.provenance(examples);

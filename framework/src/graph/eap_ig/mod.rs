@@ -11,27 +11,22 @@
 //! edge, of their scores' sum. So each of their edges stands for one or two of ours, and ours may stand in
 //! several of theirs.
 
+mod file;
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::circuit::{Circuit, Edge};
 use super::scores::Scores;
-use super::{Graph, Input, Node, Port, Reader, Writer};
+use super::{Graph, Node, Reader, Writer};
 use crate::model::Model;
 use crate::run::provenance::Geometry;
-use crate::{Error, Result, files, refuse};
-
-/// A model as their files tell it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Config {
-    n_layers: usize,
-    n_heads: usize,
-    parallel_attn_mlp: bool,
-    d_model: usize,
-}
+use crate::{Result, refuse};
+use file::{Config, GraphFile, NodeEntry};
+use names::{Theirs, edges, name};
 
 /// Which edges of a model's graph stand for which in their files.
 pub struct Correspondence {
@@ -40,14 +35,6 @@ pub struct Correspondence {
     heads_per_group: usize,
     /// Their edges in the order of their files, each with those of ours that it stands for.
     edges: Vec<Theirs>,
-}
-
-struct Theirs {
-    parent: String,
-    child: String,
-    /// `PARENT->CHILD<q>`
-    name: String,
-    ours: Vec<(Writer, Reader)>,
 }
 
 /// What came of a conversion.
@@ -305,77 +292,6 @@ fn push_counted(losses: &mut Vec<String>, count: usize, what: &str) {
     }
 }
 
-/// Their name of a node.
-fn name(node: Node) -> String {
-    match node {
-        Node::Embed => "input".to_owned(),
-        Node::Head { layer, head } | Node::KeyValueHead { layer, head } => {
-            format!("a{layer}.h{head}")
-        }
-        Node::Mlp { layer, .. } => format!("m{layer}"),
-        Node::Logits => "logits".to_owned(),
-    }
-}
-
-/// Their edges in the order of their files: layer by layer, by parent, then by head and by q, k and v.
-fn edges(graph: &Graph, heads_per_group: usize) -> Vec<Theirs> {
-    // By their child; a child's readers of ours, in the order of their names.
-    let mut children: Vec<(String, String, Vec<Reader>)> = Vec::new();
-    let reader = |node, port| graph.reader_of(Input { node, port });
-    let layers =
-        graph.writers().iter().filter_map(|node| node.layer()).max().map_or(0, |last| last + 1);
-    for layer in 0..layers {
-        let heads = graph.writers().iter().filter_map(|node| match node {
-            Node::Head { layer: of, head } if *of == layer => Some(*head),
-            _ => None,
-        });
-        for head in heads {
-            let own = Node::Head { layer, head };
-            let shared = match heads_per_group {
-                1 => own,
-                group => Node::KeyValueHead { layer, head: head / group },
-            };
-            for (port, letter, of) in
-                [(Port::Query, "q", own), (Port::Key, "k", shared), (Port::Value, "v", shared)]
-            {
-                children.push((
-                    name(own),
-                    format!("<{letter}>"),
-                    reader(of, port).into_iter().collect(),
-                ));
-            }
-        }
-        let mlp = Node::Mlp { layer, part: None };
-        let ports = [Port::Input, Port::Gate, Port::Up];
-        children.push((
-            name(mlp),
-            String::new(),
-            ports.into_iter().filter_map(|port| reader(mlp, port)).collect(),
-        ));
-    }
-    let logits = reader(Node::Logits, Port::Input).into_iter().collect();
-    children.push((name(Node::Logits), String::new(), logits));
-    let of_site =
-        |child: &&(String, String, Vec<Reader>)| child.0.split('.').next().map(str::to_owned);
-    let mut edges = Vec::new();
-    for site in children.chunk_by(|a, b| of_site(&a) == of_site(&b)) {
-        for (writer, &node) in graph.writers().iter().enumerate().map(|(w, node)| (Writer(w), node))
-        {
-            for (child, port, readers) in site {
-                let ours: Vec<_> = readers.iter().map(|&reader| (writer, reader)).collect();
-                if !ours.is_empty()
-                    && ours.iter().all(|&(writer, reader)| graph.has_edge(writer, reader))
-                {
-                    let parent = name(node);
-                    let name = format!("{parent}->{child}{port}");
-                    edges.push(Theirs { parent, child: child.clone(), name, ours });
-                }
-            }
-        }
-    }
-    edges
-}
-
 /// Scores by the edges of the whole graph, of which they may be of a part.
 fn by_edge(whole: &Graph, scores: &Scores) -> BTreeMap<(Writer, Reader), f32> {
     let own = |(writer, reader): (Writer, Reader)| {
@@ -398,94 +314,4 @@ fn circuit(scores: &Scores, edges: BTreeSet<(Writer, Reader)>) -> Circuit {
     // A stable sort: ties go to the lower writer, then the lower reader.
     edges.sort_by(|a, b| b.score.abs().total_cmp(&a.score.abs()));
     Circuit { edges }
-}
-
-/// A file of theirs.
-#[derive(Deserialize)]
-struct GraphFile {
-    cfg: Config,
-    nodes: BTreeMap<String, NodeEntry>,
-    edges: BTreeMap<String, EdgeEntry>,
-}
-
-#[derive(Deserialize)]
-struct NodeEntry {
-    score: Option<Value>,
-    neurons: Option<Value>,
-    neurons_scores: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct EdgeEntry {
-    /// Files that hold a circuit alone may have none; `null` is not none, but a number that was none.
-    #[serde(default, deserialize_with = "present")]
-    score: Option<Value>,
-    in_graph: bool,
-}
-
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
-}
-
-impl GraphFile {
-    fn read(path: &Path) -> Result<Self> {
-        serde_json::from_str(&quote_bare_words(&files::read_text(path)?)).map_err(|error| {
-            Error::input(format!("{}: this is no graph file of EAP-IG's: {error}", path.display()))
-        })
-    }
-}
-
-impl EdgeEntry {
-    /// The score, 0 where there is none.
-    fn finite_score(&self, path: &Path, name: &str) -> Result<f64> {
-        let Some(value) = &self.score else { return Ok(0.0) };
-        match value.as_f64().filter(|&score| (score as f32).is_finite()) {
-            Some(score) => Ok(score),
-            None => refuse!(
-                "{}: the score of `{name}` is {}; it must be a finite number",
-                path.display(),
-                value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-            ),
-        }
-    }
-}
-
-/// JSON as Python writes it, with NaN, Infinity and -Infinity where JSON has no number, made strings of.
-fn quote_bare_words(text: &str) -> String {
-    let (mut quoted, mut rest) = (String::with_capacity(text.len()), text);
-    let mut is_string = false;
-    while let Some(first) = rest.chars().next() {
-        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| rest.starts_with(word));
-        let taken = match (is_string, word) {
-            (false, Some(word)) => {
-                quoted.push_str(&format!("\"{word}\""));
-                word.len()
-            }
-            _ => {
-                // What is escaped never ends a string.
-                let skip = rest[1..].chars().next().filter(|_| is_string && first == '\\');
-                let len = first.len_utf8() + skip.map_or(0, char::len_utf8);
-                is_string ^= first == '"';
-                quoted.push_str(&rest[..len]);
-                len
-            }
-        };
-        rest = &rest[taken..];
-    }
-    quoted
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bare_words_are_quoted_outside_strings() {
-        let text = r#"{"NaN \" NaN é\\": NaN, "b": [-Infinity, Infinity, 1.5, "é Infinity"]}"#;
-        let value: Value = serde_json::from_str(&quote_bare_words(text)).unwrap();
-        let expected = json!({
-            "NaN \" NaN é\\": "NaN", "b": ["-Infinity", "Infinity", 1.5, "é Infinity"],
-        });
-        assert_eq!(value, expected);
-    }
 }
