@@ -285,13 +285,14 @@ proptest! {
                 let error = generated.unwrap_err().to_string();
                 prop_assert!(error.contains("counterfactual for every new token"), "{}", error);
             }
-            Ablation::MeanPositional => {
-                // As far as the examples reach.
-                let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap();
-                let reaches = longest >= 5;
-                prop_assert_eq!(generated.is_ok(), reaches);
-            }
             _ => prop_assert_eq!(generated.unwrap(), plain.generate(&prompts, &options, &[]).unwrap()),
+        }
+        if ablation == Ablation::MeanPositional {
+            // As far as the examples reach.
+            let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap();
+            let none = in_force(&EdgeSet::empty(model.graph()));
+            let under = Evaluation { circuit: Some(&none), ..plain };
+            prop_assert_eq!(under.generate(&prompts, &options, &[]).is_ok(), longest >= 5);
         }
         for circuit in circuits(&evaluation, &seeds).into_iter().take(3) {
             let alone = in_force(&evaluation.kept(&circuit));
@@ -324,6 +325,7 @@ fn what_is_not_in_the_graph_is_refused() {
 
 /// Issue 14's bound, on GPT-2 small's geometry; the point of a curve is such a pass.
 #[test]
+#[expect(clippy::print_stderr, reason = "a measurement is shown")]
 #[ignore = "slow: passes of GPT-2 small's size, and a bound on time"]
 fn a_pass_with_half_of_all_edges_ablated_costs_at_most_two_plain_ones() {
     let folder = tempfile::tempdir().unwrap();
@@ -343,37 +345,26 @@ fn a_pass_with_half_of_all_edges_ablated_costs_at_most_two_plain_ones() {
     let graph = model.graph();
     let all = EdgeSet::between(graph, &KINDS);
     let order = ranking::random(&all, 0);
-    let seconds = |pass: &dyn Fn() -> Pass| {
-        let run = |_| {
-            let start = cpu();
-            let readout = model.forward(&pass(), &tokens).unwrap();
-            readout.logits(&[31, 63]).unwrap();
-            cpu() - start
-        };
-        (0..5).map(run).fold(f64::INFINITY, f64::min)
+    let seconds = |pass: Pass| {
+        let start = std::time::Instant::now();
+        let readout = model.forward(&pass, &tokens).unwrap();
+        readout.logits(&[31, 63]).unwrap();
+        start.elapsed().as_secs_f64()
     };
-    let plain = seconds(&Pass::forward_only);
     let mut ratio = 0.0;
-    for share in [0.999, 0.9, 0.5, 0.1, 0.01] {
-        let kept =
-            EdgeSet::of(graph, order[..(share * order.len() as f64) as usize].iter().copied());
-        let ablating = seconds(&|| {
+    for share in [0.99, 0.5, 0.01] {
+        let n = (share * order.len() as f64) as usize;
+        let kept = EdgeSet::of(graph, order[..n].iter().copied());
+        let (mut plain, mut ablating) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..5 {
+            plain = plain.min(seconds(Pass::forward_only()));
             let edges = AblatedEdges::new(graph, by.clone(), |w, r| !kept.contains((w, r)));
-            Pass::forward_only().ablating(edges.into())
-        });
-        println!(
-            "plain {plain:.3} s, {share} of the edges kept {ablating:.3} s: {:.2}",
-            ablating / plain
-        );
+            ablating = ablating.min(seconds(Pass::forward_only().ablating(edges.into())));
+        }
+        eprintln!("plain {plain:.3} s, {share} of the edges kept {ablating:.3} s");
         if share == 0.5 {
             ratio = ablating / plain;
         }
     }
     assert!(ratio <= 2.0, "{ratio}");
-}
-
-fn cpu() -> f64 {
-    let s = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let f: Vec<&str> = s.rsplit(')').next().unwrap().split_whitespace().collect();
-    (f[11].parse::<f64>().unwrap() + f[12].parse::<f64>().unwrap()) / 100.0
 }

@@ -69,12 +69,18 @@ fn the_page_of_settings_is_what_the_program_prints() {
 }
 
 /// Flags that name files or switch something on: there is no default to show.
-const NO_SETTINGS: [&str; 13] = [
+const NO_SETTINGS: &[&str] = &[
     "--plugin",
     "--out",
     "--json",
     "--scores",
     "--circuit <OUT",
+    "--circuit <C.json",
+    "--knockout",
+    "--minimality",
+    "--no-prune",
+    "--resume",
+    "--plot",
     "--drawing",
     "--table",
     "--markdown",
@@ -88,9 +94,18 @@ const NO_SETTINGS: [&str; 13] = [
 #[test]
 fn help_shows_the_default_of_every_flag_that_is_a_setting() {
     let folder = tempfile::tempdir().unwrap();
-    for command in
-        ["run", "discover", "tune", "eval", "bench", "logits", "tokens", "draw", "methods"]
-    {
+    for command in [
+        "run",
+        "discover",
+        "tune",
+        "eval",
+        "faithfulness",
+        "methods",
+        "bench",
+        "logits",
+        "tokens",
+        "draw",
+    ] {
         let help = succeeds(folder.path(), &[command, "--help"]);
         let flags = help.lines().filter(|line| line.trim_start().starts_with("--"));
         for line in flags.filter(|line| !line.contains("KEY=VALUE")) {
