@@ -80,5 +80,5 @@ register!(
     dyn Architecture,
     Gemma2Options,
     "gemma2",
-    "Gemma 2: norms after sub-layers too, soft caps, sliding windows"
+    "Gemma 2: norms after sub-layers too, soft caps, sliding windows; from Hugging Face folders and GGUF"
 );

@@ -59,5 +59,5 @@ register!(
     dyn Architecture,
     Gemma3Options,
     "gemma3_text",
-    "Gemma 3, text alone: norms on queries and keys too, two kinds of rotary positions"
+    "Gemma 3, text alone: norms on queries and keys too, two kinds of rotary positions; from Hugging Face folders and GGUF"
 );

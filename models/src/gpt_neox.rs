@@ -121,5 +121,5 @@ register!(
     dyn Architecture,
     GptNeoxOptions,
     "gpt_neox",
-    "GPT-NeoX, such as Pythia: attention and MLP read side by side, partial rotary positions"
+    "GPT-NeoX, such as Pythia: attention and MLP read side by side, partial rotary positions; from Hugging Face folders and GGUF"
 );

@@ -30,4 +30,9 @@ impl Architecture for MistralOptions {
     }
 }
 
-register!(dyn Architecture, MistralOptions, "mistral", "Mistral: sliding windows");
+register!(
+    dyn Architecture,
+    MistralOptions,
+    "mistral",
+    "Mistral: sliding windows; from Hugging Face folders"
+);

@@ -51,5 +51,5 @@ register!(
     dyn Architecture,
     Olmo2Options,
     "olmo2",
-    "OLMo 2: norms after sub-layers, and on all heads' queries and keys together"
+    "OLMo 2: norms after sub-layers, and on all heads' queries and keys together; from Hugging Face folders and GGUF"
 );

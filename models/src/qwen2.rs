@@ -44,4 +44,9 @@ pub(crate) fn set_windows(decoder: &mut Decoder, checkpoint: &Checkpoint) -> Res
     decoder.set_windows(checkpoint, |layer| layer >= first)
 }
 
-register!(dyn Architecture, Qwen2Options, "qwen2", "Qwen2 and Qwen2.5, from Hugging Face folders");
+register!(
+    dyn Architecture,
+    Qwen2Options,
+    "qwen2",
+    "Qwen2 and Qwen2.5; from Hugging Face folders and GGUF"
+);

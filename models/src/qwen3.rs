@@ -45,4 +45,9 @@ impl Architecture for Qwen3Options {
     }
 }
 
-register!(dyn Architecture, Qwen3Options, "qwen3", "Qwen3: norms on queries and keys");
+register!(
+    dyn Architecture,
+    Qwen3Options,
+    "qwen3",
+    "Qwen3: norms on queries and keys; from Hugging Face folders and GGUF"
+);

@@ -386,12 +386,13 @@ impl SiteGradients {
         let pulled = match &self.source {
             ReadBy::Projection(reading) if place.dim(0)? > 1 => {
                 let weight = weight::widened(&reading.weight.tensor)?;
-                return Ok(match &reading.norm {
+                match &reading.norm {
                     Some(norm) => {
-                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?
+                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?;
                     }
                     None => multiply_blocks_into(&gradient, &weight, place)?,
-                });
+                }
+                return Ok(());
             }
             ReadBy::Projection(reading) => reading.pull_back(&x, &gradient, self.rules)?,
             ReadBy::Unembedding(unembedding) => {

@@ -193,7 +193,7 @@ fn tanh(x: f32) -> f32 {
     let x = x.clamp(-7.905_311, 7.905_311);
     let square = x * x;
     let mut p = -2.760_768_5e-16;
-    p = p * square + 2.000_187_9e-13;
+    p = p * square + 2.000_188e-13;
     p = p * square - 8.604_672e-11;
     p = p * square + 5.122_297e-8;
     p = p * square + 1.485_722_4e-5;

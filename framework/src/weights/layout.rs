@@ -1,6 +1,7 @@
 //! How a parameter stands in Hugging Face's files: under which names, with which of its rows, and which
 //! way round. Loading, saving and the names of adapters follow from it.
 
+use std::iter;
 use std::ops::Range;
 
 use candle_core::Tensor;
@@ -31,7 +32,7 @@ pub enum Form {
 impl FileTensor {
     /// One that holds the first so many rows, all of them, in order.
     pub fn whole(name: impl Into<String>, rows: usize, form: Form) -> Self {
-        Self { name: name.into(), rows: vec![0..rows], form }
+        Self { name: name.into(), rows: iter::once(0..rows).collect(), form }
     }
 
     /// How many rows it holds.

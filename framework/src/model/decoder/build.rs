@@ -1,5 +1,6 @@
 //! Takes a decoder's weights out of a checkpoint, layer by layer, and says who owns them.
 
+use std::iter;
 use std::sync::Arc;
 
 use super::nodes::{LayerNodes, graph, reader_rows, writer_rows};
@@ -281,7 +282,7 @@ fn stacked(modules: &[Linear], rows: &[usize]) -> [Vec<FileTensor>; 2] {
     for (module, rows) in modules.iter().zip(rows) {
         let file = |part: &str| FileTensor {
             name: format!("{}.{part}", module.name),
-            rows: vec![start..start + rows],
+            rows: iter::once(start..start + rows).collect(),
             form: Form::Vector,
         };
         files[0].push(file("weight"));
