@@ -170,11 +170,13 @@ proptest! {
         }
     }
 
-    /// Of whatever kinds of nodes the graph is.
+    /// Of whatever kinds of nodes the graph is. Where writers share a norm behind their sublayer, a dead end
+    /// still counts in its scale, and so for the others.
     #[test]
     fn with_corrupt_dead_ends_do_nothing(
         (geometry, seed, examples, _, kinds) in cases(), seeds in some_scores(),
     ) {
+        prop_assume!(!geometry.family.has_norms_after());
         let model = geometry.model_in_float64(seed);
         let metric: Box<dyn PatchingMetric> = plugin("loss", "");
         let pruned = of(&*model, &*metric, &examples, Ablation::Corrupt, &kinds);

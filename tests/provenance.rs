@@ -79,11 +79,12 @@ proptest! {
     #[test]
     fn results_of_another_model_are_refused(geometry in geometries(), change in 0..4usize) {
         let model = geometry.model(0);
+        let own = Geometry::of(&*model);
         let other = match change {
-            0 => Geometry { d_model: geometry.d_head * geometry.heads + 2, ..Geometry::of(&*model) },
-            1 => Geometry { layers: geometry.layers + 1, ..Geometry::of(&*model) },
-            2 => Geometry { vocabulary: 50_257, ..Geometry::of(&*model) },
-            _ => Geometry { architecture: "opt".to_owned(), ..Geometry::of(&*model) },
+            0 => Geometry { d_model: own.d_model + 2, ..own },
+            1 => Geometry { layers: own.layers + 1, ..own },
+            2 => Geometry { vocabulary: 50_257, ..own },
+            _ => Geometry { architecture: "opt".to_owned(), ..own },
         };
         let provenance = Provenance { model: other, ..provenance(&*model) };
         let scores = scores(model.graph().clone(), &[1, 2, 3]);

@@ -84,7 +84,9 @@ impl EdgeSet {
     /// This circuit in the graph `all` without its dead ends: edges are dropped until every node that is
     /// left has an edge in and one out (`embed` needs none in, `logits` none out), and every edge both its
     /// nodes; into a key/value head, one query head of its group. Edges of the model's whole `graph` that
-    /// aren't in `all` are never ablated and so count as kept.
+    /// aren't in `all` are never ablated and so count as kept. With ablation `corrupt` that changes no
+    /// metric, unless writers share a norm behind their sublayer (Gemma, OLMo 2): there what a dead end
+    /// writes still counts in the norm's scale.
     pub fn without_dead_ends(&self, graph: &Graph, all: &Self) -> Self {
         let serves = served(graph);
         let mut kept = self.clone();

@@ -141,16 +141,25 @@ impl Edges {
         }
     }
 
-    /// Takes note of what a site's writers wrote, of their values [rows, writers × width], which `values`
-    /// forms, and of what was written instead.
+    /// Takes note of what a site's writers wrote together, `output` [rows, d_model], a bias not counted; of
+    /// their values [rows, writers × width], which `values` forms; and of what was written instead.
     pub(super) fn written(
         &self,
         writing: &Writing,
+        output: &Tensor,
         values: impl FnOnce() -> Result<Tensor>,
         replaced: Option<&Replacement>,
     ) -> Result<()> {
         if !self.edges.leaves(writing.site) {
             return Ok(());
+        }
+        if replaced.is_none() && self.writers(writing.site) == 1 {
+            let bias = writing.bias.as_ref().filter(|_| writing.bias_is_written);
+            let written = match bias {
+                Some(bias) => output.broadcast_add(&bias.tensor)?,
+                None => output.clone(),
+            };
+            return self.put(writing.site, &written.unsqueeze(0)?);
         }
         let z = values()?;
         let is_plain =

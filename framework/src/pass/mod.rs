@@ -345,7 +345,7 @@ impl Pass {
         let replacement = self.hooks.show_written(written)?;
         let edges = self.record().edges.clone();
         if let Some(edges) = &edges {
-            edges.written(writing, || written().values(), replacement.as_ref())?;
+            edges.written(writing, &output, || written().values(), replacement.as_ref())?;
         }
         let values = || written().values();
         let mut bias = writing.bias.as_ref().map(|bias| &bias.tensor);

@@ -46,7 +46,9 @@ pub fn combinations(experiment: &Table, origin: &str) -> Result<Option<Vec<Combi
     let mut base = experiment.clone();
     let (sweep, former) = (base.remove("sweep"), base.remove("matrix"));
     if sweep.is_some() && former.is_some() {
-        refuse!("{origin}: [sweep] and its former name [matrix] are both there; leave [matrix] out");
+        refuse!(
+            "{origin}: [sweep] and its former name [matrix] are both there; leave [matrix] out"
+        );
     }
     if former.is_some() {
         log::warn!("{origin}: [matrix] is now called [sweep]; it is read as that");
