@@ -22,8 +22,8 @@ pub(crate) fn stoppable<T>(
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal finds the flag unset.
         flag::register_conditional_shutdown(signal, BY_SIGNAL + signal, progress::stop_flag())?;
-        flag::register(signal, progress::stop_flag())?;
         flag::register_usize(signal, received.clone(), signal as usize)?;
+        flag::register(signal, progress::stop_flag())?;
     }
     work().map_err(|error| match is_stop(&error) {
         true => {

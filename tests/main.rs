@@ -46,6 +46,7 @@ mod properties;
 mod provenance;
 mod reference;
 mod relp;
+mod resume;
 mod runs;
 mod smollm2;
 mod support;

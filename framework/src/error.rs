@@ -23,7 +23,7 @@ pub enum Error {
     Diverged { step: usize, what: String },
 
     /// A result isn't a finite number, and nothing can be made of it.
-    #[error("{0}: the model's numbers on this data are beyond what can be computed with")]
+    #[error("{0}; try model.dtype = \"float32\" or \"float64\", or other data")]
     NotFinite(String),
 
     /// The program was asked to stop, by a signal.

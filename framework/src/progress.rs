@@ -1,7 +1,7 @@
 //! How long work says where it is, and how it is asked to stop. The framework prints nothing; whoever runs
 //! it decides what to show.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use crate::{Error, Result};
@@ -32,12 +32,31 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     STOP.clone()
 }
 
-/// An error once the flag is set.
+/// How many pieces of work must not be ended in the middle.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Work that a stop has to wait for, until it is dropped.
+pub(crate) struct Held;
+
+/// Has a stop wait until what is returned is dropped.
+#[must_use = "a stop waits until this is dropped"]
+pub(crate) fn hold_stop() -> Held {
+    HELD.fetch_add(1, Ordering::Relaxed);
+    Held
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An error once the flag is set, and nothing has it wait.
 ///
 /// # Errors
 /// [`Error::Stopped`].
 pub fn check_stop() -> Result<()> {
-    match STOP.load(Ordering::Relaxed) {
+    match STOP.load(Ordering::Relaxed) && HELD.load(Ordering::Relaxed) == 0 {
         true => Err(Error::Stopped),
         false => Ok(()),
     }

@@ -22,17 +22,18 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, SUMMARY, Summary};
 use circuit_framework::{Figures, files};
-use clap::{Arg, ArgMatches};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Id};
 use serde::Serialize;
 
-use crate::flags;
 use crate::print::say;
 use crate::progress::Display;
 use crate::signals::stoppable;
+use crate::{experiments, flags};
 
 /// Loads an experiment's model and plugins and hands them to `work`.
 fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<T>) -> Result<T> {
@@ -87,11 +88,11 @@ fn show<T: Serialize>(matches: &ArgMatches, result: &T, print: impl FnOnce(&T)) 
         say!("{}", serde_json::to_string(result)?);
         return Ok(());
     }
-    if let Some(file) = path(matches, "json") {
-        files::write_json(&file, result)?;
-    }
     print(result);
-    Ok(())
+    match path(matches, "json") {
+        Some(file) => Ok(files::write_json(&file, result)?),
+        None => Ok(()),
+    }
 }
 
 /// The flag of commands that run: go on with a run that was ended.
@@ -122,15 +123,23 @@ fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
 
 /// Goes on with the run of a folder, and shows the summary; a finished one's is shown as it is.
 fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
+    for flag in
+        matches.ids().map(Id::as_str).filter(|id| !["resume", "json", "plugins"].contains(id))
+    {
+        if matches.value_source(flag) == Some(ValueSource::CommandLine) {
+            bail!("--resume takes every setting from the run's config.toml; leave `{flag}` out");
+        }
+    }
     let finished = folder.join(SUMMARY);
     let summary = match finished.exists() {
         true => files::read_json(&finished)?,
         false => {
             let config = folder.join("config.toml");
-            let text = files::read_text(&config)?;
+            if !config.is_file() {
+                bail!("{}: is no run folder; give one that `run` or `tune` made", folder.display());
+            }
             let origin = config.display().to_string();
-            let table = text.parse().with_context(|| origin.clone())?;
-            let experiment = flags::from_table(table, &origin)?;
+            let experiment = flags::from_table(experiments::find(&origin)?, &origin)?;
             let run = || with_runner(&experiment, |runner| Ok(runner.resume(folder)?));
             stoppable(run, || go_on(folder))?
         }

@@ -10,7 +10,7 @@ use crate::graph::scores::Scores;
 use crate::model::Model;
 use crate::pass::{Captured, Pass, Readout};
 use crate::plugin::registry;
-use crate::progress::{Progress, Report};
+use crate::progress::{self, Progress, Report};
 use crate::{Error, Result};
 
 /// What a method needs of the data, beside what ablation and positions need.
@@ -207,6 +207,7 @@ pub fn discover(
     let mut done = 0;
     let order = by_length(examples, |example| example.tokens.len());
     for chunk in order.chunks(options.batch_size) {
+        progress::check_stop()?;
         let batch = chunk.iter().map(|&index| examples[index]).collect();
         attribution.add(&Batch::new(batch, &model.device())?)?;
         done += chunk.len();

@@ -32,7 +32,7 @@ pub struct Discovery {
     pub method: MethodChoice,
     /// Points that the methods `eap-ig` and `eap-ig-activations` average the gradient over.
     pub ig_steps: usize,
-    /// What a writer's output is compared with.
+    /// What replaces a writer's output along an ablated edge.
     pub ablation: Ablation,
     /// At which positions the graph is read.
     pub positions: Positions,

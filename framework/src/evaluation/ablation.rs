@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::pass::{Ablated, Pass, Written};
 use crate::{Error, Result, refuse};
 
-/// What a writer's output is compared with.
+/// What replaces a writer's output along an ablated edge.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -75,7 +75,7 @@ pub struct AblatedValues {
 }
 
 impl AblatedValues {
-    /// Of examples of at most `longest` tokens.
+    /// Empty sums, for examples of at most `longest` tokens.
     pub fn new(model: &dyn Model, ablation: Ablation, longest: usize) -> Self {
         let places = if ablation == Ablation::MeanPositional { longest } else { 1 };
         let graph = model.graph().clone();

@@ -14,9 +14,9 @@ pub type KeyRow<'a> = (usize, &'a Key, u32);
 /// Which of a key's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Those that count as right.
+    /// The right answers.
     Right,
-    /// Those they are held against.
+    /// The wrong answers, which the right ones are compared with.
     Wrong,
 }
 

@@ -17,7 +17,7 @@ use crate::graph::Kind;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::pass::{AblatedEdges, Pass, scalar};
-use crate::progress::{Progress, Report};
+use crate::progress::{self, Progress, Report};
 use crate::{Error, Result, refuse};
 
 /// How a run's circuits are evaluated.
@@ -180,6 +180,7 @@ impl<'a> CircuitEvaluation<'a> {
         let total = kept.len() * self.examples.len().div_ceil(self.batch_size.max(1));
         let mut done = 0;
         for batch in batches(model, self.examples, self.batch_size) {
+            progress::check_stop()?;
             let batch = batch?;
             let by = values.of(model, &batch)?;
             for (sum, &kept) in sums.iter_mut().zip(kept) {

@@ -32,7 +32,7 @@ use crate::model::Model;
 use crate::ops::cross_entropy::Target;
 use crate::pass::cache::Cache;
 use crate::pass::{Pass, Readout, scalar, values};
-use crate::progress::{Progress, Report};
+use crate::progress::{self, Progress, Report};
 use crate::{Error, Result, files};
 
 /// A model and how to run it.
@@ -64,7 +64,7 @@ impl Evaluation<'_> {
         self.model.forward(&pass, &batch.tokens)
     }
 
-    /// The same over tokens u32 [batch, seq] that follow those in the cache.
+    /// The forward pass over new tokens u32 [batch, seq] that follow those in the cache.
     ///
     /// # Errors
     /// If what the circuit in force needs of new tokens isn't known, or a tensor operation fails.
@@ -134,6 +134,7 @@ impl Evaluation<'_> {
         for chunk in order.chunks(self.batch_size.max(1)) {
             let batch = chunk.iter().map(|&index| &examples[index]).collect();
             let batch = Batch::new(batch, &self.model.device())?;
+            progress::check_stop()?;
             let readout = self.forward(&batch)?;
             f(chunk, &batch, &readout)?;
             done += chunk.len();

@@ -152,13 +152,13 @@ impl Graph {
         graph
     }
 
-    /// The same sites with only the nodes of these kinds.
+    /// A graph with the same sites and only the nodes of these kinds.
     pub fn subset(&self, kinds: &[Kind]) -> Graph {
         let keep = |node: Node| kinds.contains(&node.kind());
         self.filtered(keep, |input| keep(input.node))
     }
 
-    /// The same sites with only these writers and readers.
+    /// A graph with the same sites and only these writers and readers.
     pub fn filtered(&self, writes: impl Fn(Node) -> bool, reads: impl Fn(Input) -> bool) -> Graph {
         Graph::new((0..self.site_count()).map(|site| {
             let readers = self.readers[self.readers_of(site)].iter().copied();

@@ -135,7 +135,10 @@ impl Adapters {
     pub fn merge(&self, model: &dyn Model) -> Result<()> {
         for adapter in &self.adapters {
             if !weight::is_finite(&self.merged(adapter, model)?)? {
-                refuse!("the adapter of {} is too large to be merged", adapter.projection.name);
+                refuse!(
+                    "merging the adapter of {} gives weights that are not finite; lower tuning.lr or alpha",
+                    adapter.projection.name
+                );
             }
         }
         for adapter in &self.adapters {

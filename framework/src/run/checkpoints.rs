@@ -1,6 +1,7 @@
 //! What a run that was ended goes on from: the state of tuning after some step, as it grows, and the stages
 //! that are finished. Both are in the run's folder `state`, which a finished run doesn't have.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 use crate::model::Model;
 use crate::tuning::{State, Tuning};
-use crate::{Error, Result, files, progress};
+use crate::{Error, Result, files, progress, refuse};
 
 /// How many states are kept: the last may be of the step that failed.
 const KEPT: usize = 2;
@@ -30,7 +31,8 @@ impl Checkpoints {
         Self {
             folder,
             every: tuning.checkpoint_every,
-            pause: Duration::from_secs_f64(tuning.checkpoint_minutes * 60.0),
+            pause: Duration::try_from_secs_f64(tuning.checkpoint_minutes * 60.0)
+                .unwrap_or(Duration::MAX),
             last: Instant::now(),
         }
     }
@@ -71,8 +73,9 @@ impl Checkpoints {
 
     /// All states by their step.
     fn states(&self) -> Result<Vec<(usize, PathBuf)>> {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else {
-            return Ok(Vec::new());
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(Error::io(&self.folder))?,
         };
         let mut states = Vec::new();
         for entry in entries {
@@ -99,6 +102,8 @@ pub(super) struct Stages {
 
 #[derive(Default, Serialize, Deserialize)]
 struct Kept {
+    /// The run's config.toml when it began.
+    config: String,
     seconds: f64,
     finished: Map<String, Value>,
 }
@@ -111,10 +116,18 @@ impl Stages {
     /// Those of a run's folder `state`; none of a new run.
     ///
     /// # Errors
-    /// If the file is malformed.
-    pub(super) fn of(folder: &Path) -> Result<Self> {
+    /// If the file is malformed, or of a run with another configuration.
+    pub(super) fn of(folder: &Path, config: &str) -> Result<Self> {
         let path = folder.join("stages.json");
-        let kept: Kept = if path.exists() { files::read_json(&path)? } else { Kept::default() };
+        let new = || Kept { config: config.to_owned(), ..Kept::default() };
+        let kept = if path.exists() { files::read_json(&path)? } else { new() };
+        if kept.config != config {
+            refuse!(
+                "{}: the run began with other settings than its config.toml has now; put them back, or \
+                 start another run",
+                path.display()
+            );
+        }
         Ok(Self { path, earlier: kept.seconds, kept, start: Instant::now() })
     }
 

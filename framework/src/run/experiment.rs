@@ -134,7 +134,7 @@ pub struct Experiment {
     pub model: ModelChoice,
     /// The task; its options stand beside its name and are what `list tasks` shows.
     pub task: Choice,
-    /// What an edge's worth is measured by, one of `list metrics`; without it, the task's default.
+    /// The metric that edges are scored by, one of `list metrics`; without it, the task's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Choice>,
     /// Metrics that only measure, each a `name` with its options: taken on the task's test examples

@@ -24,8 +24,9 @@ pub struct CircuitSummary {
     pub edges: usize,
     /// The circuit itself.
     pub circuit: CircuitFigures,
-    /// Of the ranking by the circuit's scores.
+    /// The area under the faithfulness curve of the ranking by scores: MIB's CPR.
     pub cpr: f64,
+    /// The area under |1 − faithfulness| of the same curve: MIB's CMD.
     pub cmd: f64,
     /// None where even the whole graph, without its dead ends, isn't faithful enough.
     pub smallest: Option<Smallest>,

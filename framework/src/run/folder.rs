@@ -1,6 +1,6 @@
 //! The folder that a run leaves: where it may be, and the JSON Lines files that grow in it.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,11 @@ use crate::{Error, Result, files, refuse};
 /// The file that says what a run is.
 const CONFIG: &str = "config.toml";
 
-/// A folder of its own for a run.
-pub(super) struct RunFolder(PathBuf);
+/// A folder of its own for a run. Its config.toml is locked as long as a process runs in it.
+pub(super) struct RunFolder {
+    path: PathBuf,
+    _lock: Option<File>,
+}
 
 impl RunFolder {
     /// A new folder that has its config.toml from the moment it is there: two runs never share one, and one
@@ -39,7 +42,24 @@ impl RunFolder {
             // It is of no use to anybody; what went wrong is said already.
             let _ = std::fs::remove_dir_all(&new);
         }
-        made.map(|()| Self(path.to_path_buf()))
+        made.and_then(|()| Self::locked(path))
+    }
+
+    fn locked(path: &Path) -> Result<Self> {
+        let config = path.join(CONFIG);
+        let file = File::open(&config).map_err(Error::io(&config))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: Some(file) }),
+            Err(TryLockError::WouldBlock) => refuse!(
+                "{}: another process is running it; wait for it, or stop it first",
+                path.display()
+            ),
+            // Some shared folders know no locks.
+            Err(TryLockError::Error(error)) => {
+                log::warn!("{}: can't be locked ({error}); run it once at a time", path.display());
+                Ok(Self { path: path.to_path_buf(), _lock: None })
+            }
+        }
     }
 
     /// The first of `parent/NAME-1`, `NAME-2`, … that can be made.
@@ -65,8 +85,9 @@ impl RunFolder {
         if !path.join(CONFIG).is_file() {
             refuse!("{}: is no run folder; give one that `run` or `tune` made", path.display());
         }
+        let folder = Self::locked(path)?;
         clear_unfinished(path)?;
-        Ok(Self(path.to_path_buf()))
+        Ok(folder)
     }
 
     /// A folder in it, made where it isn't there.
@@ -76,16 +97,16 @@ impl RunFolder {
     pub(super) fn folder(&self, name: &str) -> Result<Self> {
         let path = self.path(name);
         std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
-        Ok(Self(path))
+        Ok(Self { path, _lock: None })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     /// The run folder itself.
     pub(super) fn root(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Removes what an earlier try left under a name, so that it can be written again.
@@ -104,10 +125,13 @@ impl RunFolder {
 /// Removes what a killed process had not yet given its name, in a folder and those in it.
 fn clear_unfinished(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
+        let entry = entry.map_err(Error::io(folder))?;
+        // A link's target is somebody else's.
+        let is_folder = entry.file_type().map_err(Error::io(folder))?.is_dir();
+        let path = entry.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let unfinished = files::UNFINISHED.iter().any(|prefix| name.starts_with(prefix));
-        match (unfinished, path.is_dir()) {
+        match (unfinished, is_folder) {
             (true, true) => std::fs::remove_dir_all(&path).map_err(Error::io(&path))?,
             (true, false) => std::fs::remove_file(&path).map_err(Error::io(&path))?,
             (false, true) => clear_unfinished(&path)?,
@@ -173,6 +197,14 @@ impl Lines {
         let line = serde_json::to_string(value)
             .map_err(|error| Error::input(format!("{}: {error}", self.path.display())))?;
         (writeln!(file, "{line}").and_then(|()| file.flush())).map_err(Error::io(&self.part))
+    }
+
+    /// Has what was written on the disk, so that a state never knows of lines that are lost.
+    pub(super) fn sync(&self) -> Result<()> {
+        match &self.file {
+            Some(file) => file.get_ref().sync_data().map_err(Error::io(&self.part)),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn finish(self) -> Result<()> {

@@ -122,15 +122,21 @@ impl<'a> RunLog<'a> {
         let due = |every: usize| every > 0 && made.is_multiple_of(every);
         let (evaluates, saves) = (due(tuning.evaluate_every), due(tuning.checkpoint_every));
         if evaluates || saves {
+            // To its end, also where a stop was asked for: the state after the step has this behind it.
+            let whole = progress::hold_stop();
             match self.adapters.clone() {
                 Some(adapters) => adapters.while_merged(self.runner.model, || {
                     self.on_the_way(step.step, evaluates, saves)
                 })?,
                 None => self.on_the_way(step.step, evaluates, saves)?,
             }
+            drop(whole);
         }
         let stops = progress::check_stop();
         if made == total || stops.is_err() || self.checkpoints.due(made) {
+            for lines in [&self.steps, &self.circuits, &self.evaluations] {
+                lines.sync()?;
+            }
             self.checkpoints.write(state, self.runner.model, made < total)?;
         }
         stops

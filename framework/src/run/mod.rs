@@ -83,7 +83,7 @@ impl Runner<'_> {
         self.figures(folder, untuned, None)
     }
 
-    /// The same with the circuit in a file alone in force, in the graph of discovery's kinds of nodes,
+    /// Evaluates like [`Runner::evaluate`], but with every edge outside the circuit in a file ablated, in the graph of discovery's kinds of nodes,
     /// without its dead ends. Means are taken over each task's own test examples.
     ///
     /// # Errors
@@ -144,7 +144,8 @@ impl Runner<'_> {
         Ok(figures)
     }
 
-    /// What scores and circuits found on some of these examples are of.
+    /// The provenance that score and circuit files get: the model, task, metric and settings they were found
+    /// with.
     pub fn provenance(&self, examples: &[Example]) -> Provenance {
         let Experiment { model, task, metric, discovery, seed, .. } = self.experiment;
         let default = || self.plugins.task.default_metric().to_owned();
@@ -216,7 +217,7 @@ impl Runner<'_> {
     }
 
     /// Goes on with the run of a folder, whose config.toml the experiment is, from where it was ended. What
-    /// it leaves is what it would have left.
+    /// it leaves is what it would have left. A finished run is left as it is.
     ///
     /// # Errors
     /// As [`Runner::run_prepared`]'s.
@@ -229,12 +230,18 @@ impl Runner<'_> {
     /// # Errors
     /// As [`Runner::run_prepared`]'s.
     pub fn resume_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
-        self.go_on(examples, &RunFolder::open(folder)?)
+        let folder = RunFolder::open(folder)?;
+        let finished = folder.path(SUMMARY);
+        if finished.exists() {
+            folder.clear(STATE)?;
+            return files::read_json(&finished);
+        }
+        self.go_on(examples, &folder)
     }
 
     /// Every stage that isn't finished yet.
     fn go_on(&self, examples: &[Example], folder: &RunFolder) -> Result<Summary> {
-        let mut stages = Stages::of(&folder.path(STATE))?;
+        let mut stages = Stages::of(&folder.path(STATE), &self.experiment.resolved()?)?;
         // A second copy of the weights, only where something starts from it or is compared with it.
         let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
         let untuned = match compared || self.plugins.control.is_some() {

@@ -10,7 +10,7 @@ use crate::run::CircuitSummary;
 /// The file of a finished run's [`Summary`].
 pub const SUMMARY: &str = "summary.json";
 
-/// What a control came to.
+/// The result of a control.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Control {
     #[serde(with = "figures")]
@@ -26,10 +26,10 @@ pub struct Summary {
     /// The task's figures before tuning.
     #[serde(with = "figures")]
     pub before: Figures,
-    /// The same after tuning.
+    /// The task's figures after tuning.
     #[serde(with = "figures")]
     pub after: Figures,
-    /// The same after tuning with the control's selector instead.
+    /// The task's figures after tuning with the control's selector instead.
     #[serde(default, with = "figures::optional", skip_serializing_if = "Option::is_none")]
     pub control: Option<Figures>,
     /// What the circuit before tuning came to, where `[faithfulness]` asks for it.

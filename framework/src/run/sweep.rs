@@ -79,6 +79,12 @@ pub fn combinations(experiment: &Table, origin: &str) -> Result<Option<Vec<Combi
     if combinations.len() == 1 && combinations[0].name.is_empty() {
         refuse!("{origin}: [sweep] is empty; list models, tasks, metrics, selectors or seeds");
     }
+    let mut names: Vec<&str> =
+        combinations.iter().map(|combination| &combination.name[..]).collect();
+    names.sort_unstable();
+    if let Some(twins) = names.windows(2).find(|twins| twins[0] == twins[1]) {
+        refuse!("{origin}: [sweep]: two combinations are called `{}`; leave one out", twins[0]);
+    }
     Ok(Some(combinations))
 }
 
@@ -117,17 +123,21 @@ fn labels(section: &str, values: &[Value]) -> Vec<String> {
                     .and_then(Value::as_str)
                     .unwrap_or(section),
             };
-            let stem = Path::new(text).file_stem().map_or(text.into(), |s| s.to_string_lossy());
-            stem.into_owned()
+            let name = Path::new(text).file_name().map_or(text.into(), |s| s.to_string_lossy());
+            // "Llama-3.1-8B" is a name to its end.
+            name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
         }
     };
     let plain: Vec<String> = values.iter().map(label).collect();
-    (plain.iter().enumerate())
-        .map(|(index, label)| match plain[..index].iter().filter(|l| *l == label).count() {
-            0 => label.clone(),
-            before => format!("{label}{}", before + 1),
-        })
-        .collect()
+    let mut labels: Vec<String> = Vec::new();
+    for label in &plain {
+        let numbered = (2..).map(|number| format!("{label}{number}"));
+        let free = std::iter::once(label.clone())
+            .chain(numbered.filter(|numbered| !plain.contains(numbered)))
+            .find(|candidate| !labels.contains(candidate));
+        labels.extend(free);
+    }
+    labels
 }
 
 #[cfg(test)]

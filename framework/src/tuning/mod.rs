@@ -53,11 +53,11 @@ pub struct Step {
     /// The number of edges asked for.
     pub top_n: usize,
     pub tuned_parameters: usize,
-    /// Of all parameters.
+    /// `tuned_parameters` divided by the number of all parameters.
     pub tuned_share: f64,
-    /// Of the circuit.
+    /// The number of nodes in the circuit.
     pub nodes: usize,
-    /// Of the circuit.
+    /// The number of edges in the circuit.
     pub edges: usize,
     /// Jaccard overlap of the circuit's edges with the step's before; 1 at the first.
     pub overlap: f64,

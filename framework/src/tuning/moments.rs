@@ -117,7 +117,8 @@ impl Moments {
             Ok(whole)
         };
         if !is_fused(&parameter.tensor) {
-            let master = weight::widened(&parameter.tensor)?.copy()?;
+            // Without bfloat16 the weight is its own master.
+            let master = weight::widened(&parameter.tensor)?;
             if let Some(kept) = part(Part::Master) {
                 put_back(&master, &kept, rows)?;
             }

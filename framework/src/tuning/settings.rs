@@ -36,7 +36,7 @@ pub struct Tuning {
     pub objective: Objective,
     /// Objective `weighted` multiplies the key tokens' terms by one over this.
     pub key_weight_p: f64,
-    /// Adds so many times |metric of the step| to the loss.
+    /// The factor of |metric of the step| that is added to the loss; 0 adds nothing.
     pub metric_penalty: f64,
     /// The update rule, as PyTorch's of that name.
     pub optimizer: Algorithm,
@@ -64,7 +64,7 @@ pub struct Tuning {
     /// A circuit file to tune instead of discovering one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub circuit: Option<PathBuf>,
-    /// Start with another number of edges and move to the pruning's.
+    /// A schedule of the number of edges, from its start to `pruning.top_n`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_n_schedule: Option<TopNSchedule>,
     /// Rank edges by a running average of |score|.

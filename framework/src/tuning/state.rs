@@ -150,7 +150,11 @@ impl State {
             shape: vec![parameter.rows()],
             values: Box::new(|| Ok(Tensor::new(&kept.counts[..], &Device::Cpu)?)),
         };
-        let parts = Part::ALL.into_iter().filter(move |_| moments).filter_map(move |part| {
+        // Without bfloat16 the weight is its own master.
+        let is_kept = move |part: &Part| {
+            moments && (*part != Part::Master || parameter.tensor.dtype() == DType::BF16)
+        };
+        let parts = Part::ALL.into_iter().filter(is_kept).filter_map(move |part| {
             Some(Piece {
                 name: name(part.name()),
                 dtype: kept.dtype(part)?,
