@@ -3,11 +3,14 @@
 
 mod agreement;
 mod bias;
+mod generated;
 mod instruction;
+mod ioi;
 mod logic;
 mod math;
 mod multiple_choice;
 mod perplexity;
+mod prompt;
 mod reading;
 mod rows;
 mod tokens;
