@@ -4,6 +4,7 @@
 mod agreement;
 mod bias;
 mod generated;
+mod greater_than;
 mod instruction;
 mod ioi;
 mod logic;

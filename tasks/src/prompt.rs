@@ -29,6 +29,11 @@ impl Prompt {
         &self.text
     }
 
+    /// With the space before it.
+    pub(crate) fn answer(&self) -> &str {
+        &self.answer
+    }
+
     /// The tokens, and the index at which the answer begins.
     fn tokenise(&self, tokenizer: &Tokenizer) -> Result<(Vec<u32>, usize)> {
         let prefix: Vec<u32> = tokenizer.prefix().into_iter().collect();
