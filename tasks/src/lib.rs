@@ -2,6 +2,7 @@
 //! its stem the registered name.
 
 mod agreement;
+mod arithmetic;
 mod bias;
 mod generated;
 mod greater_than;
