@@ -10,6 +10,7 @@ mod instruction;
 mod ioi;
 mod logic;
 mod math;
+mod mcqa;
 mod multiple_choice;
 mod perplexity;
 mod prompt;
