@@ -3,8 +3,11 @@
 //! penalty on its magnitude (`tuning.metric_penalty`), the model learns to expect both alike.
 //!
 //! Positions and tokens are derived from the text with the model's own tokenizer: the first token that
-//! differs when the pronoun alone is exchanged.
+//! differs when the pronoun alone is exchanged. Where a run needs counterfactuals, which the paper has
+//! none of, they are the sentences with an occupation of the other gender and of as many tokens; what has
+//! none is left out and counted.
 
+mod counterfactual;
 mod occupations;
 mod pronouns;
 mod sentences;
@@ -12,6 +15,7 @@ mod sentences;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use circuit_framework::data::example::Counterfactual;
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Key, Result, Setting, Split, Task, evaluation::answers,
@@ -61,7 +65,8 @@ struct Sentences {
 }
 
 impl Sentence {
-    fn example(&self, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
+    /// The tokens, and the key: the first token that differs when the pronoun alone is exchanged.
+    fn tokenise(&self, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Key)> {
         let prefix: Vec<u32> = tokenizer.prefix().into_iter().collect();
         let encode = |text: &str| {
             Ok::<_, circuit_framework::Error>([&prefix[..], &tokenizer.encode(text)?].concat())
@@ -74,17 +79,34 @@ impl Sentence {
         let Some(position) = position.filter(|&position| position > 0) else {
             refuse!("the pronoun is the first token, which nothing predicts");
         };
+        let key = Key { position, correct: vec![tokens[position]], wrong: vec![other[position]] };
+        Ok((tokens, key))
+    }
+
+    fn example(&self, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
+        let (tokens, key) = self.tokenise(tokenizer)?;
         Ok(Example {
             predicted: 1..tokens.len(),
-            keys: vec![Key {
-                position,
-                correct: vec![tokens[position]],
-                wrong: vec![other[position]],
-            }],
+            keys: vec![key],
             tokens,
             counterfactual: None,
             origin: origin.to_owned(),
         })
+    }
+
+    /// The first counterfactual in which every token stands where it does in the example.
+    fn counterfactual(
+        &self,
+        example: &Example,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Counterfactual>> {
+        for other in counterfactual::sentences(self) {
+            let (tokens, key) = other.tokenise(tokenizer)?;
+            if tokens.len() == example.tokens.len() && example.keys == [key.clone()] {
+                return Ok(Some(Counterfactual { tokens, key_positions: vec![key.position] }));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -99,14 +121,14 @@ impl Bias {
         };
         let mut all = Sentences::default();
         if !path.is_dir() {
-            self.read(path, most, setting, &mut all)?;
+            self.read(path, split, most, setting, &mut all)?;
             return Ok(all);
         }
         for (part, name) in WINOBIAS {
             let file = path.join(format!("{name}.{suffix}"));
             if file.exists() {
                 let start = all.examples.len();
-                self.read(&file, most, setting, &mut all)?;
+                self.read(&file, split, most, setting, &mut all)?;
                 all.parts.push((part, start..all.examples.len()));
             }
         }
@@ -124,6 +146,7 @@ impl Bias {
     fn read(
         &self,
         path: &Path,
+        split: Split,
         most: Option<usize>,
         setting: &Setting,
         all: &mut Sentences,
@@ -131,9 +154,12 @@ impl Bias {
         let tokenizer = setting.tokenizer()?;
         let mut sieve = Sieve::new(path, self.bad_rows, self.max_tokens, setting);
         let before = all.examples.len();
-        let read = sieve.keep_all(sentences::read(path)?, |sentence, origin| {
+        let mut read = sieve.keep_all(sentences::read(path)?, |sentence, origin| {
             Ok((sentence.example(tokenizer, origin)?, sentence))
         })?;
+        if setting.counterfactuals {
+            add_counterfactuals(path, &mut read, split, tokenizer)?;
+        }
         for (example, sentence) in read.into_iter().take(most.unwrap_or(usize::MAX)) {
             if let Some(example) = sieve.fit(example) {
                 all.sentences.push(sentence);
@@ -142,6 +168,39 @@ impl Bias {
         }
         sieve.report(all.examples.len() - before)
     }
+}
+
+/// Gives sentences their counterfactuals, and leaves those without one out of the training split.
+fn add_counterfactuals(
+    path: &Path,
+    read: &mut Vec<(Example, Sentence)>,
+    split: Split,
+    tokenizer: &Tokenizer,
+) -> Result<()> {
+    for (example, sentence) in read.iter_mut() {
+        example.counterfactual = sentence.counterfactual(example, tokenizer)?;
+    }
+    if split == Split::Test {
+        return Ok(());
+    }
+    let all = read.len();
+    read.retain(|(example, _)| example.counterfactual.is_some());
+    let left_out = all - read.len();
+    if read.is_empty() {
+        refuse!(
+            "{}: none of {all} sentences has a counterfactual; one needs an occupation before the pronoun \
+             that WinoBias names, and another of the other gender and of as many tokens",
+            path.display()
+        );
+    }
+    if left_out > 0 {
+        log::warn!(
+            "{}: {left_out} of {all} sentences left out, since every one needs a counterfactual: no \
+             occupation of the other gender has as many tokens, or theirs is none that WinoBias names",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 impl Sentences {
@@ -167,6 +226,12 @@ impl Task for Bias {
 
     fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
         Ok(Box::new(self.sentences(split, setting)?))
+    }
+
+    fn why_no_counterfactual(&self) -> Option<&str> {
+        Some(
+            "no occupation of the other gender has as many tokens, or its own is none that WinoBias names",
+        )
     }
 }
 
@@ -267,5 +332,40 @@ mod tests {
         let processed =
             load(folder.join("pro_stereotyped_type2_dev.jsonl"), BadRows::Skip).unwrap();
         assert_eq!(processed.examples.len(), 396);
+    }
+    #[test]
+    fn counterfactuals_are_as_long_and_of_another_occupation() {
+        let Some(folder) = shared("bias/winobias") else { return };
+        let task = Bias { data: Some(folder), bad_rows: BadRows::Skip, ..Bias::default() };
+        for tokenizer in crate::tests::tokenizers() {
+            let setting =
+                Setting { counterfactuals: true, tokenizer: Some(tokenizer), ..setting(4096) };
+            let loaded = task.sentences(Split::Train, &setting).unwrap();
+            // Of 4 · 396 sentences; a few have no occupation before the pronoun.
+            assert!(loaded.examples.len() > 1400, "{}", loaded.examples.len());
+            crate::tests::check_counterfactuals(&loaded.examples);
+            for (example, sentence) in loaded.examples.iter().zip(&loaded.sentences) {
+                let other = &example.counterfactual.as_ref().unwrap().tokens;
+                let other = tokenizer.decode(other).unwrap();
+                let differing = |a: &str, b: &str| {
+                    a.split(' ').filter(|word| !b.split(' ').any(|own| own == *word)).count()
+                };
+                // The occupation alone, of one or two words.
+                assert!((1..=2).contains(&differing(&other, &sentence.text)), "{other}");
+            }
+            let test = task.sentences(Split::Test, &setting).unwrap();
+            assert_eq!(test.examples.len(), 4 * 396);
+        }
+    }
+
+    #[test]
+    fn a_file_without_any_counterfactual_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("poets.txt.dev");
+        std::fs::write(&path, "1 [The poet] said that [he] was ill.\n").unwrap();
+        let task = Bias { data: Some(path), ..Bias::default() };
+        let setting = Setting { counterfactuals: true, ..setting(4096) };
+        let error = task.sentences(Split::Train, &setting).unwrap_err().to_string();
+        assert!(error.contains("none of 1 sentences has a counterfactual"), "{error}");
     }
 }

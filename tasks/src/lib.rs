@@ -2,12 +2,18 @@
 //! its stem the registered name.
 
 mod agreement;
+mod arithmetic;
 mod bias;
+mod generated;
+mod greater_than;
 mod instruction;
+mod ioi;
 mod logic;
 mod math;
+mod mcqa;
 mod multiple_choice;
 mod perplexity;
+mod prompt;
 mod reading;
 mod rows;
 mod tokens;

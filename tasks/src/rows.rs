@@ -7,6 +7,8 @@ use circuit_framework::{Error, Example, Result, Setting, files, refuse};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::prompt::Prompts;
+
 /// What to do with a row that can't be used.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
@@ -41,6 +43,39 @@ pub(crate) fn jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<Row<T>>> {
             }),
         })
         .collect())
+}
+
+/// Whether a path is a CSV's.
+pub(crate) fn is_csv(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "csv")
+}
+
+/// The records of a CSV file with a header; one that is malformed is a row that can't be used.
+pub(crate) fn csv<T: DeserializeOwned>(path: &Path) -> Result<Vec<Row<T>>> {
+    let text = files::read_text(path)?;
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let headers = reader
+        .headers()
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())))?
+        .clone();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let mut line = rows.len() as u64 + 2;
+        let value = record
+            .and_then(|record| {
+                line = record.position().map_or(line, csv::Position::line);
+                record.deserialize::<T>(Some(&headers))
+            })
+            .map_err(|error| Error::input(format!("malformed row: {error}")));
+        rows.push(Row { origin: format!("{}:{line}", path.display()), value });
+    }
+    Ok(rows)
+}
+
+/// What `read` makes of each row.
+pub(crate) fn map<T, U>(rows: Vec<Row<T>>, read: impl Fn(T) -> Result<U>) -> Vec<Row<U>> {
+    let one = |row: Row<T>| Row { origin: row.origin, value: row.value.and_then(&read) };
+    rows.into_iter().map(one).collect()
 }
 
 /// Rows that a warning names one by one.
@@ -110,6 +145,21 @@ impl Sieve {
         let fits = example.tokens.len() <= self.longest;
         self.too_long += usize::from(!fits);
         fits.then_some(example)
+    }
+
+    /// At most `most` examples that aren't too long, with what was left out said.
+    ///
+    /// # Errors
+    /// If none is left.
+    pub(crate) fn prompts(
+        &mut self,
+        examples: Vec<Example>,
+        most: Option<usize>,
+    ) -> Result<Prompts> {
+        let fitting = examples.into_iter().filter_map(|example| self.fit(example));
+        let fitting: Vec<Example> = fitting.take(most.unwrap_or(usize::MAX)).collect();
+        self.report(fitting.len())?;
+        Ok(Prompts(fitting))
     }
 
     /// Says what was left out; nothing vanishes without a count.

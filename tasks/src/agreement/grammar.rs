@@ -2,12 +2,12 @@
 //! words are separated by spaces, so a word-level tokenizer reads them as they stand.
 
 use circuit_framework::Split;
-use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Sentence, Verb};
+use crate::generated;
 
 /// Singular and plural.
 const NOUNS: [[&str; 2]; 40] = [
@@ -73,15 +73,10 @@ const PARTICIPLES: &[&str] = &["changed", "vanished", "arrived", "returned", "fa
 const PLACES: &[&str] = &["here", "there", "outside", "nearby"];
 const PREPOSITIONS: &[&str] = &["to", "of", "near", "behind", "beside", "under", "with", "for"];
 
-/// One sentence in ten is kept for testing, whatever the seed: those whose hash says so.
-const HELD_OUT: u64 = 10;
-
 /// An endless, seeded stream of a split's sentences. The test split's all have an attractor: a noun
 /// of the other number between subject and verb. `flipped` gives the verb its wrong form.
 pub(super) fn sentences(split: Split, seed: u64, flipped: bool) -> impl Iterator<Item = Sentence> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    // The splits draw from different streams, so their lengths don't depend on each other.
-    random.set_stream(u64::from(split == Split::Test));
+    let mut random = generated::random(split, seed);
     std::iter::from_fn(move || Some(Plan::draw(&mut random)))
         .filter(move |plan| match split {
             Split::Train => !plan.is_held_out(),
@@ -127,12 +122,7 @@ impl Plan {
     }
 
     fn is_held_out(&self) -> bool {
-        // FNV-1a, so that the split is the same on every platform and with every compiler.
-        let hash = (self.sentence(false, "").text.bytes())
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            });
-        hash % HELD_OUT == 0
+        generated::is_held_out(&self.sentence(false, "").text)
     }
 
     fn sentence(&self, flipped: bool, origin: &str) -> Sentence {

@@ -98,25 +98,7 @@ struct Bug {
 }
 
 fn bug(path: &Path) -> Result<Vec<Row<Sentence>>> {
-    let text = files::read_text(path)?;
-    let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let headers = reader
-        .headers()
-        .map_err(|error| Error::input(format!("{}: {error}", path.display())))?
-        .clone();
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let mut line = rows.len() as u64 + 2;
-        let value = record
-            .and_then(|record| {
-                line = record.position().map_or(line, csv::Position::line);
-                record.deserialize::<Bug>(Some(&headers))
-            })
-            .map_err(|error| Error::input(format!("malformed row: {error}")))
-            .and_then(|row| row.marked()?.sentence(None));
-        rows.push(Row { origin: format!("{}:{line}", path.display()), value });
-    }
-    Ok(rows)
+    Ok(rows::map(rows::csv::<Bug>(path)?, |row| row.marked()?.sentence(None)))
 }
 
 impl Bug {
