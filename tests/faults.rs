@@ -93,6 +93,7 @@ fn assert_same(expected: &Path, found: &Path) {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "the seed is shown")]
 fn seed() -> u64 {
     let given = std::env::var("FAULTS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(rand::random);
@@ -101,6 +102,7 @@ fn seed() -> u64 {
 }
 
 /// Kills a run at random moments, resuming it each time, until it is through.
+#[expect(clippy::print_stdout, reason = "the count is shown")]
 fn survives_kills(name: &str, config: &str, kills: usize) {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();

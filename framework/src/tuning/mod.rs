@@ -1,5 +1,5 @@
 //! Tuning: at every step discover (or keep) the circuit, select what it owns, and update only that. Here
-//! is the loop over steps; a step is [`step`]'s, what lasts from one to the next [`State`]'s.
+//! is the loop over steps; a step is `step.rs`'s, what lasts from one to the next [`State`]'s.
 
 mod backward;
 mod bounds;

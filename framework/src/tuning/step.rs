@@ -1,5 +1,5 @@
 //! One step of tuning: discover (or keep) the circuit, select what it owns, take the gradients, clip
-//! their joint norm, update. The gradients' forward and backward passes are [`super::backward`]'s.
+//! their joint norm, update. The gradients' forward and backward passes are `backward.rs`'s.
 
 use std::time::Instant;
 
