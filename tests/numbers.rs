@@ -122,7 +122,7 @@ fn an_adapter_too_large_to_be_merged_is_saved_and_leaves_no_model() {
         assert!(values.iter().all(|value| value.is_finite()));
     }
     assert!(!here.join("out/model").exists());
-    refuses(here, &words("eval --set model.adapter='out/adapter'"), &["too large to be merged"]);
+    refuses(here, &words("eval --set model.adapter='out/adapter'"), &["not finite"]);
 }
 
 proptest! {

@@ -26,7 +26,7 @@ fn a_strangers_program_knows_the_strangers_plugins() {
     };
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    succeeds(folder, &words("plugin new lab --kind selector --program"));
+    succeeds(folder, &words("plugin new lab --kind model --program"));
     let krate = folder.join("lab");
     for entry in std::fs::read_dir(repository("tests/fixtures/lab")).unwrap() {
         let path = entry.unwrap().path();
