@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
             Answers::Tens(tens) => (&tens[year / 10 + 1..], &tens[..year / 10]),
         };
         let Some(&answer) = correct.choose(random).filter(|_| !wrong.is_empty()) else {
-            refuse!("nothing is above {year:02}, or nothing below");
+            refuse!("of what is asked nothing is above {year:02}, or nothing below");
         };
         let position = tokens.len();
         tokens.push(answer);
