@@ -4,7 +4,8 @@
 //! Problems are made of all pairs of operands, or read from MIB's JSON Lines. Every number is one token,
 //! so that what differs stands in one place: what isn't is refused. Deviations: problems that are made
 //! have no words and no spaces, so that tokenizers which take a space for a token of its own read them
-//! too; results of several tokens are never asked, and of a subtraction none below zero.
+//! too; results of several tokens are never asked, and of a subtraction none below zero. Behind a word a
+//! file's result has a space before it, where MIB's code has none.
 
 use std::path::{Path, PathBuf};
 
@@ -182,11 +183,20 @@ impl Mib {
                 refuse!("{number} isn't one token in this tokenizer");
             }
         }
+        let wrong = Prompt::new(&other.prompt, &behind(&other.prompt, &wrong));
         Ok(Question {
-            prompt: Prompt::new(&self.prompt, &own),
-            counterfactual: Prompt::new(&other.prompt, &wrong),
-            wrong,
+            prompt: Prompt::new(&self.prompt, &behind(&self.prompt, &own)),
+            wrong: wrong.answer().to_owned(),
+            counterfactual: wrong,
         })
+    }
+}
+
+/// The result as it stands behind a prompt: after a word with a space.
+fn behind(prompt: &str, result: &str) -> String {
+    match prompt.ends_with(|c: char| c == '=' || c.is_whitespace()) {
+        true => result.to_owned(),
+        false => format!(" {result}"),
     }
 }
 
@@ -331,6 +341,12 @@ mod tests {
             assert_eq!(texts, ["3 + 4 = 7"]);
             check_counterfactuals(&examples);
         }
+        let words = row(3, 4, '+', 7)
+            .replace("3 + 4 = ", "3 and 4 make")
+            .replace("1 + 1 = ", "1 and 1 make");
+        std::fs::write(&path, words).unwrap();
+        let examples = load(&task, Split::Train, tokenizer(), 0).unwrap();
+        assert_eq!(tokenizer().decode(&examples[0].tokens).unwrap(), "3 and 4 make 7");
         for (rows, reason) in [
             (row(30, 4, '+', 34), "sums.jsonl:1: 30 isn't one token"),
             (row(2, 0, '+', 2), "sums.jsonl:1: the counterfactual's result is 2 too"),

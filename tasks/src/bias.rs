@@ -186,7 +186,7 @@ fn add_counterfactuals(
     let all = read.len();
     read.retain(|(example, _)| example.counterfactual.is_some());
     let left_out = all - read.len();
-    if read.is_empty() {
+    if all > 0 && read.is_empty() {
         refuse!(
             "{}: none of {all} sentences has a counterfactual; one needs an occupation before the pronoun \
              that WinoBias names, and another of the other gender and of as many tokens",

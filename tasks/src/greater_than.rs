@@ -8,6 +8,7 @@
 //! the year's, wrong those below, and the year's own is neither, since which way it counts lies with the
 //! digit after it. MIB asks for that digit too and weighs it with the tens digit's probability.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::data::example::Counterfactual;
@@ -137,10 +138,12 @@ impl<'a> Reader<'a> {
             (0..100).map(|year| one(format!("{year:02}"))).collect::<Result<_>>()?;
         let tens: Option<Vec<u32>> =
             (0..10).map(|digit| one(digit.to_string())).collect::<Result<_>>()?;
-        let answers = match (years, tens) {
+        // A tokenizer of words has one token for all numbers that it doesn't know.
+        let differ = |tokens: &Vec<u32>| BTreeSet::from_iter(tokens).len() == tokens.len();
+        let answers = match (years.filter(differ), tens.filter(differ)) {
             (Some(years), _) => Answers::Years(years),
             (_, Some(tens)) => Answers::Tens(tens),
-            _ => refuse!("neither two digits nor one are a token in this tokenizer"),
+            _ => refuse!("neither two digits nor one are a token of their own in this tokenizer"),
         };
         Ok(Self { tokenizer, answers })
     }
@@ -180,7 +183,7 @@ impl<'a> Reader<'a> {
             Answers::Tens(tens) => (&tens[year / 10 + 1..], &tens[..year / 10]),
         };
         let Some(&answer) = correct.choose(random).filter(|_| !wrong.is_empty()) else {
-            refuse!("nothing is above {year:02}, or nothing below");
+            refuse!("of what is asked nothing is above {year:02}, or nothing below");
         };
         let position = tokens.len();
         tokens.push(answer);
@@ -263,8 +266,6 @@ register!(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -8,6 +8,8 @@
 //! are of as many tokens each, so that texts are as long; where a name is several tokens, what is
 //! compared is the first one that differs.
 
+mod published;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::generated;
 use crate::prompt::{Prompt, Prompts, Question};
 use crate::rows::{self, BadRows, Row, Sieve};
+use published::{EapIg, Mib};
 
 /// Which name comes first.
 #[derive(
@@ -60,7 +63,8 @@ struct Ioi {
     order: Order,
     /// The counterfactual: three other names (`names`), or the subject's second mention exchanged for
     /// the indirect object (`flip`). Of MIB's files the column `abc_counterfactual` or
-    /// `s2_io_flip_counterfactual`.
+    /// `s2_io_flip_counterfactual`, of EAP-IG's `corrupted`, where the subject's second mention is a
+    /// third name, or `corrupted_hard`.
     counterfactual: Change,
     /// At most so many sentences to discover and tune on; of generated ones, 2000 without it.
     train_examples: Option<usize>,
@@ -161,82 +165,15 @@ impl Ioi {
     fn read(&self, path: &Path, most: Option<usize>, setting: &Setting) -> Result<Prompts> {
         let tokenizer = setting.tokenizer()?;
         let questions: Vec<Row<Question>> = match rows::is_csv(path) {
-            true => rows::map(rows::csv::<EapIg>(path)?, |row| row.question(tokenizer)),
+            true => rows::map(rows::csv::<EapIg>(path)?, |row| {
+                row.question(self.counterfactual, tokenizer)
+            }),
             false => rows::map(rows::jsonl::<Mib>(path)?, |row| row.question(self.counterfactual)),
         };
         let mut sieve = Sieve::new(path, self.bad_rows, None, setting);
         let examples =
             sieve.keep_all(questions, |question, origin| question.example(tokenizer, origin))?;
         sieve.prompts(examples, most)
-    }
-}
-
-/// A line of MIB's files; other fields are passed over.
-#[derive(Deserialize)]
-struct Mib {
-    prompt: String,
-    metadata: Names,
-    abc_counterfactual: Option<Other>,
-    s2_io_flip_counterfactual: Option<Other>,
-}
-
-#[derive(Deserialize)]
-struct Names {
-    indirect_object: String,
-    subject: String,
-}
-
-#[derive(Deserialize)]
-struct Other {
-    prompt: String,
-}
-
-impl Mib {
-    fn question(self, change: Change) -> Result<Question> {
-        let Names { indirect_object: object, subject } = self.metadata;
-        // Three other names have no right answer: the sentence's own stands where nothing reads it.
-        let (column, other, answer) = match change {
-            Change::Names => ("abc_counterfactual", self.abc_counterfactual, &object),
-            Change::Flip => ("s2_io_flip_counterfactual", self.s2_io_flip_counterfactual, &subject),
-        };
-        let Some(other) = other else {
-            refuse!("the row has no {column}; task.counterfactual chooses it");
-        };
-        Ok(Question {
-            counterfactual: Prompt::new(&other.prompt, &format!(" {answer}")),
-            prompt: Prompt::new(&self.prompt, &format!(" {object}")),
-            wrong: format!(" {subject}"),
-        })
-    }
-}
-
-/// The columns of EAP-IG's table; the answers are token ids.
-#[derive(Deserialize)]
-struct EapIg {
-    clean: String,
-    corrupted: String,
-    correct_idx: u32,
-    incorrect_idx: u32,
-}
-
-impl EapIg {
-    fn question(self, tokenizer: &Tokenizer) -> Result<Question> {
-        let name = |id: u32| -> Result<String> {
-            let name = tokenizer.text(id).unwrap_or_default();
-            if name.trim().is_empty() || !self.clean.contains(name.trim()) {
-                refuse!(
-                    "token {id} is {name:?}, which is not in the sentence; the ids are another \
-                     tokenizer's"
-                );
-            }
-            Ok(format!(" {}", name.trim()))
-        };
-        let (object, subject) = (name(self.correct_idx)?, name(self.incorrect_idx)?);
-        Ok(Question {
-            prompt: Prompt::new(&self.clean, &object),
-            wrong: subject,
-            counterfactual: Prompt::new(&self.corrupted, &object),
-        })
     }
 }
 
@@ -369,5 +306,19 @@ mod tests {
         );
         let error = load(&task, Split::Train, tokenizer(), 0).unwrap_err().to_string();
         assert!(error.contains("ioi.csv:2: ") && error.contains("another tokenizer's"), "{error}");
+        // With the table's other counterfactual the names are known without the ids.
+        let row = "clean,corrupted,corrupted_hard,correct_idx,incorrect_idx\n\
+             \"As Amy and Tom ate, Tom gave it to\",\"As Amy and Tom ate, Dan gave it to\",\
+             \"As Amy and Tom ate, Amy gave it to\",0,0\n";
+        std::fs::write(task.data.as_ref().unwrap(), row).unwrap();
+        for counterfactual in [Change::Names, Change::Flip] {
+            let task = Ioi { counterfactual, ..task.clone() };
+            for tokenizer in tokenizers() {
+                let examples = load(&task, Split::Train, tokenizer, 0).unwrap();
+                check_counterfactuals(&examples);
+                let text = tokenizer.decode(&examples[0].tokens).unwrap();
+                assert_eq!(text, "As Amy and Tom ate, Tom gave it to Amy");
+            }
+        }
     }
 }
