@@ -40,7 +40,7 @@ fn a_strangers_program_knows_the_strangers_plugins() {
     }
     let config = json!({
         "model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 16, "n_positions": 32,
-        "vocab_size": 50257,
+        "vocab_size": 50257, "layer_norm_epsilon": 1e-5,
     });
     std::fs::write(model.join("config.json"), config.to_string()).unwrap();
     let tune = "tune --model gpt2 --random-init 1 --task greater_than_lab --ablation corrupt \
