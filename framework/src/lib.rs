@@ -2,8 +2,25 @@
 //! [`PatchingMetric`], [`AttributionMethod`], [`ParamSelector`]), the registry that knows their
 //! implementations, the graph of a model, passes with hooks, attribution and circuit tuning.
 //!
-//! It knows no concrete model, task, metric, method or selector. Terms are TransformerLens', EAP-IG's and
-//! Hugging Face's; what is computed is defined in the paper, arXiv 2502.06106.
+//! It knows no concrete model, task, metric, method or selector. Each module builds on those above it:
+//!
+//! | module | what is in it |
+//! | --- | --- |
+//! | [`ops`] | attention, norm, activation, cross-entropy, rotary: forward and backward |
+//! | [`data`] | examples, batches, tokenizers, chat templates |
+//! | [`graph`] | nodes and edges, scores, circuits, pruning, drawing |
+//! | [`weights`] | parameters as rows that nodes own, selections, layout in files |
+//! | [`pass`] | one forward pass and the way back: sites, hooks, interventions |
+//! | [`model`] | [`Model`], [`Architecture`], checkpoints, the decoder builder |
+//! | [`lora`] | low-rank adapters and PEFT's files |
+//! | [`evaluation`] | [`Task`], metrics, running a model over examples, circuits put to the test |
+//! | [`attribution`] | [`AttributionMethod`], and what methods are made of |
+//! | [`tuning`] | [`ParamSelector`], a step, the optimizer, the state between steps |
+//! | [`plugin`] | the registry, the guard, the conformance suite |
+//! | [`run`] | experiments, sweeps, run folders, going on with a run |
+//!
+//! Terms are TransformerLens', EAP-IG's and Hugging Face's; what is computed is defined in the paper, arXiv
+//! 2502.06106.
 
 pub mod attribution;
 pub mod data;
