@@ -3,8 +3,9 @@
 //!
 //! It is a library so that a program of one's own has every command and one's own plugins:
 //!
-//! ```no_run
-//! // use my_plugins as _;
+//! ```ignore
+//! use my_plugins as _;
+//!
 //! fn main() -> std::process::ExitCode {
 //!     circuit_tuning::main()
 //! }
