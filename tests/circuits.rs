@@ -5,8 +5,9 @@ use circuit_framework::attribution::{Discovery, MethodChoice, Positions, discove
 use circuit_framework::evaluation::ablation::{Ablation, values_of};
 use circuit_framework::evaluation::ranking::{self, Ranking};
 use circuit_framework::evaluation::{CircuitEvaluation, CircuitInForce};
-use circuit_framework::graph::circuit::{Circuit, Pruning};
+use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::edge_set::EdgeSet;
+use circuit_framework::graph::pruning::Pruning;
 use circuit_framework::graph::{Graph, Kind, Node, Reader, Writer};
 use circuit_framework::pass::{Ablated, AblatedEdges};
 use circuit_framework::run::experiment::ModelChoice;

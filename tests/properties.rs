@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use circuit_framework::attribution::{Ablation, Discovery, MethodChoice, Positions, discover};
-use circuit_framework::graph::circuit::{Pruning, Rule};
+use circuit_framework::graph::pruning::{Pruning, Rule};
 use circuit_framework::graph::{Input, Kind, Node, Port, Reader, Writer};
 use circuit_framework::tuning::{Algorithm, Objective, Tuner, Tuning};
 use circuit_framework::{

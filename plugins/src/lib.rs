@@ -1,9 +1,5 @@
 //! The attribution methods, by which edges are scored, and the parameter selectors: what of a circuit is
 //! tuned. One file each.
 
-mod all;
-mod lora;
 mod methods;
-mod modules;
-mod nodes;
-mod random;
+mod selectors;

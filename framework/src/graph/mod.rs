@@ -12,6 +12,7 @@ pub mod drawing;
 pub mod eap_ig;
 pub mod edge_set;
 pub mod mib;
+pub mod pruning;
 pub mod scores;
 pub mod table;
 

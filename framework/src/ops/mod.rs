@@ -9,7 +9,6 @@
 //! bits on any number of threads.
 
 pub mod activation;
-mod apart;
 pub mod attention;
 pub mod backward;
 mod blocks;
@@ -23,12 +22,12 @@ mod lanes;
 mod matrix;
 pub mod norm;
 mod product;
+mod reader_inputs;
 pub mod rotary;
 #[cfg(test)]
 mod tests;
 pub(crate) mod weight;
 
-pub(crate) use apart::{Apart, Sums, subtract_from};
 pub(crate) use blocks::{is_small, multiply_blocks_into};
 pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, in_place, values};
@@ -37,3 +36,4 @@ pub(crate) use lanes::{Real, vectorized};
 pub(crate) use matrix::{
     add_by_place, add_rows, beside, select_columns, squared_norm, sum_all_rows, sum_rows,
 };
+pub(crate) use reader_inputs::{Apart, Sums, subtract_from};

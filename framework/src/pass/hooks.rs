@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::edges::AblatedEdges;
+use super::ablated_edges::AblatedEdges;
 use super::{Pass, Written};
 use crate::Result;
 

@@ -11,8 +11,8 @@
 //! weight's gradient are all made from these later, for the nodes, positions and rows that are
 //! wanted ([`crate::attribution`], [`crate::tuning::gradients`]).
 
+pub mod ablated_edges;
 pub mod cache;
-pub mod edges;
 pub mod hooks;
 mod readout;
 mod sites;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Tensor, TensorId, Var};
 
-pub use edges::{Ablated, AblatedEdges, SharedInput};
+pub use ablated_edges::{Ablated, AblatedEdges, SharedInput};
 pub use hooks::Replacement;
 pub use readout::Readout;
 pub use sites::{Captured, Embedding, Reading, Unembedding, Writing, Written};
@@ -36,7 +36,7 @@ use crate::ops::{add_rows, differentiable, weight};
 use crate::pass::cache::Cache;
 use crate::weights::parameters::Param;
 use crate::{Result, refuse};
-use edges::Edges;
+use ablated_edges::Edges;
 use hooks::Hooks;
 use tape::{Between, Entry, Operation, Read, Replaced, Tape, Write};
 
@@ -237,7 +237,7 @@ impl Pass {
     }
 
     /// The inputs of a site's readers, where edges into it are ablated.
-    fn inputs(&self, site: usize) -> Result<Option<edges::Inputs>> {
+    fn inputs(&self, site: usize) -> Result<Option<ablated_edges::Inputs>> {
         let edges = self.record().edges.clone();
         edges.map_or(Ok(None), |edges| edges.inputs(site))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::edges::SharedInput;
+use super::ablated_edges::SharedInput;
 use super::like;
 use crate::lora::AdapterGradients;
 use crate::ops::backward::Rules;

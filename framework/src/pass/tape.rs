@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Tensor, TensorId};
 
-use super::edges::{Edges, Inputs};
+use super::ablated_edges::{Edges, Inputs};
 use super::{Captured, Embedding, Reading, Unembedding, Writing, rows};
 use crate::lora::{Applied, Training};
 use crate::ops::activation::Activation;

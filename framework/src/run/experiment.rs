@@ -10,7 +10,7 @@ use crate::data::tokenizer::Bos;
 use crate::evaluation::Faithfulness;
 use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
-use crate::graph::circuit::Pruning;
+use crate::graph::pruning::Pruning;
 use crate::model::{Place, Precision};
 use crate::plugin::registry::{self, Kind, Origin, Plugin};
 use crate::run::settings;

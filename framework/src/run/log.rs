@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Runner;
-use super::checkpoints::Checkpoints;
 use super::folder::{Lines, RunFolder};
+use super::resume::Checkpoints;
 use crate::Result;
 use crate::evaluation::figures::InJson;
 use crate::graph::circuit::Edge;

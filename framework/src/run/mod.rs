@@ -3,12 +3,12 @@
 //! was ended goes on from the last step that was kept and the stages that were finished.
 
 mod check;
-mod checkpoints;
 pub mod experiment;
 mod faithfulness;
 mod folder;
 mod log;
 pub mod provenance;
+mod resume;
 pub mod settings;
 pub mod splits;
 mod summary;
@@ -39,9 +39,9 @@ use crate::run::splits::Data;
 use crate::tuning::Tuned;
 use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result};
-use checkpoints::Stages;
 use folder::RunFolder;
 use log::STATE;
+use resume::Stages;
 use summary::Control;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.

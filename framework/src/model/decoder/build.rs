@@ -3,7 +3,7 @@
 use std::iter;
 use std::sync::Arc;
 
-use super::nodes::{LayerNodes, graph, reader_rows, writer_rows};
+use super::owners::{LayerNodes, graph, reader_rows, writer_rows};
 use super::transformer::{Block, MlpBlock, Transformer};
 use super::{Decoder, Layer, Linear, Mlp, NormKind, QueryKeyValue};
 use crate::graph::{Input, Node};
