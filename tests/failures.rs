@@ -166,7 +166,10 @@ fn a_lora_run_that_fails_saves_the_adapter_as_reached() {
     assert_eq!(distance(&*saved("failed"), &*saved("whole")), 0.0);
     assert!(distance(&*saved("failed"), &*embedded().model) > 1e-4);
     let base = embedded().model;
-    Adapters::load(&here("failed/adapter"), &*base).unwrap().merge(&*base).unwrap();
+    Adapters::load(&here("failed/adapter"), base.parameters(), base.projections())
+        .unwrap()
+        .merge(base.parameters())
+        .unwrap();
     assert!(distance(&*base, &*saved("failed")) < 1e-6);
 }
 
@@ -192,12 +195,15 @@ fn a_panic_while_adapters_are_merged_puts_the_weights_back() {
     let model = embedded().model;
     let everything = Selection::blocks(model.parameters(), |_, _| true);
     let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0 };
-    let adapters = Arc::new(Adapters::new(&*model, &everything, lora, 0).unwrap());
+    let adapters = Arc::new(
+        Adapters::new(model.parameters(), model.projections(), &everything, lora, 0).unwrap(),
+    );
     for (_, parameter) in adapters.parameters().iter() {
         let values = parameter.tensor.ones_like().unwrap().affine(0.25, 0.0).unwrap();
         parameter.tensor.slice_set(&values, 0, 0).unwrap();
     }
-    let merged = || adapters.while_merged(&*model, || -> Result<()> { panic!("while merged") });
+    let merged =
+        || adapters.while_merged(model.parameters(), || -> Result<()> { panic!("while merged") });
     guard::caught("here", merged).unwrap_err();
     assert_eq!(distance(&*model, &*embedded().model), 0.0);
 }

@@ -21,7 +21,8 @@ use crate::support::{Family, Geometry, examples, few, geometries, load, plugin};
 fn adapters(model: &dyn Model, dropout: f64, seed: u64) -> Arc<Adapters> {
     let everything = Selection::blocks(model.parameters(), |_, _| true);
     let lora = Lora { rank: 2, alpha: 3.0, dropout };
-    let adapters = Adapters::new(model, &everything, lora, seed).unwrap();
+    let adapters =
+        Adapters::new(model.parameters(), model.projections(), &everything, lora, seed).unwrap();
     for (index, (_, parameter)) in adapters.parameters().iter().enumerate() {
         let values: Vec<f64> = (0..parameter.tensor.elem_count())
             .map(|entry| 0.5 * ((entry * 7 + index * 3 + seed as usize % 5) as f64).sin())
@@ -114,9 +115,9 @@ proptest! {
         prop_assert_ne!(&plain, &beside);
         let folder = tempfile::tempdir().unwrap();
         adapters.save(&folder.path().join("adapter"), None).unwrap();
-        let loaded = Adapters::load(&folder.path().join("adapter"), &*model).unwrap();
+        let loaded = Adapters::load(&folder.path().join("adapter"), model.parameters(), model.projections()).unwrap();
         let merged = loaded
-            .while_merged(&*model, || Ok(logits(&Pass::forward_only())))
+            .while_merged(model.parameters(), || Ok(logits(&Pass::forward_only())))
             .unwrap();
         // Adapters are saved in float32.
         let near = beside.iter().zip(&merged).all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + a.abs()));
@@ -206,8 +207,15 @@ fn targets_are_projections_of_the_model() {
         let selector: Box<dyn ParamSelector> =
             plugin("lora", &format!("rank = 4\ntargets = {targets}"));
         let selection = selector.select(&Circuit::default(), &*model, 0);
-        selection
-            .and_then(|selection| Adapters::new(&*model, &selection, selector.lora().unwrap(), 0))
+        selection.and_then(|selection| {
+            Adapters::new(
+                model.parameters(),
+                model.projections(),
+                &selection,
+                selector.lora().unwrap(),
+                0,
+            )
+        })
     };
     let layers = model.projections().len() / 4;
     assert_eq!(select("[\"c_attn\"]").unwrap().parameters().len(), 2 * layers);

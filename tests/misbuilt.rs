@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use circuit_framework::graph::{Input, Node, Port};
-use circuit_framework::model::Projection;
+use circuit_framework::weights::projection::Projection;
 use circuit_framework::{
     Architecture, Checkpoint, Graph, Model, Owner, Parameters, Pass, Readout, Result, Tensor,
     plugin::conformance,

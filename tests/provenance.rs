@@ -5,9 +5,10 @@ use std::path::Path;
 
 use circuit_framework::attribution::{Ablation, Positions};
 use circuit_framework::graph::Kind;
-use circuit_framework::graph::circuit::{Circuit, CircuitFile};
+use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::pruning::Pruning;
-use circuit_framework::run::provenance::{Geometry, Provenance};
+use circuit_framework::results::circuit_file::CircuitFile;
+use circuit_framework::results::provenance::{Geometry, Provenance};
 use circuit_framework::{Model, Scores};
 use proptest::prelude::*;
 use serde_json::Value;

@@ -8,13 +8,14 @@
 //! | --- | --- |
 //! | [`ops`] | attention, norm, activation, cross-entropy, rotary: forward and backward |
 //! | [`data`] | examples, batches, tokenizers, chat templates |
-//! | [`graph`] | nodes and edges, scores, circuits, pruning, drawing |
+//! | [`graph`] | nodes and edges, scores, circuits, pruning |
 //! | [`weights`] | parameters as rows that nodes own, selections, layout in files |
 //! | [`pass`] | one forward pass and the way back: sites, hooks, interventions |
 //! | [`model`] | [`Model`], [`Architecture`], checkpoints, the decoder builder |
 //! | [`lora`] | low-rank adapters and PEFT's files |
 //! | [`evaluation`] | [`Task`], metrics, running a model over examples, circuits put to the test |
 //! | [`attribution`] | [`AttributionMethod`], and what methods are made of |
+//! | [`results`] | files of scores and circuits and where they came from, drawings, other tools' formats |
 //! | [`tuning`] | [`ParamSelector`], a step, the optimizer, the state between steps |
 //! | [`plugin`] | the registry, the guard, the conformance suite |
 //! | [`run`] | experiments, sweeps, run folders, going on with a run |
@@ -35,6 +36,7 @@ pub mod pass;
 pub mod plugin;
 pub mod progress;
 mod range;
+pub mod results;
 pub mod run;
 pub mod tuning;
 pub mod weights;
@@ -57,7 +59,7 @@ pub use model::checkpoint::Checkpoint;
 pub use model::{Architecture, Model};
 pub use pass::{Pass, Readout};
 pub use plugin::registry::{Options, Plugin};
-pub use run::provenance::Provenance;
+pub use results::provenance::Provenance;
 pub use tuning::selector::ParamSelector;
 pub use weights::parameters::{Owner, Parameters, Selection};
 pub use {inventory, schemars, serde, serde_json};

@@ -55,7 +55,8 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
         .map_err(|error| Error::input(format!("{}: {error}", checkpoint.origin)))?;
     let model = plugin.build(&choice.options)?.build(checkpoint)?;
     if let Some(adapter) = &choice.adapter {
-        Adapters::load(adapter, &*model)?.merge(&*model)?;
+        Adapters::load(adapter, model.parameters(), model.projections())?
+            .merge(model.parameters())?;
     }
     Ok(Loaded { model, tokenizer })
 }

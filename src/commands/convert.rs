@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use circuit_framework::files;
-use circuit_framework::graph::circuit::{Circuit, CircuitFile};
-use circuit_framework::graph::eap_ig::{Converted, Correspondence};
-use circuit_framework::graph::mib;
+use circuit_framework::graph::circuit::Circuit;
+use circuit_framework::results::circuit_file::CircuitFile;
+use circuit_framework::results::eap_ig::{Converted, Correspondence};
+use circuit_framework::results::mib;
 use circuit_framework::{Model, Scores};
 use clap::{Arg, ArgGroup, ArgMatches, Command};
 use serde::Serialize;

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use circuit_framework::files;
-use circuit_framework::graph::circuit::CircuitFile;
-use circuit_framework::graph::drawing::Drawing;
-use circuit_framework::graph::table;
+use circuit_framework::results::circuit_file::CircuitFile;
+use circuit_framework::results::drawing::Drawing;
+use circuit_framework::results::table;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
 

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use circuit_framework::graph::circuit::{Circuit, CircuitFile};
-use circuit_framework::graph::drawing::{Drawing, MOST_EDGES};
-use circuit_framework::run::provenance::{Geometry, Provenance};
+use circuit_framework::graph::circuit::Circuit;
+use circuit_framework::results::circuit_file::CircuitFile;
+use circuit_framework::results::drawing::{Drawing, MOST_EDGES};
+use circuit_framework::results::provenance::{Geometry, Provenance};
 use circuit_framework::{Graph, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use circuit_framework::Error;
 use circuit_framework::evaluation::figures::InJson;
-use circuit_framework::graph::circuit::CircuitFile;
+use circuit_framework::results::circuit_file::CircuitFile;
 use clap::{ArgMatches, Command};
 
 use super::{faithfulness, json_flag, output, path, print_figures, show, with_runner};

@@ -7,11 +7,12 @@ use circuit_framework::evaluation::ranking::{self, Ranking};
 use circuit_framework::evaluation::{
     CircuitEvaluation, CircuitFigures, Curve, FRACTIONS, Faithfulness, Line, Plot, Scale,
 };
-use circuit_framework::graph::circuit::{Circuit, CircuitFile};
+use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::{Kind, Node};
+use circuit_framework::results::circuit_file::CircuitFile;
+use circuit_framework::results::provenance::Provenance;
 use circuit_framework::run::Runner;
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::provenance::Provenance;
 use circuit_framework::{Scores, files};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use serde::Serialize;

@@ -8,13 +8,9 @@
 //! reader of a later site, so the graph is acyclic by construction.
 
 pub mod circuit;
-pub mod drawing;
-pub mod eap_ig;
 pub mod edge_set;
-pub mod mib;
 pub mod pruning;
 pub mod scores;
-pub mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;

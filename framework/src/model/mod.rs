@@ -5,7 +5,6 @@ pub mod config;
 pub mod decoder;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -13,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::graph::Graph;
 use crate::model::checkpoint::{Checkpoint, Stored, Weights};
 use crate::pass::{Pass, Readout};
-use crate::weights::layout::Form;
-use crate::weights::parameters::{Owner, ParamId, Parameters};
+use crate::weights::parameters::Parameters;
+use crate::weights::projection::Projection;
 use crate::{Error, Result, refuse};
 
 /// A decoder-only transformer that reads and writes its residual stream through a [`Pass`].
@@ -132,63 +131,6 @@ pub trait Model: Send + Sync {
     fn device(&self) -> Device {
         let weight = self.parameters().iter().next();
         weight.map_or(Device::Cpu, |(_, parameter)| parameter.tensor.device().clone())
-    }
-}
-
-/// A linear map of a model, as Hugging Face names and splits them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Projection {
-    /// The module: `model.layers.0.self_attn.q_proj`.
-    pub name: String,
-    /// Where its weight is.
-    pub parameter: ParamId,
-    /// Its rows of that parameter, in the order of the module's own.
-    pub rows: Vec<Range<usize>>,
-    /// Whether it reads the residual stream, a row an output; else it writes, a row an input.
-    pub reads: bool,
-    /// Whether Hugging Face keeps its weight [in, out], as GPT-2's `Conv1D` does.
-    pub fan_in_fan_out: bool,
-}
-
-impl Projection {
-    /// Those of parameters, in their order.
-    fn all(parameters: &Parameters) -> Vec<Self> {
-        let of_parameter = parameters.iter().flat_map(|(id, parameter)| {
-            let reads = match parameter.blocks.first().map(|block| block.owner) {
-                Some(Owner::Reader(_)) => Some(true),
-                Some(Owner::Writer(_)) => Some(false),
-                _ => None,
-            };
-            let files = parameter.files.iter().filter(|file| file.form != Form::Vector);
-            files.filter_map(move |file| {
-                Some(Self {
-                    name: file.name.strip_suffix(".weight")?.to_owned(),
-                    parameter: id,
-                    rows: file.rows.clone(),
-                    reads: reads?,
-                    fan_in_fan_out: (file.form == Form::Columns) == reads?,
-                })
-            })
-        });
-        of_parameter.collect()
-    }
-
-    /// Whether it has all of these rows of its parameter.
-    pub fn contains(&self, rows: &Range<usize>) -> bool {
-        self.rows.iter().any(|own| own.start <= rows.start && rows.end <= own.end)
-    }
-
-    /// How many rows it has.
-    pub fn height(&self) -> usize {
-        self.rows.iter().map(Range::len).sum()
-    }
-
-    /// Its parts: where each lies in the parameter, and where it begins among the module's own rows.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
-        self.rows.iter().scan(0, |at, rows| {
-            *at += rows.len();
-            Some((rows.clone(), *at - rows.len()))
-        })
     }
 }
 

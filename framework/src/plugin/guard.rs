@@ -18,11 +18,12 @@ use crate::graph::Graph;
 use crate::graph::circuit::Circuit;
 use crate::lora::Lora;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::{Architecture, Model, Projection};
+use crate::model::{Architecture, Model};
 use crate::pass::{Pass, Readout};
 use crate::plugin::registry::Kind;
 use crate::tuning::selector::ParamSelector;
 use crate::weights::parameters::{Parameters, Selection};
+use crate::weights::projection::Projection;
 use crate::{Error, Result};
 
 /// Where the last panic was, "file:line"; noted by [`note_panics`].

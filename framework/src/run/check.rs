@@ -55,7 +55,13 @@ impl Runner<'_> {
         for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
             if let Some(lora) = selector.lora() {
                 let selection = selector.select(&Circuit::default(), self.model, 0)?;
-                Adapters::new(self.model, &selection, lora, 0)?;
+                Adapters::new(
+                    self.model.parameters(),
+                    self.model.projections(),
+                    &selection,
+                    lora,
+                    0,
+                )?;
             }
         }
         if self.experiment.faithfulness.is_some() {

@@ -125,7 +125,7 @@ impl<'a> RunLog<'a> {
             // To its end, also where a stop was asked for: the state after the step has this behind it.
             let whole = progress::hold_stop();
             match self.adapters.clone() {
-                Some(adapters) => adapters.while_merged(self.runner.model, || {
+                Some(adapters) => adapters.while_merged(self.runner.model.parameters(), || {
                     self.on_the_way(step.step, evaluates, saves)
                 })?,
                 None => self.on_the_way(step.step, evaluates, saves)?,

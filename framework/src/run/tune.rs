@@ -70,6 +70,6 @@ impl Runner<'_> {
         // Drawn weights are in no file.
         let base_model = random_init.is_none().then_some(&**path);
         adapters.save(&folder.clear("adapter")?, base_model)?;
-        adapters.merge(self.model)
+        adapters.merge(self.model.parameters())
     }
 }

@@ -235,7 +235,13 @@ impl Tuner<'_> {
             return Ok(None);
         };
         let selection = self.selector.select(&Circuit::default(), self.model, self.seed)?;
-        let adapters = Adapters::new(self.model, &selection, lora, self.seed)?;
+        let adapters = Adapters::new(
+            self.model.parameters(),
+            self.model.projections(),
+            &selection,
+            lora,
+            self.seed,
+        )?;
         let random = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(1));
         Ok(Some(Training { adapters: Arc::new(adapters), random: Arc::new(Mutex::new(random)) }))
     }

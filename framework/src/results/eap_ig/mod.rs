@@ -19,11 +19,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::circuit::{Circuit, Edge};
-use super::scores::Scores;
-use super::{Graph, Node, Reader, Writer};
+use crate::graph::circuit::{Circuit, Edge};
+use crate::graph::scores::Scores;
+use crate::graph::{Graph, Node, Reader, Writer};
 use crate::model::Model;
-use crate::run::provenance::Geometry;
+use crate::results::provenance::Geometry;
 use crate::{Result, refuse};
 use file::{Config, GraphFile, NodeEntry};
 use names::{Theirs, edges, name};

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use crate::graph::circuit::Edge;
 use crate::graph::{Graph, Node, Port};
-use crate::run::provenance::Provenance;
+use crate::results::provenance::Provenance;
 use layout::{Layout, Place, Point};
 
 /// What a drawing shows, and how.

@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::circuit::Circuit;
 use super::eap_ig::{Converted, Correspondence};
-use super::scores::Scores;
+use crate::graph::circuit::Circuit;
+use crate::graph::scores::Scores;
 use crate::model::Model;
 use crate::{Error, Result, files, refuse, suggestion};
 

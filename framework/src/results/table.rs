@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::circuit::Circuit;
-use super::scores::Scores;
+use crate::graph::circuit::Circuit;
+use crate::graph::scores::Scores;
 
 /// A line an edge, by writer, then reader: their names, the reader's layer (none for the logits), the
 /// score, and whether the edge is in the circuit.

@@ -1,0 +1,10 @@
+//! What a discovery leaves: scores and circuits in files that say where they came from, drawings, tables
+//! and the files of other tools.
+
+pub mod circuit_file;
+pub mod drawing;
+pub mod eap_ig;
+pub mod mib;
+pub mod provenance;
+mod score_file;
+pub mod table;
