@@ -41,6 +41,7 @@ mod numbers;
 mod oracles;
 mod own_program;
 mod pass;
+mod peers;
 #[cfg(feature = "runtime")]
 mod plugins;
 mod properties;

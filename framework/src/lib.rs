@@ -33,6 +33,7 @@ pub mod lora;
 pub mod model;
 pub mod ops;
 pub mod pass;
+pub mod peers;
 pub mod plugin;
 pub mod progress;
 mod range;

@@ -206,16 +206,10 @@ fn add_counterfactuals(
 impl Sentences {
     /// logit(pronoun) − logit(counter-pronoun) of each sentence.
     fn differences(&self, evaluation: &Evaluation) -> Result<Vec<f64>> {
-        let mut differences = vec![0.0; self.examples.len()];
-        evaluation.for_each_batch(&self.examples, |indices, batch, readout| {
+        evaluation.by_example(&self.examples, |batch, readout| {
             let keys: Vec<_> = batch.keys().collect();
-            let found = answers::logit_differences(readout, &keys)?;
-            for (&(row, ..), difference) in keys.iter().zip(pass::values(&found)?) {
-                differences[indices[row]] = difference;
-            }
-            Ok(())
-        })?;
-        Ok(differences)
+            Ok(pass::values(&answers::logit_differences(readout, &keys)?)?)
+        })
     }
 }
 

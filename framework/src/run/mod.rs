@@ -30,6 +30,7 @@ use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
+use crate::peers::Peers;
 use crate::progress::Report;
 use crate::results::drawing::Drawing;
 use crate::results::provenance::{Geometry, Provenance};
@@ -54,6 +55,8 @@ pub struct Runner<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     pub save: &'a Save<'a>,
     pub report: &'a Report<'a>,
+    /// The processes that share the run's work.
+    pub peers: &'a dyn Peers,
     /// What the tasks have loaded so far.
     pub data: Data,
 }
@@ -109,7 +112,14 @@ impl Runner<'_> {
         let in_force = |dataset: &dyn Dataset| {
             let of = |(all, kept, ablation)| {
                 let examples = dataset.examples();
-                CircuitInForce::new(self.model, (all, kept), ablation, examples, batch_size)
+                CircuitInForce::new(
+                    self.model,
+                    (all, kept),
+                    ablation,
+                    examples,
+                    batch_size,
+                    self.peers,
+                )
             };
             circuit.map(of).transpose()
         };
@@ -120,6 +130,7 @@ impl Runner<'_> {
             setting: self.setting(),
             batch_size,
             report: self.report,
+            peers: self.peers,
             folder,
             untuned,
             circuit: alone.as_ref(),
