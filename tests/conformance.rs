@@ -61,7 +61,7 @@ fn tasks_conform() {
     for registered in registry::all::<dyn Task>().unwrap() {
         let fixture = |file: &str| repository("tasks/fixtures").join(file);
         let data = match registered.name {
-            "agreement" | "arithmetic" | "greater_than" | "ioi" | "mcqa" => None,
+            "agreement" | "arithmetic" | "greater_than" | "ioi" | "mcqa" | "mixture" => None,
             "bias" => Some(fixture("bug.csv")),
             "logic" => Some(fixture("logic")),
             "math" => Some(fixture("math.jsonl")),
@@ -79,6 +79,7 @@ fn tasks_conform() {
             "logic" => "test_share = 0.5\n",
             // The tokenizer has a token a digit.
             "arithmetic" => "largest = 9\n",
+            "mixture" => "tasks = [{ name = \"ioi\" }, { name = \"mcqa\", weight = 2 }]\n",
             _ => "",
         };
         let task: Box<dyn Task> = plugin(registered.name, &options);
