@@ -173,7 +173,7 @@ fn what_is_broken_does_not_conform() {
     fails(conformance::metric(&Detached, &*model, &examples), "central differences");
     fails(conformance::metric(&Padded, &*model, &examples), "padding");
     fails(conformance::selector(&Changing(AtomicUsize::new(0)), &*model, 0), "another selection");
-    fails(conformance::selector(&Shared, &*model, 0), "no node's own");
+    fails(conformance::selector(&Shared, &*model, 0), "that no node owns");
     let setting = Setting { tokenizer: None, context: 8, seed: 0, counterfactuals: false };
     let task = |predicted| Wrong { calls: AtomicUsize::new(0), predicted };
     fails(conformance::task(&task(1..3), &setting, 100), "gives other examples");

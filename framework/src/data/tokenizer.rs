@@ -51,7 +51,7 @@ impl Tokenizer {
         self.beginning.filter(|_| self.add_beginning)
     }
 
-    /// The same token as text.
+    /// The token that texts are begun with, as text.
     pub fn prefix_text(&self) -> Option<String> {
         self.prefix().and_then(|id| self.inner.id_to_token(id))
     }

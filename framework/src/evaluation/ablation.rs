@@ -161,17 +161,17 @@ impl AblatedValues {
     /// # Errors
     /// If an example has no counterfactual where it is wanted, or a tensor operation fails.
     pub fn of(&self, model: &dyn Model, batch: &Batch) -> Result<Ablated> {
-        match self.of_any()? {
+        match self.independent_of_tokens()? {
             Some(ablated) => Ok(ablated),
             None => Ok(Ablated::Values(values_of(model, &counterfactual_tokens(model, batch)?)?)),
         }
     }
 
-    /// What is read along ablated edges on whatever tokens; none where it hangs on the tokens.
+    /// What is read along ablated edges whatever the tokens are; none where it depends on them.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn of_any(&self) -> Result<Option<Ablated>> {
+    pub fn independent_of_tokens(&self) -> Result<Option<Ablated>> {
         Ok(match self.ablation {
             Ablation::Zero => Some(Ablated::Zero),
             Ablation::Corrupt => None,

@@ -43,7 +43,7 @@ impl CircuitInForce {
 
     /// A pass over tokens that are generated.
     pub(super) fn continuing(&self, model: &dyn Model, pass: Pass) -> Result<Pass> {
-        match self.values.of_any()? {
+        match self.values.independent_of_tokens()? {
             Some(by) => Ok(self.ablating(model, pass, by)),
             None => refuse!(
                 "with a circuit in force, ablation `corrupt` would need a counterfactual for every new \
