@@ -93,6 +93,13 @@ pub(crate) const FAITHFULNESS: &[Flag] = &[
     flag("batch-size", "evaluation_batch_size", "N"),
 ];
 
+/// How nodes are analysed.
+pub(crate) const ANALYSIS: &[Flag] = &[
+    text("metric", "metric.name", "METRIC"),
+    flag("examples", "analysis_examples", "N"),
+    flag("batch-size", "evaluation_batch_size", "N"),
+];
+
 /// How a circuit is tuned.
 pub(crate) const TUNING: &[Flag] = &[
     text("selector", "selector.name", "SELECTOR"),
@@ -276,8 +283,17 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
 mod tests {
     use super::*;
 
-    const ALL: [&[Flag]; 8] =
-        [MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH, ABLATION, FAITHFULNESS, TUNING];
+    const ALL: [&[Flag]; 9] = [
+        MODEL,
+        COMPUTING,
+        TASK,
+        DISCOVERY,
+        DISCOVERY_BATCH,
+        ABLATION,
+        FAITHFULNESS,
+        ANALYSIS,
+        TUNING,
+    ];
 
     /// So that `--data 123` is a file's name, and no flag is left behind when its setting is renamed.
     #[test]

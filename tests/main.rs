@@ -10,6 +10,7 @@ use circuit_metrics as _;
 use circuit_plugins as _;
 use circuit_tasks as _;
 
+mod analysis;
 mod bfloat16;
 mod circuits;
 mod command_line;
