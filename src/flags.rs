@@ -119,6 +119,7 @@ pub(crate) const TUNING: &[Flag] = &[
     flag("objective", "tuning.objective", "OBJECTIVE"),
     flag("key-weight-p", "tuning.key_weight_p", "P"),
     text("circuit", "tuning.circuit", "FILE"),
+    Flag { reading: Reading::List, ..flag("analyses", "analyses", "NAME,…") },
 ];
 
 /// Adds flags to a command, and `--set`. Help shows each setting's description and default.

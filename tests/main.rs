@@ -14,6 +14,7 @@ mod analysis;
 mod bfloat16;
 mod circuits;
 mod command_line;
+mod commands_analyze;
 mod commands_draw;
 mod commands_logits;
 mod commands_output;

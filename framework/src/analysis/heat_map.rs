@@ -25,6 +25,8 @@ pub struct Panel {
     columns: Vec<String>,
     /// By layer, then column; none where there is no such node or it has no number.
     cells: Vec<Vec<Option<f64>>>,
+    /// What the end of the scale is at least, so that what is next to nothing looks so.
+    least: f64,
 }
 
 /// The side of a cell.
@@ -65,12 +67,17 @@ impl Panel {
         }
         let columns = (0..heads).map(|head| head.to_string());
         let columns = columns.chain(has_mlps.then(|| "MLP".to_owned())).collect();
-        Self { title: title.to_owned(), columns, cells }
+        Self { title: title.to_owned(), columns, cells, least: 0.0 }
+    }
+
+    /// The same, its scale ending at `least` or above.
+    pub fn with_scale_of(self, least: f64) -> Self {
+        Self { least, ..self }
     }
 
     fn width(&self) -> f64 {
         // Wide enough for its title.
-        let title = 7.0 * self.title.chars().count() as f64;
+        let title = 7.0 * (self.title.chars().count() + " (±1.23e-4)".len()) as f64;
         LEFT + (CELL * self.columns.len() as f64).max(title) + RIGHT
     }
 
@@ -80,7 +87,8 @@ impl Panel {
 
     /// The largest magnitude.
     fn largest(&self) -> f64 {
-        self.cells.iter().flatten().flatten().fold(0.0, |largest, cell| largest.max(cell.abs()))
+        let cells = self.cells.iter().flatten().flatten();
+        cells.fold(self.least, |largest, cell| largest.max(cell.abs()))
     }
 
     fn write(&self, out: &mut String, (left, top): (f64, f64), largest: f64) -> Result {
@@ -141,7 +149,7 @@ impl HeatMap {
         let high = |(_, panels): &(String, Vec<Panel>)| {
             panels.iter().map(Panel::height).fold(0.0, f64::max) + 18.0
         };
-        let titles = [(&self.title, 9.0), (&self.subtitle, 6.5)];
+        let titles = [(&self.title, 9.0), (&self.subtitle, 7.0)];
         let titles = titles.map(|(title, size)| LEFT + size * title.chars().count() as f64);
         let width = self.lines.iter().map(wide).chain(titles).fold(0.0, f64::max);
         let height = TOP + self.lines.iter().map(high).sum::<f64>();

@@ -26,7 +26,8 @@ pub struct Role {
     pub direct: f64,
     /// What the metric changes by when the node is patched: all of its edges, in the circuit or not.
     pub effect: f64,
-    /// The marked span that a head looks at most from the key positions, and its share of the attention.
+    /// The span that a head looks at most from the key positions, and its share of the attention. Beside the
+    /// marked ones there are the first token and the position itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub looks_at: Option<(String, f64)>,
     /// The reader of the circuit that it moves most, by its edge's score, and the score.
@@ -74,18 +75,15 @@ impl Analysis<'_> {
         Ok(Roles { nodes: roles })
     }
 
-    /// Of each head the span that it looks at most, of those that the task marks, or of all where it marks
-    /// none.
+    /// Of each head the span that it looks at most; of equals a marked one.
     fn looks_at(&self, heads: &[Node]) -> Result<BTreeMap<Node, (String, f64)>> {
         if heads.is_empty() {
             return Ok(BTreeMap::new());
         }
         let attention = self.attention(heads, 0)?;
-        let marked = attention.marked();
         let most = attention.heads.iter().filter_map(|head| {
-            let looks = head.looks.iter();
-            let looks = looks.filter(|(name, _)| marked.is_empty() || marked.contains(&name[..]));
-            let (name, look) = looks.max_by(|a, b| a.1.share.total_cmp(&b.1.share))?;
+            // Names of the others begin with a bracket, which comes before letters.
+            let (name, look) = head.looks.iter().max_by(|a, b| a.1.share.total_cmp(&b.1.share))?;
             Some((head.node, (name.clone(), look.share)))
         });
         Ok(most.collect())

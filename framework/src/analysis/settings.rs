@@ -10,6 +10,9 @@ use crate::graph::circuit::Circuit;
 use crate::graph::{Graph, Input, Node, Port};
 use crate::{Error, Result, refuse};
 
+/// Shares of attention below this are next to nothing in a heat map.
+const LEAST_SHARE: f64 = 0.01;
+
 /// An analysis.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
@@ -174,18 +177,20 @@ fn input_of(graph: &Graph, head: Node, port: Port) -> Result<Input> {
 
 impl Findings {
     /// What a heat map of it is called.
-    pub fn title(&self) -> &'static str {
+    pub fn title(&self) -> String {
         match self {
-            Findings::Logits(_) => "direct effects on the logit difference",
-            Findings::Attention(_) => "share of attention from the key positions",
-            Findings::Paths(_) => "paths to chosen readers, patched",
-            Findings::Roles(_) => "the circuit's nodes",
+            Findings::Logits(_) => "direct effects on the logit difference".to_owned(),
+            Findings::Attention(_) => "attention from the key positions".to_owned(),
+            Findings::Paths(paths) => {
+                let to: Vec<String> = paths.to.iter().map(Input::to_string).collect();
+                format!("paths to {}", to.join(", "))
+            }
+            Findings::Roles(_) => "the circuit's nodes".to_owned(),
         }
     }
 
     /// The numbers as a table, a line a node.
     pub fn table(&self) -> Table {
-        let number = |value: f64| format!("{value:.6}");
         match self {
             Findings::Logits(logits) => {
                 let lines =
@@ -253,7 +258,8 @@ impl Findings {
                 let panel = |name: &str| {
                     let share =
                         |head: &super::HeadLooks| Some((head.node, head.looks.get(name)?.share));
-                    Panel::new(graph, name, attention.heads.iter().filter_map(share))
+                    let shares = attention.heads.iter().filter_map(share);
+                    Panel::new(graph, name, shares).with_scale_of(LEAST_SHARE)
                 };
                 names.into_iter().map(panel).collect()
             }
@@ -263,7 +269,8 @@ impl Findings {
                 let of_span = |name: &String| {
                     let change = |of: &super::PathEffect| Some((of.node, *of.attention.get(name)?));
                     let changes = paths.nodes.iter().filter_map(change);
-                    Panel::new(graph, &format!("attention to {name}"), changes)
+                    let title = format!("attention to {name}");
+                    Panel::new(graph, &title, changes).with_scale_of(LEAST_SHARE)
                 };
                 let metric = Panel::new(graph, "metric", effects);
                 std::iter::once(metric).chain(spans.map(of_span)).collect()
@@ -281,7 +288,6 @@ impl Findings {
 
 impl Roles {
     fn table(&self) -> Table {
-        let number = |value: f64| format!("{value:.6}");
         let cells = |of: &super::Role| {
             let layer = of.node.layer().map_or_else(String::new, |layer| layer.to_string());
             let kind = serde_json::to_value(of.node.kind()).unwrap_or_default();
@@ -311,6 +317,12 @@ impl Roles {
             weights: self.nodes.iter().map(|of| of.effect.abs()).collect(),
         }
     }
+}
+
+/// A number with six decimals, and 0 without a sign.
+fn number(value: f64) -> String {
+    let text = format!("{value:.6}");
+    if text == "-0.000000" { "0.000000".to_owned() } else { text }
 }
 
 fn names<const N: usize>(names: [&str; N]) -> Vec<String> {

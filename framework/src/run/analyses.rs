@@ -53,11 +53,15 @@ impl Runner<'_> {
     pub fn heat_map(&self, found: &[(&str, Findings)]) -> Result<HeatMap> {
         let analysis = self.analysis()?;
         let provenance = self.provenance(analysis.examples);
-        let what = found.first().map_or("", |(_, findings)| findings.title());
+        let what = found.first().map(|(_, findings)| findings.title()).unwrap_or_default();
         let panels = |findings: &Findings| findings.panels(self.model.graph());
         Ok(HeatMap {
             title: format!("{}: {what}", provenance.task),
-            subtitle: format!("{}, {} examples", provenance.model_path, analysis.examples.len()),
+            subtitle: format!(
+                "{}, {} examples; layers down, heads across; above 0 blue, below red",
+                provenance.model_path,
+                analysis.examples.len()
+            ),
             lines: found.iter().map(|(name, of)| ((*name).to_owned(), panels(of))).collect(),
         })
     }
