@@ -2,8 +2,9 @@
 //! experiment that it changes, so that flags, `--set` and TOML files can't drift apart.
 
 use anyhow::{Context, Result, bail};
+use circuit_framework::plugin::description::Description;
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::settings::{self, Description};
+use circuit_framework::run::settings;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
 

@@ -40,6 +40,7 @@ mod models;
 #[path = "fixtures/lab/my_qwen2.rs"]
 mod my_qwen2;
 mod numbers;
+mod oracles;
 mod own_program;
 mod pass;
 #[cfg(feature = "runtime")]

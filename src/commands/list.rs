@@ -1,9 +1,10 @@
 //! `list`: everything registered, with options and defaults; and the settings of experiments.
 
 use anyhow::{Result, bail};
+use circuit_framework::plugin::description::Description;
 use circuit_framework::plugin::registry::{self, Kind, Plugin};
 use circuit_framework::run::experiment::Registered;
-use circuit_framework::run::settings::{self, Description};
+use circuit_framework::run::settings;
 use circuit_framework::{
     Architecture, AttributionMethod, MeasuringMetric, ParamSelector, PatchingMetric, Task,
     inventory,

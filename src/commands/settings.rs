@@ -1,7 +1,7 @@
 //! What `list settings` prints: every setting of an experiment with its default and what it does, in
 //! words or as the page docs/settings.md.
 
-use circuit_framework::run::settings::{Allowed, Description};
+use circuit_framework::plugin::description::{Allowed, Description};
 
 use crate::flags::shown;
 

@@ -8,9 +8,6 @@ use crate::evaluation::faithfulness::{CircuitEvaluation, Scale};
 use crate::graph::edge_set::EdgeSet;
 use crate::graph::{Reader, Writer};
 
-/// The shares of edges that MIB evaluates at.
-pub const FRACTIONS: [f64; 11] = [0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
-
 /// How many sizes are tried for the smallest circuit.
 pub const SIZES: usize = 40;
 

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use crate::data::example::Example;
 use crate::evaluation::ablation::{Ablation, values_over};
 use crate::evaluation::batches;
-use crate::evaluation::curve::FRACTIONS;
 use crate::evaluation::metric::PatchingMetric;
 use crate::evaluation::ranking::Ranking;
 use crate::graph::Kind;
@@ -19,6 +18,9 @@ use crate::model::Model;
 use crate::pass::{AblatedEdges, Pass, scalar};
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result, refuse};
+
+/// The shares of edges that MIB evaluates at.
+pub const FRACTIONS: [f64; 11] = [0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
 /// How a run's circuits are evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]

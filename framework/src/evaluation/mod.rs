@@ -20,8 +20,8 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 pub use circuit::{CircuitFigures, Complement, Knockout};
-pub use curve::{Curve, FRACTIONS, Point, SIZES, Smallest};
-pub use faithfulness::{CircuitEvaluation, Faithfulness, Measured, Scale};
+pub use curve::{Curve, Point, SIZES, Smallest};
+pub use faithfulness::{CircuitEvaluation, FRACTIONS, Faithfulness, Measured, Scale};
 pub use in_force::CircuitInForce;
 pub use plot::{Line, Plot};
 

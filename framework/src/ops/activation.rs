@@ -8,8 +8,8 @@ use super::backward::{Rules, Running};
 use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
 
 /// √(2/π) and the cubic term of the tanh approximation.
-pub(super) const SCALE: f64 = 0.797_884_560_802_865_4;
-pub(super) const CUBIC: f64 = 0.044_715;
+const SCALE: f64 = 0.797_884_560_802_865_4;
+const CUBIC: f64 = 0.044_715;
 
 /// An activation, of the last dimension's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +55,10 @@ impl Activation {
 
     fn composed(self, input: &Tensor, rules: Rules) -> Result<Tensor> {
         match self {
-            Self::GeluTanh => composed::gelu_tanh(input, rules),
-            Self::Gelu => composed::gelu(input, rules),
-            Self::Swiglu => composed::swiglu(input, rules),
-            Self::GegluTanh => composed::geglu_tanh(input, rules),
+            Self::GeluTanh => composed_gelu_tanh(input, rules),
+            Self::Gelu => composed_gelu(input, rules),
+            Self::Swiglu => composed_swiglu(input, rules),
+            Self::GegluTanh => composed_geglu_tanh(input, rules),
         }
     }
 
@@ -252,4 +252,39 @@ fn map_rows<T: Real>(
         },
     );
     Tensor::from_vec(output, shape, input.device())
+}
+
+fn composed_sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
+/// x·σ(2u), with u = √(2/π)(x + 0.044715 x³).
+fn composed_gelu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let u = ((x + (x * x.sqr()?)?.affine(CUBIC, 0.0)?)? * SCALE)?;
+    x * composed::held(composed_sigmoid(&(u * 2.0)?)?, rules.activation_factors)
+}
+
+/// x·Φ(x), Φ being the normal distribution.
+fn composed_gelu(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let phi = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
+    x * composed::held(phi, rules.activation_factors)
+}
+
+/// The gate and the up projection, side by side in x.
+fn gate_and_up(x: &Tensor) -> Result<[Tensor; 2]> {
+    let width = x.dim(D::Minus1)? / 2;
+    let half = |start| x.narrow(D::Minus1, start, width)?.contiguous();
+    Ok([half(0)?, half(width)?])
+}
+
+/// silu(gate) ⊙ up, of both side by side.
+fn composed_swiglu(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let [gate, up] = gate_and_up(x)?;
+    (&gate * composed::held(composed_sigmoid(&gate)?, rules.activation_factors))? * up
+}
+
+/// gelu(gate) ⊙ up, with GELU in its tanh form, of both side by side.
+fn composed_geglu_tanh(x: &Tensor, rules: Rules) -> Result<Tensor> {
+    let [gate, up] = gate_and_up(x)?;
+    composed_gelu_tanh(&gate, rules)? * up
 }

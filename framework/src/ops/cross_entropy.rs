@@ -4,10 +4,10 @@
 
 use std::cell::Cell;
 
-use candle_core::{Result, Tensor, WithDType};
+use candle_core::{DType, Device, Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, cap, composed, in_place, is_fused, lanes, weight};
+use super::{Real, by_dtype, cap, in_place, is_fused, lanes, weight};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
@@ -103,7 +103,7 @@ fn chunk(
 /// The loss of logits, which its gradient there may take the place of.
 fn of_logits(logits: Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
     if !is_fused(&logits) {
-        return composed::cross_entropy(&logits, targets);
+        return composed(&logits, targets);
     }
     let loss = by_dtype!(logits, T => differentiate_in_place::<T>(&logits, targets))?;
     Ok((loss, logits))
@@ -140,4 +140,22 @@ fn differentiate<T: Real>(logits: &mut [T], target: &Target) -> f64 {
     logits.iter_mut().for_each(|p| *p *= factor);
     logits[token] -= weight;
     -target.weight * (right - WithDType::to_f64(total).ln())
+}
+
+/// Σ weight · (−log p(token)) of logits [rows, vocabulary], and its gradient there.
+fn composed(logits: &Tensor, targets: &[Target]) -> Result<(f64, Tensor)> {
+    let column = |values: Vec<f64>| {
+        let column = Tensor::from_vec(values, (targets.len(), 1), &Device::Cpu)?;
+        column.to_dtype(logits.dtype())?.to_device(logits.device())
+    };
+    let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
+    let tokens = Tensor::from_vec(tokens, (targets.len(), 1), logits.device())?;
+    let weights = column(targets.iter().map(|target| target.weight).collect())?;
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?)?;
+    let p = shifted.exp()?;
+    let total = p.sum_keepdim(1)?;
+    let log_p = (shifted.gather(&tokens, 1)? - total.log()?)?;
+    let loss = (log_p * &weights)?.sum_all()?.neg()?.to_dtype(DType::F64)?.to_scalar()?;
+    let p = p.broadcast_mul(&(&weights / total)?)?;
+    Ok((loss, p.scatter_add(&tokens, &weights.neg()?, 1)?))
 }

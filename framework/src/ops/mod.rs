@@ -1,7 +1,7 @@
 //! The differentiable operations a transformer is made of, each with its backward pass written by
 //! hand, because candle's own fused ones have none: the gradient would silently stop there.
 //!
-//! These are the CPU's; on other devices the same operations are [`composed`] of candle's own.
+//! Fused ones run on the CPU; on other devices each is composed of candle's own ([`composed`]).
 //!
 //! One operation a file. Each takes and returns float32 tensors, or float64 ones where numbers are to be
 //! checked to the last digit; a loop over rows is split between
@@ -16,13 +16,13 @@ pub(crate) mod cap;
 pub mod composed;
 pub mod cross_entropy;
 mod function;
-pub mod head_norms;
 mod kept;
 mod lanes;
 mod matrix;
 pub mod norm;
 mod product;
 mod reader_inputs;
+mod real;
 pub mod rotary;
 #[cfg(test)]
 mod tests;
@@ -32,8 +32,9 @@ pub(crate) use blocks::{is_small, multiply_blocks_into};
 pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, in_place, values};
 pub use kept::Kept;
-pub(crate) use lanes::{Real, vectorized};
+pub(crate) use lanes::vectorized;
 pub(crate) use matrix::{
     add_by_place, add_rows, beside, select_columns, squared_norm, sum_all_rows, sum_rows,
 };
 pub(crate) use reader_inputs::{Apart, Sums, subtract_from};
+pub(crate) use real::Real;

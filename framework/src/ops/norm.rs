@@ -5,12 +5,11 @@
 //! s (v − mean v − x̂ mean(v ⊙ x̂)), without the `mean v` for RMS norm; with s taken for a constant
 //! ([`Rules::norm_scales`]) it is s (v − mean v).
 
-use candle_core::{Result, Tensor, WithDType};
+use candle_core::{D, Result, Tensor, WithDType};
 use rayon::prelude::*;
 
 use super::backward::Rules;
 use super::blocks::{is_small, multiply_blocks_then};
-use super::head_norms::NormGradient;
 use super::{Real, by_dtype, composed, is_fused, lanes, multiply_blocks_into, values};
 use crate::weights::parameters::Param;
 
@@ -24,6 +23,13 @@ pub struct Norm {
     pub epsilon: f64,
     /// What is added to γ: 1 in Gemma, whose files have γ − 1.
     pub offset: f64,
+}
+
+/// The gradient [1, width] of a norm's weight.
+#[derive(Clone, Debug)]
+pub struct NormGradient {
+    pub weight: Param,
+    pub gradient: Tensor,
 }
 
 /// mean and 1/√(variance + ε) of a row; an RMS norm's mean is 0.
@@ -75,7 +81,7 @@ impl Norm {
 
     fn composed(&self, x: &Tensor, rules: Rules) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| &bias.tensor);
-        composed::norm(x, &self.gain()?, bias, self.epsilon, rules)
+        composed(x, &self.gain()?, bias, self.epsilon, rules)
     }
 
     /// What normalised rows are multiplied with [1, d_model]: γ with the offset.
@@ -232,9 +238,21 @@ impl Norm {
     /// The gradients of γ and β [1, d_model], from x and the gradient at y, both [rows, d_model].
     pub fn parameter_gradients(&self, x: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
         if !is_fused(x) {
-            return composed::norm_parameter_gradients(self, x, gradient);
+            return self.composed_parameter_gradients(x, gradient);
         }
         by_dtype!(x, T => self.parameter_gradients_in::<T>(x, gradient))
+    }
+
+    fn composed_parameter_gradients(
+        &self,
+        x: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let bias = self.bias.as_ref().map(|bias| &bias.tensor);
+        let d_weight = composed::pull_back(&self.gain()?, gradient, |weight| {
+            composed(x, weight, bias, self.epsilon, Rules::default())
+        })?;
+        Ok((d_weight, gradient.sum_keepdim(0)?))
     }
 
     fn parameter_gradients_in<T: Real>(
@@ -255,5 +273,26 @@ impl Norm {
         }
         let tensor = |values| Tensor::from_vec(values, (1, d), gradient.device());
         Ok((tensor(weight)?, tensor(bias)?))
+    }
+}
+
+/// x [..., d_model] normalised, with γ and β [1, d_model].
+pub(super) fn composed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f64,
+    rules: Rules,
+) -> Result<Tensor> {
+    let x = match bias {
+        Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        None => x.clone(),
+    };
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    let scale = composed::held(scale, rules.norm_scales);
+    let y = x.broadcast_div(&scale)?.broadcast_mul(weight)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
     }
 }

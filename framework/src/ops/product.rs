@@ -3,8 +3,6 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::lanes;
-
 /// Three matrices, of which c [rows, width] is to get a [rows, columns] times b [columns, width].
 pub(crate) struct Product<'a, T> {
     pub(super) c: &'a mut [T],
@@ -31,7 +29,9 @@ impl Product<'_, f64> {
                     true => self.a[column * self.a_stride + row],
                     false => self.a[row * self.a_stride + column],
                 };
-                lanes::add_scaled(c, factor, &self.b[column * self.b_stride..][..self.width]);
+                for (c, b) in c.iter_mut().zip(&self.b[column * self.b_stride..]) {
+                    *c += factor * *b;
+                }
             }
         }
     }

@@ -6,18 +6,8 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::ablated_edges::AblatedEdges;
-use super::{Pass, Written};
+use super::{Pass, Replacement, Written};
 use crate::Result;
-
-/// What is written to the stream instead of what the model formed. Gradients end here.
-#[derive(Clone, Debug)]
-pub enum Replacement {
-    /// All that the site's writers write together [batch·seq, d_model]; a bias that none of them owns is
-    /// still added.
-    Site(Tensor),
-    /// What writer `index` of the site's `of` writes [batch·seq, d_model].
-    Writer { index: usize, of: usize, output: Tensor },
-}
 
 type Show = dyn Fn(usize, &Tensor) -> Result<()> + Send + Sync;
 type ShowWritten = dyn Fn(Written) -> Result<()> + Send + Sync;

@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::ablated_edges::SharedInput;
-use super::like;
 use crate::lora::AdapterGradients;
 use crate::ops::backward::Rules;
 use crate::ops::cross_entropy::Target;
-use crate::ops::head_norms::NormGradient;
 use crate::ops::norm::Norm;
+use crate::ops::norm::NormGradient;
 use crate::ops::{Kept, add_rows, multiply_blocks_into, weight};
 use crate::weights::parameters::Param;
 use crate::{Result, refuse};
@@ -240,4 +238,40 @@ pub enum Captured {
     NormWeight(NormGradient),
     /// The gradients of a low-rank adapter's own parameters.
     Adapter(AdapterGradients),
+}
+
+/// What several readers of a site read, and the gradients there.
+#[derive(Clone, Debug)]
+pub struct SharedInput {
+    /// The readers, counted from the site's first.
+    pub readers: Vec<usize>,
+    /// The input [rows, d_model].
+    pub x: Tensor,
+    /// The gradient at the normalised input [rows, d_model].
+    pub normed: Tensor,
+    /// The gradient at the input [rows, d_model].
+    pub gradient: Tensor,
+}
+
+/// What is written to the stream instead of what the model formed. Gradients end here.
+#[derive(Clone, Debug)]
+pub enum Replacement {
+    /// All that the site's writers write together [batch·seq, d_model]; a bias that none of them owns is
+    /// still added.
+    Site(Tensor),
+    /// What writer `index` of the site's `of` writes [batch·seq, d_model].
+    Writer { index: usize, of: usize, output: Tensor },
+}
+
+/// A copy of `tensor` in the type and on the device of `other`, whose shape it must have: the stream is
+/// added to it in its place, and whoever gave it may give it again.
+pub(super) fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
+    if tensor.dims() != other.dims() {
+        refuse!(
+            "what replaces a write is {:?}; it must be {:?}, as what it replaces",
+            tensor.dims(),
+            other.dims()
+        );
+    }
+    Ok(tensor.detach().to_dtype(other.dtype())?.to_device(other.device())?.copy()?)
 }

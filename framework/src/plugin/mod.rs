@@ -2,5 +2,6 @@
 //! into errors, and the conformance suite that its author's tests call.
 
 pub mod conformance;
+pub mod description;
 pub mod guard;
 pub mod registry;

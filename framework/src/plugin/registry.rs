@@ -9,8 +9,7 @@ use crate::attribution::AttributionMethod;
 use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
 use crate::model::Architecture;
-use crate::run::experiment::Registered;
-use crate::run::settings::{self, Description};
+use crate::plugin::description::{self, Description};
 use crate::tuning::selector::ParamSelector;
 use crate::{Result, refuse, suggestion};
 
@@ -109,7 +108,7 @@ impl<T: Kind + ?Sized> Plugin<T> {
 
     /// The options in the order they are declared.
     pub fn options(&self) -> Vec<Description> {
-        settings::fields(&(self.schema)(), &(self.defaults)().unwrap_or_default())
+        description::fields(&(self.schema)(), &(self.defaults)().unwrap_or_default())
     }
 
     /// Builds the plugin from a table of options.
@@ -126,7 +125,7 @@ impl<T: Kind + ?Sized> Plugin<T> {
         let mut erased = <dyn erased_serde::Deserializer>::erase(options.clone());
         match (self.build)(&mut erased) {
             Ok(built) => Ok(T::guard(self.name, built?)),
-            Err(error) => refuse!("{}: {}", self.name, settings::misfit(&error.to_string())),
+            Err(error) => refuse!("{}: {}", self.name, description::misfit(&error.to_string())),
         }
     }
 }
@@ -150,7 +149,7 @@ pub struct Registration {
     pub origin: Origin,
 }
 
-/// Everything registered, kind by kind.
+/// Every plugin, kind by kind.
 ///
 /// # Errors
 /// If two of one kind have one name, naming both crates.
@@ -166,11 +165,6 @@ pub fn registrations() -> Result<Vec<Registration>> {
         };
         Ok(all::<T>()?.into_iter().map(registration).collect())
     }
-    let experiments = Registered::all()?.into_iter().map(|experiment| Registration {
-        kind: "experiment",
-        name: experiment.name,
-        origin: experiment.origin,
-    });
     Ok([
         of::<dyn Architecture>()?,
         of::<dyn Task>()?,
@@ -178,7 +172,6 @@ pub fn registrations() -> Result<Vec<Registration>> {
         of::<dyn MeasuringMetric>()?,
         of::<dyn AttributionMethod>()?,
         of::<dyn ParamSelector>()?,
-        experiments.collect(),
     ]
     .concat())
 }

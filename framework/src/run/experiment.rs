@@ -13,8 +13,8 @@ use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
 use crate::graph::pruning::Pruning;
 use crate::model::{Place, Precision};
-use crate::plugin::registry::{self, Kind, Origin, Plugin};
-use crate::run::settings;
+use crate::plugin::description;
+use crate::plugin::registry::{self, Kind, Origin, Plugin, Registration};
 use crate::tuning::Tuning;
 use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result, refuse};
@@ -243,6 +243,20 @@ impl Registered {
     }
 }
 
+/// Everything registered: plugins, kind by kind, and experiments.
+///
+/// # Errors
+/// If two of one kind have one name, naming both crates.
+pub fn registrations() -> Result<Vec<Registration>> {
+    let mut all = registry::registrations()?;
+    all.extend(Registered::all()?.into_iter().map(|experiment| Registration {
+        kind: "experiment",
+        name: experiment.name,
+        origin: experiment.origin,
+    }));
+    Ok(all)
+}
+
 /// The plugins an experiment is made of.
 pub struct Plugins {
     pub task: Box<dyn Task>,
@@ -268,7 +282,7 @@ impl Experiment {
             );
         }
         table.try_into().map_err(|error: toml::de::Error| {
-            Error::input(format!("{origin}: {}", settings::misfit(&error.to_string())))
+            Error::input(format!("{origin}: {}", description::misfit(&error.to_string())))
         })
     }
 

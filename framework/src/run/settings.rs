@@ -1,37 +1,9 @@
-//! What can be set: the settings of an experiment and the options of plugins, each with its name, its
-//! doc comment, its values and its default. All of it is taken from the structs that hold them; nothing
-//! is written down twice.
+//! The settings of an experiment.
 
 use schemars::schema_for;
-use serde::Serialize;
-use serde_json::Value;
 
+use crate::plugin::description::{Description, collect};
 use crate::run::experiment::Experiment;
-
-/// A setting of an experiment, or an option of a plugin.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Description {
-    /// The field's name; a setting's is dotted: `tuning.lr`.
-    pub name: String,
-    /// The field's doc comment.
-    pub description: String,
-    /// The JSON type: `string`, `integer`, `number`, `boolean`, `array` or `object`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The values that are allowed, where they are a few names.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub values: Vec<Allowed>,
-    /// The value where none is given; null where it is left open.
-    pub default: Value,
-}
-
-/// One of a setting's few values.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Allowed {
-    pub name: String,
-    /// The variant's doc comment; empty where the name says it all.
-    pub description: String,
-}
 
 /// Every setting of an experiment: those that stand in no table, then table by table. A plugin's table
 /// is its `name` alone: its options are the plugin's own.
@@ -44,113 +16,10 @@ pub fn of_experiments() -> Vec<Description> {
     all
 }
 
-/// The fields of a struct by its schema and its default, in the order they are declared.
-pub(crate) fn fields(schema: &schemars::Schema, defaults: &Value) -> Vec<Description> {
-    let schema = schema.as_value();
-    let describe = |(name, field): (&String, &Value)| describe(name, field, schema, defaults);
-    schema["properties"].as_object().into_iter().flatten().map(describe).collect()
-}
-
-/// Adds the settings of the struct `schema`, whose names begin with `prefix`; those of structs in it
-/// one by one.
-fn collect(
-    schema: &Value,
-    root: &Value,
-    prefix: &str,
-    defaults: &Value,
-    all: &mut Vec<Description>,
-) {
-    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        let setting = describe(name, field, root, defaults);
-        let inner = resolve(field, root);
-        let name = format!("{prefix}{name}");
-        let Some(properties) = inner["properties"].as_object() else {
-            all.push(Description { name, ..setting });
-            continue;
-        };
-        let first = all.len();
-        collect(inner, root, &format!("{name}."), &setting.default, all);
-        // What the table is for: of a plugin's the only thing to say, of a table in a table the first.
-        let of_plugin = properties.len() == 1 && properties.contains_key("name");
-        for field in &mut all[first..] {
-            match of_plugin {
-                true => field.description.clone_from(&setting.description),
-                false if prefix.is_empty() => {}
-                false => {
-                    field.description = format!("{} {}", setting.description, field.description);
-                }
-            }
-        }
-    }
-}
-
-fn describe(name: &str, field: &Value, root: &Value, defaults: &Value) -> Description {
-    let inner = resolve(field, root);
-    let items = if inner["type"] == "array" { resolve(&inner["items"], root) } else { inner };
-    let described = |schema: &Value| text(&schema["description"]);
-    Description {
-        name: name.to_owned(),
-        description: Some(described(field)).filter(|s| !s.is_empty()).unwrap_or(described(inner)),
-        kind: match &inner["type"] {
-            Value::Array(kinds) => {
-                text(kinds.iter().find(|kind| *kind != "null").unwrap_or(&kinds[0]))
-            }
-            // The alternatives of an enum.
-            Value::Null => "string".to_owned(),
-            kind => text(kind),
-        },
-        values: values(items),
-        default: defaults[name].clone(),
-    }
-}
-
-/// What a schema refers to, or its one alternative to null.
-fn resolve<'s>(schema: &'s Value, root: &'s Value) -> &'s Value {
-    let target = schema["$ref"].as_str().and_then(|path| root.pointer(path.strip_prefix('#')?));
-    if let Some(target) = target {
-        return resolve(target, root);
-    }
-    match schema["anyOf"].as_array().map(Vec::as_slice) {
-        Some([inner, null]) if null["type"] == "null" => resolve(inner, root),
-        _ => schema,
-    }
-}
-
-/// The names an enum allows. Variants with a doc comment stand alone, the others together.
-fn values(schema: &Value) -> Vec<Allowed> {
-    let mut all = Vec::new();
-    let alternatives =
-        schema["oneOf"].as_array().map_or(std::slice::from_ref(schema), Vec::as_slice);
-    for alternative in alternatives {
-        let names = alternative["enum"].as_array().into_iter().flatten();
-        for name in names.chain(alternative.get("const")).filter_map(Value::as_str) {
-            let description = match alternative.get("const") {
-                Some(_) => text(&alternative["description"]),
-                None => String::new(),
-            };
-            all.push(Allowed { name: name.to_owned(), description });
-        }
-    }
-    all
-}
-
-/// What serde says of a value that doesn't fit, on one line.
-pub(crate) fn misfit(message: &str) -> String {
-    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let wants_text = line.contains("expected path string") || line.contains("expected a string");
-    match wants_text {
-        true => format!("{line}; a name or a path that looks like a number is put in quotes"),
-        false => line,
-    }
-}
-
-/// A string on one line.
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().replace('\n', " ")
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn setting(name: &str) -> Description {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::optimizer::{Algorithm, Rule};
+use super::rule::{Algorithm, Rule};
 use crate::Result;
 use crate::ops::{squared_norm, weight};
 use crate::weights::parameters::{ParamId, Parameters, Selection};

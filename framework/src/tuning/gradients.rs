@@ -8,8 +8,8 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::lora::AdapterGradients;
-use crate::ops::head_norms::NormGradient;
 use crate::ops::norm::Norm;
+use crate::ops::norm::NormGradient;
 use crate::ops::{Kept, cross_entropy, select_columns, squared_norm, sum_all_rows};
 use crate::pass::{Captured, Reading, SharedInput};
 use crate::weights::parameters::{Param, ParamId, Parameters, Selection};

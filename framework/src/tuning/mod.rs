@@ -8,6 +8,7 @@ mod moments;
 mod objective;
 mod optimizer;
 mod order;
+mod rule;
 mod schedule;
 pub mod selector;
 mod settings;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use objective::Objective;
-pub use optimizer::{Algorithm, Optimizer};
+pub use optimizer::Optimizer;
+pub use rule::Algorithm;
 pub use schedule::{Shape, TopNSchedule};
 pub use settings::Tuning;
 pub use state::State;

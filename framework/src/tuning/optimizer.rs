@@ -9,38 +9,15 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, bail};
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use super::Tuning;
 use super::bounds::{Bounds, Rows};
 use super::moments::{Moments, OfRows};
+use super::rule::{Algorithm, Rule};
 use crate::Result;
 use crate::ops::{Real, is_fused, vectorized, weight};
 use crate::tuning::gradients::Gradients;
 use crate::weights::parameters::{ParamId, Parameter, Parameters};
-
-/// The update rule.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Algorithm {
-    Sgd,
-    Adam,
-    #[default]
-    AdamW,
-}
-
-/// The settings of an update, as float64 like PyTorch's.
-#[derive(Clone, Copy)]
-pub(super) struct Rule {
-    pub(super) algorithm: Algorithm,
-    pub(super) momentum: f64,
-    pub(super) beta1: f64,
-    pub(super) beta2: f64,
-    pub(super) eps: f64,
-    pub(super) weight_decay: f64,
-}
 
 /// The optimizer's state, for all parameters.
 pub struct Optimizer {
@@ -162,17 +139,6 @@ impl Optimizer {
 }
 
 impl Rule {
-    pub(super) fn of(tuning: &Tuning) -> Self {
-        Self {
-            algorithm: tuning.optimizer,
-            momentum: tuning.momentum,
-            beta1: tuning.beta1,
-            beta2: tuning.beta2,
-            eps: tuning.eps,
-            weight_decay: tuning.weight_decay,
-        }
-    }
-
     /// The update made of candle's own operations: what runs on a GPU.
     fn update_composed(
         &self,

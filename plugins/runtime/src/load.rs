@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use circuit_framework::plugin::registry::{self, Registration};
+use circuit_framework::plugin::registry::Registration;
+use circuit_framework::run::experiment;
 use circuit_framework::{Error, Result, refuse};
 use libloading::Library;
 
@@ -37,7 +38,7 @@ pub fn load(path: &Path) -> Result<Vec<Registration>> {
     let library = library.map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
     // What it registered is 'static, so it stays open.
     std::mem::forget(library);
-    let mut own = registry::registrations()?;
+    let mut own = experiment::registrations()?;
     own.retain(|registration| registration.origin.crate_name == stamp.name);
     if own.is_empty() {
         refuse!("{}: registers nothing; add an `register!`", path.display());

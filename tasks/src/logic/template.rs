@@ -2,13 +2,15 @@
 //! propositions, and the formulas words, in the way of the published `gold_cot`.
 
 use circuit_framework::{Result, refuse};
-use serde_json::Value;
-
-use super::problems::Words;
+use serde_json::{Map, Value};
 
 /// The template in the problem's words. Abstract problems have names for propositions, which are not
 /// put in quotation marks.
-pub(super) fn fill(template: &str, words: &Words, is_abstract: bool) -> Result<String> {
+pub(super) fn fill(
+    template: &str,
+    words: &Map<String, Value>,
+    is_abstract: bool,
+) -> Result<String> {
     let spelt = (template.replace("<<<", "<answer>").replace(">>>", "</answer>"))
         .replace(" = ", " whose corresponding truth value is ")
         .replace(" -> ", " logically implies ");

@@ -9,7 +9,7 @@ use super::{Decoder, Layer, Linear, Mlp, NormKind, QueryKeyValue};
 use crate::graph::{Input, Node};
 use crate::model::checkpoint::{Checkpoint, Weights};
 use crate::ops::attention::Attention;
-use crate::ops::head_norms::HeadNorms;
+use crate::ops::attention::HeadNorms;
 use crate::ops::norm::Norm;
 use crate::pass::{Embedding, Reading, Unembedding, Writing};
 use crate::weights::layout::{FileTensor, Form};

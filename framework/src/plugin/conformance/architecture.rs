@@ -7,7 +7,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::model::{draw, largest, logits, model};
+use super::model::{draw, logits, model};
+use super::values::largest;
 use crate::model::checkpoint::{Checkpoint, Stored, Weights};
 use crate::model::{Architecture, Model};
 use crate::{Result, refuse};

@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{agrees, central_difference, check_float64, values};
+use super::values::{self, largest};
+use super::{agrees, central_difference, check_float64};
 use crate::model::Model;
 use crate::ops::cross_entropy::Target;
 use crate::pass::cache::Cache;
@@ -283,10 +284,4 @@ fn check_cache(model: &dyn Model, tokens: &Tensor) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The largest magnitude.
-pub(super) fn largest(tensor: &Tensor) -> Result<f64> {
-    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-    Ok(values.into_iter().map(f64::abs).fold(0.0, f64::max))
 }

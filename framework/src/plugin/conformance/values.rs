@@ -3,11 +3,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::model::largest;
 use crate::graph::{Input, Node, Port};
 use crate::model::Model;
 use crate::pass::{Captured, Pass, Reading, Written};
@@ -180,4 +179,10 @@ impl Site<'_> {
 /// Whether a change is no more than rounding beside the values.
 fn is_nothing(change: &Tensor, values: &Tensor) -> Result<bool> {
     Ok(largest(change)? <= 1e-9 * (1.0 + largest(values)?))
+}
+
+/// The largest magnitude.
+pub(super) fn largest(tensor: &Tensor) -> Result<f64> {
+    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(values.into_iter().map(f64::abs).fold(0.0, f64::max))
 }

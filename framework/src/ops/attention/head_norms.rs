@@ -3,12 +3,11 @@
 
 use candle_core::{Result, Tensor};
 
-use super::attention::Attention;
-use super::backward::Rules;
-use super::norm::Norm;
-use crate::weights::parameters::Param;
+use crate::ops::backward::Rules;
+use crate::ops::norm::{Norm, NormGradient};
 
-/// The norms of queries and of keys.
+/// The norms of queries and of keys. Its methods take the numbers of heads and of key/value heads, and
+/// a head's width.
 #[derive(Clone, Debug)]
 pub struct HeadNorms {
     /// γ [1, d_head] where each head is normalised by itself, else [1, heads·d_head].
@@ -19,17 +18,13 @@ pub struct HeadNorms {
     pub is_per_head: bool,
 }
 
-/// The gradient [1, width] of a norm's weight.
-#[derive(Clone, Debug)]
-pub struct NormGradient {
-    pub weight: Param,
-    pub gradient: Tensor,
-}
-
 impl HeadNorms {
     /// Each part of qkv [batch, seq, width] that is normalised, as rows, with its norm; and the values.
-    fn parts(&self, attention: &Attention, qkv: &Tensor) -> Result<([(&Norm, Tensor); 2], Tensor)> {
-        let Attention { heads, kv_heads, d_head, .. } = *attention;
+    fn parts(
+        &self,
+        [heads, kv_heads, d_head]: [usize; 3],
+        qkv: &Tensor,
+    ) -> Result<([(&Norm, Tensor); 2], Tensor)> {
         let part = |start: usize, count: usize, norm| {
             let part = qkv.narrow(2, start * d_head, count * d_head)?.contiguous()?;
             let width = if self.is_per_head { d_head } else { count * d_head };
@@ -47,21 +42,21 @@ impl HeadNorms {
     }
 
     /// Stacked projections [batch, seq, (heads + 2·kv_heads)·d_head] with queries and keys normalised.
-    pub(super) fn forward(&self, attention: &Attention, qkv: &Tensor) -> Result<Tensor> {
-        let ([(query, queries), (key, keys)], values) = self.parts(attention, qkv)?;
+    pub(super) fn forward(&self, sizes: [usize; 3], qkv: &Tensor) -> Result<Tensor> {
+        let ([(query, queries), (key, keys)], values) = self.parts(sizes, qkv)?;
         Self::join([query.forward(&queries)?, key.forward(&keys)?], &values)
     }
 
     /// The gradient at the stacked projections, of that behind the norms, and those of the weights.
     pub(super) fn pull_back(
         &self,
-        attention: &Attention,
+        sizes: [usize; 3],
         qkv: &Tensor,
         gradient: &Tensor,
         rules: Rules,
     ) -> Result<(Tensor, Vec<NormGradient>)> {
-        let (parts, _) = self.parts(attention, qkv)?;
-        let (gradients, at_values) = self.parts(attention, gradient)?;
+        let (parts, _) = self.parts(sizes, qkv)?;
+        let (gradients, at_values) = self.parts(sizes, gradient)?;
         let mut weights = Vec::new();
         let mut pull_back = |((norm, x), (_, gradient)): (&(&Norm, Tensor), &(&Norm, Tensor))| {
             weights.push(norm.weight_gradient(x, gradient)?);

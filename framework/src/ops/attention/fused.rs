@@ -1,41 +1,14 @@
-//! Causal softmax attention from stacked queries, keys and values, with grouped heads; optionally with
-//! norms on queries and keys, a rotary embedding, a soft cap on scores and a sliding window. The probabilities are recomputed in the backward pass, so nothing of
-//! size [seq, seq] is kept.
-//!
-//! Training and evaluation pad sequences on the right, so the causal mask alone hides the padding from
-//! every token. Generation pads them on the left and goes on from the keys and values of the tokens
-//! before ([`Attention::extend`]), without a gradient.
-
-use std::ops::Range;
-use std::sync::Arc;
+//! Attention on the CPU, in one go a key/value head of a sequence. The probabilities are recomputed in the
+//! backward pass, so nothing of size [seq, seq] is kept.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::backward::{Backward, Rules, Running};
-use super::cap::{cap_values, times_slopes};
-use super::head_norms::{HeadNorms, NormGradient};
-use super::product::Product;
-use super::rotary::Rotary;
-use super::{Real, by_dtype, composed, differentiable, is_fused, lanes, values};
-
-/// The geometry of an attention layer.
-#[derive(Clone, Debug)]
-pub struct Attention {
-    pub heads: usize,
-    /// Key/value heads; `heads / kv_heads` query heads share one.
-    pub kv_heads: usize,
-    pub d_head: usize,
-    /// What the products of queries and keys are multiplied with.
-    pub scale: f64,
-    /// Norms on queries and keys, before they are rotated.
-    pub norms: Option<Arc<HeadNorms>>,
-    pub rotary: Option<Arc<Rotary>>,
-    /// The soft cap on scores.
-    pub cap: Option<f64>,
-    /// How many tokens a query sees, its own counted; all up to its own where it is none.
-    pub window: Option<usize>,
-}
+use super::geometry::Attention;
+use super::tile::{Tile, Transposed, tiles};
+use crate::ops::backward::{Backward, Rules};
+use crate::ops::cap::{cap_values, times_slopes};
+use crate::ops::{Real, lanes, values};
 
 /// One key/value head of one sequence with the query heads that share it, gathered and rotated.
 struct Group<T> {
@@ -47,196 +20,8 @@ struct Group<T> {
     values: Vec<T>,
 }
 
-/// Vectors of one sequence the other way round, [d_head, seq], so that one vector's products with all
-/// of them are sums of whole rows.
-struct Transposed<T> {
-    /// [d_head][stride], zero behind the sequence's end.
-    columns: Vec<T>,
-    stride: usize,
-}
-
-impl<T: Real> Transposed<T> {
-    /// Of vectors [seq, d_head].
-    #[inline(always)]
-    fn of(vectors: &[T], d_head: usize) -> Self {
-        let stride = (vectors.len() / d_head).next_multiple_of(lanes::LANES);
-        let mut columns = vec![T::zero(); d_head * stride];
-        for (position, vector) in vectors.chunks(d_head).enumerate() {
-            for (column, value) in vector.iter().enumerate() {
-                columns[column * stride + position] = *value;
-            }
-        }
-        Self { columns, stride }
-    }
-}
-
-/// Positions that are worked on together.
-const TILE: usize = 32;
-
-/// What a few positions have to do with each one up to the last of them: scores, probabilities or their
-/// gradients.
-struct Tile<T> {
-    /// [rows, width], zero in the columns behind a row's own position.
-    values: Vec<T>,
-    /// The positions of the rows.
-    positions: Range<usize>,
-    /// The positions up to the last row's, and a few more, so that rows are whole vectors.
-    width: usize,
-}
-
-impl<T: Real> Tile<T> {
-    /// The products of the positions' `vectors`, rows `stride` apart, with those of all others.
-    #[inline(always)]
-    fn products(
-        positions: Range<usize>,
-        vectors: &[T],
-        stride: usize,
-        others: &Transposed<T>,
-    ) -> Self {
-        let width = positions.end.next_multiple_of(lanes::LANES);
-        let mut values = vec![T::zero(); positions.len() * width];
-        T::add_product(Product {
-            c: &mut values,
-            c_stride: width,
-            a: vectors,
-            a_stride: stride,
-            a_is_transposed: false,
-            b: &others.columns,
-            b_stride: others.stride,
-            rows: positions.len(),
-            columns: others.columns.len() / others.stride,
-            width,
-        });
-        Self { values, positions, width }
-    }
-
-    /// Softmax of each row over the positions up to its own, or the last `window` of them.
-    #[inline(always)]
-    fn softmax(&mut self, window: Option<usize>) {
-        for (row, position) in self.values.chunks_mut(self.width).zip(self.positions.clone()) {
-            row[position + 1..].fill(T::neg_infinity());
-            if let Some(window) = window {
-                row[..(position + 1).saturating_sub(window)].fill(T::neg_infinity());
-            }
-            let largest = lanes::max(row);
-            row.iter_mut().for_each(|score| *score = lanes::exp_or_zero(*score - largest));
-            let factor = T::one() / lanes::sum(row, |p| p);
-            row.iter_mut().for_each(|p| *p *= factor);
-        }
-    }
-
-    /// From the gradients at the probabilities to those at the scores:
-    /// ∂L/∂scoreⱼ = pⱼ (∂L/∂pⱼ − Σᵢ pᵢ ∂L/∂pᵢ).
-    #[inline(always)]
-    fn back_through_softmax(&mut self, probabilities: &Self) {
-        let rows = self.values.chunks_mut(self.width);
-        for (row, p) in rows.zip(probabilities.values.chunks(self.width)) {
-            let mean = lanes::dot(p, row);
-            row.iter_mut().zip(p).for_each(|(d_score, p)| *d_score = *p * (*d_score - mean));
-        }
-    }
-
-    /// sums [rows, d] += these · vectors [positions, d].
-    #[inline(always)]
-    fn add_times(&self, vectors: &[T], d: usize, sums: &mut [T]) {
-        T::add_product(Product {
-            c: sums,
-            c_stride: d,
-            a: &self.values,
-            a_stride: self.width,
-            a_is_transposed: false,
-            b: vectors,
-            b_stride: d,
-            rows: self.positions.len(),
-            columns: self.positions.end,
-            width: d,
-        });
-    }
-
-    /// sums [positions, d] += theseᵀ · vectors [rows, d], whose rows are `stride` apart, from position
-    /// `from` on.
-    #[inline(always)]
-    fn add_transposed_times(
-        &self,
-        vectors: &[T],
-        stride: usize,
-        d: usize,
-        from: usize,
-        sums: &mut [T],
-    ) {
-        T::add_product(Product {
-            c: &mut sums[from * d..],
-            c_stride: d,
-            a: &self.values[from..],
-            a_stride: self.width,
-            a_is_transposed: true,
-            b: vectors,
-            b_stride: stride,
-            rows: self.positions.end - from,
-            columns: self.positions.len(),
-            width: d,
-        });
-    }
-}
-
-/// The positions from `from` on, a few at a time.
-#[inline(always)]
-fn tiles(from: usize, end: usize) -> impl Iterator<Item = Range<usize>> {
-    (from..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
-}
-
 impl Attention {
-    /// Attention to all tokens up to a query's own, scaled by 1/√d_head, without positions.
-    pub fn new(heads: usize, kv_heads: usize, d_head: usize) -> Self {
-        let scale = 1.0 / (d_head as f64).sqrt();
-        Self { heads, kv_heads, d_head, scale, norms: None, rotary: None, cap: None, window: None }
-    }
-
-    /// The width of the stacked projections: all query heads, then key heads, then value heads.
-    pub fn width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.d_head
-    }
-
-    /// What each query attends to, [batch, heads, queries, keys], of qkv [batch, seq, (heads +
-    /// 2·kv_heads)·d_head]. The attention itself never forms this; it is for looking at.
-    ///
-    /// # Errors
-    /// If a tensor operation fails.
-    pub fn probabilities(&self, qkv: &Tensor) -> Result<Tensor> {
-        composed::attention_probabilities(self, &self.normed(&qkv.detach())?)
-    }
-
-    /// qkv [batch, seq, (heads + 2·kv_heads)·d_head] → z [batch, seq, heads·d_head].
-    pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
-        self.forward_with(qkv, &Running::default())
-    }
-
-    /// The same; how the backward pass goes is asked of `running`.
-    pub(crate) fn forward_with(&self, qkv: &Tensor, running: &Running) -> Result<Tensor> {
-        if let Some(rotary) = &self.rotary {
-            rotary.check(qkv.dim(1)?)?;
-        }
-        let input = qkv.detach().contiguous()?;
-        let normed = self.normed(&input)?;
-        let output = match is_fused(&normed) {
-            true => by_dtype!(normed, T => self.forward_in::<T>(&normed))?,
-            false => composed::attention(self, &normed, Rules::default())?,
-        };
-        let (attention, running) = (self.clone(), running.clone());
-        differentiable(qkv, output, move |gradient| {
-            Ok(attention.pull_back(&input, gradient, &running.get())?.0)
-        })
-    }
-
-    /// qkv with queries and keys normalised, where they are.
-    fn normed(&self, qkv: &Tensor) -> Result<Tensor> {
-        match &self.norms {
-            Some(norms) => norms.forward(self, qkv),
-            None => Ok(qkv.clone()),
-        }
-    }
-
-    fn forward_in<T: Real>(&self, input: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward_in<T: Real>(&self, input: &Tensor) -> Result<Tensor> {
         let (batch, seq, _) = input.dims3()?;
         let data = values::<T>(input)?;
         let z = self.for_each_group(batch, |b, g| {
@@ -248,11 +33,6 @@ impl Attention {
         let mut output = vec![T::zero(); batch * seq * self.heads * self.d_head];
         self.scatter(&mut output, self.heads, batch, seq, &z, |g, part| g * self.group() + part);
         Tensor::from_vec(output, (batch, seq, self.heads * self.d_head), input.device())
-    }
-
-    /// Query heads a key/value head.
-    fn group(&self) -> usize {
-        self.heads / self.kv_heads
     }
 
     /// One call for each key/value head of each sequence, in parallel; results in that order.
@@ -325,25 +105,7 @@ impl Attention {
         column
     }
 
-    /// qkv [batch, new, (heads + 2·kv_heads)·d_head] of the columns from `past` on → z [batch, new,
-    /// heads·d_head]. Their keys, rotated, and values are put behind those of the columns before, in
-    /// `keys` and `values` [batch, capacity, kv_heads·d_head]. The first `padding[b]` columns of
-    /// sequence b are no tokens: nothing attends to them, and what comes out there means nothing.
-    pub fn extend(
-        &self,
-        qkv: &Tensor,
-        past: usize,
-        padding: &[usize],
-        [keys, values]: [&Tensor; 2],
-    ) -> Result<Tensor> {
-        let qkv = &self.normed(qkv)?;
-        if !is_fused(qkv) {
-            return composed::extend(self, qkv, past, padding, [keys, values]);
-        }
-        by_dtype!(qkv, T => self.extend_in::<T>(qkv, past, padding, [keys, values]))
-    }
-
-    fn extend_in<T: Real>(
+    pub(super) fn extend_in<T: Real>(
         &self,
         qkv: &Tensor,
         past: usize,
@@ -456,39 +218,12 @@ impl Attention {
         pieces
     }
 
-    /// ∂L/∂z [batch, seq, heads·d_head] → ∂L/∂qkv, zero before each sequence's first position that
-    /// gradients are needed at, and the gradients of the norms' weights. Attention is where gradients go
-    /// back to earlier positions.
-    pub(crate) fn pull_back(
-        &self,
-        qkv: &Tensor,
-        gradient: &Tensor,
-        how: &Backward,
-    ) -> Result<(Tensor, Vec<NormGradient>)> {
-        let Some(norms) = &self.norms else {
-            return Ok((self.pull_back_to_normed(qkv, gradient, how)?, Vec::new()));
-        };
-        let qkv = qkv.contiguous()?;
-        let at_normed = self.pull_back_to_normed(&norms.forward(self, &qkv)?, gradient, how)?;
-        norms.pull_back(self, &qkv, &at_normed, how.rules)
-    }
-
-    fn pull_back_to_normed(
+    pub(super) fn backward<T: Real>(
         &self,
         qkv: &Tensor,
         gradient: &Tensor,
         how: &Backward,
     ) -> Result<Tensor> {
-        if !is_fused(qkv) {
-            // Gradients before those needed come out too, and are of no use.
-            return composed::pull_back(qkv, gradient, |qkv| {
-                composed::attention(self, qkv, how.rules)
-            });
-        }
-        by_dtype!(qkv, T => self.backward::<T>(qkv, gradient, how))
-    }
-
-    fn backward<T: Real>(&self, qkv: &Tensor, gradient: &Tensor, how: &Backward) -> Result<Tensor> {
         let (batch, seq, width) = qkv.dims3()?;
         let (qkv_data, dz) = (values::<T>(qkv)?, values::<T>(gradient)?);
         let pieces = self.for_each_group(batch, |b, g| {
