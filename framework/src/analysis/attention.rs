@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Analysis, Shown, rows};
+use super::findings::{Table, names, number};
+use super::{Analysis, LEAST_SHARE, Panel, Shown, rows};
 use crate::data::example::{Batch, Example};
 use crate::evaluation::answers::{KeyRow, check_keys};
 use crate::evaluation::batches;
@@ -19,8 +20,13 @@ use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
 
 /// The spans that every example has.
-pub(super) const FIRST: &str = "(first)";
+const FIRST: &str = "(first)";
 const SELF: &str = "(self)";
+
+/// Whether a span is one that the task marks.
+pub(super) fn is_marked(name: &str) -> bool {
+    ![FIRST, SELF].contains(&name)
+}
 
 /// Where heads look.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -178,6 +184,13 @@ fn visible(example: &Example, last: usize) -> Vec<(&str, Vec<usize>)> {
     marked.chain(always).filter(|(_, span)| !span.is_empty()).collect()
 }
 
+/// The tokens of a span that a key's position sees.
+struct Seen {
+    /// The key's index in its batch.
+    key: usize,
+    span: Vec<usize>,
+}
+
 /// Sums over examples.
 #[derive(Default)]
 pub(super) struct Sums {
@@ -188,18 +201,18 @@ pub(super) struct Sums {
 impl Sums {
     /// Adds a batch's examples, each the mean over its keys that see a span.
     pub(super) fn add(&mut self, batch: &Batch, keys: &[KeyRow], weights: &Weights) {
-        let mut sees: BTreeMap<(usize, &str), Vec<(usize, Vec<usize>)>> = BTreeMap::new();
+        let mut sees: BTreeMap<(usize, &str), Vec<Seen>> = BTreeMap::new();
         for (index, &(example, _, row)) in keys.iter().enumerate() {
             let last = row as usize % batch.seq;
             for (name, span) in visible(batch.examples[example], last) {
-                sees.entry((example, name)).or_default().push((index, span));
+                sees.entry((example, name)).or_default().push(Seen { key: index, span });
             }
         }
         for ((_, name), seen) in sees {
             *self.examples.entry(name.to_owned()).or_default() += 1;
             for (node, of_keys) in weights {
                 let look = self.looks.entry((*node, name.to_owned())).or_default();
-                for (key, span) in &seen {
+                for Seen { key, span } in &seen {
                     let weights = &of_keys[*key];
                     let share: f64 = span.iter().map(|&position| weights[position]).sum();
                     look.share += share / seen.len() as f64;
@@ -244,8 +257,43 @@ fn pattern(example: &Example, last: usize, key: usize, weights: &Weights) -> Pat
 
 impl Attention {
     /// The names of the spans that the task marks.
-    pub fn marked(&self) -> BTreeSet<&str> {
+    fn marked(&self) -> BTreeSet<&str> {
         let names = self.spans.keys().map(|name| &name[..]);
-        names.filter(|name| ![FIRST, SELF].contains(name)).collect()
+        names.filter(|name| is_marked(name)).collect()
+    }
+
+    /// A line a head, two columns a span.
+    pub(super) fn table(&self) -> Table {
+        let marked = self.marked();
+        let columns = self.spans.keys().flat_map(|name| [name.clone(), format!("{name} largest")]);
+        let cells = |head: &HeadLooks| {
+            let looks = head.looks.values();
+            let looks = looks.flat_map(|look| [number(look.share), number(look.largest)]);
+            std::iter::once(head.node.to_string()).chain(looks).collect()
+        };
+        let weight = |head: &HeadLooks| {
+            let looks = head.looks.iter().filter(|(name, _)| marked.contains(&name[..]));
+            looks.map(|(_, look)| look.share).fold(0.0, f64::max)
+        };
+        Table {
+            head: names(["node"]).into_iter().chain(columns).collect(),
+            lines: self.heads.iter().map(cells).collect(),
+            weights: self.heads.iter().map(weight).collect(),
+        }
+    }
+
+    /// The share of each span that the task marks, or of all where it marks none.
+    pub(super) fn panels(&self, graph: &Graph) -> Vec<Panel> {
+        let marked = self.marked();
+        let names: BTreeSet<&str> = match marked.is_empty() {
+            true => self.spans.keys().map(|name| &name[..]).collect(),
+            false => marked,
+        };
+        let panel = |name: &str| {
+            let share = |head: &HeadLooks| Some((head.node, head.looks.get(name)?.share));
+            let shares = self.heads.iter().filter_map(share);
+            Panel::new(graph, name, shares).with_scale_of(LEAST_SHARE)
+        };
+        names.into_iter().map(panel).collect()
     }
 }

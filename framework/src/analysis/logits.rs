@@ -8,11 +8,13 @@
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::findings::{Table, names, number};
 use super::lens::{Lens, LensSums};
-use super::{Analysis, NodeEffect, Shown, rows, weights};
+use super::{Analysis, NodeEffect, Panel, Shown, rows, weights};
 use crate::data::example::Key;
 use crate::evaluation::answers::{KeyRow, check_wrong_answers};
 use crate::evaluation::batches;
+use crate::graph::Graph;
 use crate::ops::backward::Rules;
 use crate::ops::weight;
 use crate::pass::{Pass, Unembedding, Written};
@@ -153,4 +155,22 @@ fn directions(unembedding: &Unembedding, keys: &[KeyRow]) -> Result<Tensor> {
 fn weighted_sum(values: &Tensor, weights: &[f64]) -> Result<f64> {
     let sums: Vec<f64> = values.to_dtype(DType::F64)?.sum(1)?.to_vec1()?;
     Ok(sums.iter().zip(weights).map(|(sum, weight)| sum * weight).sum())
+}
+
+impl Logits {
+    /// A line a node, and one for the biases.
+    pub(super) fn table(&self) -> Table {
+        let nodes = self.nodes.iter().map(|of| (of.node.to_string(), of.effect));
+        let all: Vec<(String, f64)> = nodes.chain([("biases".to_owned(), self.biases)]).collect();
+        Table {
+            head: names(["node", "effect"]),
+            weights: all.iter().map(|(_, effect)| effect.abs()).collect(),
+            lines: all.into_iter().map(|(node, effect)| vec![node, number(effect)]).collect(),
+        }
+    }
+
+    /// The direct effects.
+    pub(super) fn panel(&self, graph: &Graph) -> Panel {
+        Panel::new(graph, "direct effect", self.nodes.iter().map(|of| (of.node, of.effect)))
+    }
 }

@@ -5,24 +5,26 @@
 //! A number of an example is the mean over its keys, and what is returned the mean over examples.
 
 mod attention;
+mod findings;
 mod heat_map;
 mod lens;
 mod logits;
 mod paths;
+mod request;
 mod roles;
-mod settings;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 pub use attention::{Attention, HeadLooks, Look, Pattern};
+pub use findings::{Findings, Table};
 pub use heat_map::{HeatMap, Panel};
 pub use lens::{Answer, Lens};
 pub use logits::Logits;
 pub use paths::{PathEffect, Paths};
+pub use request::{Name, Request, strongest};
 pub use roles::{Role, Roles};
-pub use settings::{Findings, Name, Request, Table, strongest};
 
 use crate::data::example::{Batch, Example};
 use crate::evaluation::ablation::Ablation;
@@ -31,6 +33,9 @@ use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Node;
 use crate::model::Model;
 use crate::progress::Report;
+
+/// Shares of attention below this are next to nothing in a heat map.
+const LEAST_SHARE: f64 = 0.01;
 
 /// What is looked at, and how.
 pub struct Analysis<'a> {

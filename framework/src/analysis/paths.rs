@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::Analysis;
-use super::attention::{Sums, Watch};
+use super::attention::{Sums, Watch, is_marked};
+use super::findings::{Table, names, number};
+use super::{Analysis, LEAST_SHARE, Panel};
 use crate::data::example::Batch;
 use crate::evaluation::ablation::values_over;
 use crate::evaluation::answers::KeyRow;
@@ -189,5 +190,35 @@ fn shares(looks: Sums, heads: &[Node]) -> BTreeMap<String, f64> {
     match heads.is_empty() {
         true => BTreeMap::new(),
         false => attention.spans.keys().map(mean).collect(),
+    }
+}
+
+impl Paths {
+    /// A line a writer, a column a span.
+    pub(super) fn table(&self) -> Table {
+        let cells = |of: &PathEffect| {
+            let own = [of.node.to_string(), number(of.effect)];
+            own.into_iter().chain(of.attention.values().copied().map(number)).collect()
+        };
+        let spans = self.attention.keys().cloned();
+        Table {
+            head: names(["node", "effect"]).into_iter().chain(spans).collect(),
+            lines: self.nodes.iter().map(cells).collect(),
+            weights: self.nodes.iter().map(|of| of.effect.abs()).collect(),
+        }
+    }
+
+    /// The change of the metric, and of the attention to each span that the task marks.
+    pub(super) fn panels(&self, graph: &Graph) -> Vec<Panel> {
+        let effects = self.nodes.iter().map(|of| (of.node, of.effect));
+        let of_span = |name: &String| {
+            let change = |of: &PathEffect| Some((of.node, *of.attention.get(name)?));
+            let changes = self.nodes.iter().filter_map(change);
+            let title = format!("attention to {name}");
+            Panel::new(graph, &title, changes).with_scale_of(LEAST_SHARE)
+        };
+        let metric = Panel::new(graph, "metric", effects);
+        let spans = self.attention.keys().filter(|name| is_marked(name));
+        std::iter::once(metric).chain(spans.map(of_span)).collect()
     }
 }

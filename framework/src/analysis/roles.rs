@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::Analysis;
+use super::findings::{Table, names, number};
+use super::{Analysis, Panel};
 use crate::graph::circuit::Circuit;
-use crate::graph::{Input, Node, Reader, Writer};
+use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::{Result, refuse};
 
 /// The nodes of a circuit that write, in computation order.
@@ -87,5 +88,48 @@ impl Analysis<'_> {
             Some((head.node, (name.clone(), look.share)))
         });
         Ok(most.collect())
+    }
+}
+
+impl Roles {
+    /// A line a node.
+    pub(super) fn table(&self) -> Table {
+        let cells = |of: &Role| {
+            let layer = of.node.layer().map_or_else(String::new, |layer| layer.to_string());
+            let kind = serde_json::to_value(of.node.kind()).unwrap_or_default();
+            let (span, share) = match &of.looks_at {
+                Some((name, share)) => (name.clone(), number(*share)),
+                None => (String::new(), String::new()),
+            };
+            vec![
+                of.node.to_string(),
+                layer,
+                kind.as_str().unwrap_or_default().to_owned(),
+                number(of.score),
+                number(of.direct),
+                number(of.effect),
+                span,
+                share,
+                of.moves.to_string(),
+                number(of.moves_by),
+            ]
+        };
+        Table {
+            head: names([
+                "node", "layer", "kind", "score", "direct", "patched", "looks at", "share",
+                "moves", "by",
+            ]),
+            lines: self.nodes.iter().map(cells).collect(),
+            weights: self.nodes.iter().map(|of| of.effect.abs()).collect(),
+        }
+    }
+
+    /// Direct effects, and what patching does.
+    pub(super) fn panels(&self, graph: &Graph) -> Vec<Panel> {
+        let nodes = || self.nodes.iter();
+        vec![
+            Panel::new(graph, "direct effect", nodes().map(|of| (of.node, of.direct))),
+            Panel::new(graph, "patched", nodes().map(|of| (of.node, of.effect))),
+        ]
     }
 }
