@@ -145,8 +145,8 @@ impl Task for Wrong {
             tokens: vec![1, 2, calls],
             predicted: self.predicted.clone(),
             keys: vec![circuit_framework::Key { position: 2, correct: vec![2], wrong: Vec::new() }],
-            counterfactual: None,
             origin: "made".to_owned(),
+            ..Example::default()
         }]))
     }
 }

@@ -36,8 +36,8 @@ fn examples() -> Vec<Example> {
         tokens: vec![token, 9, token],
         predicted: 1..3,
         keys: vec![Key { position: 2, correct: vec![token], wrong: vec![9] }],
-        counterfactual: None,
         origin: format!("repeat {token}"),
+        ..Example::default()
     };
     (1..5).map(example).collect()
 }

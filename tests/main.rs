@@ -10,9 +10,11 @@ use circuit_metrics as _;
 use circuit_plugins as _;
 use circuit_tasks as _;
 
+mod analysis;
 mod bfloat16;
 mod circuits;
 mod command_line;
+mod commands_analyze;
 mod commands_draw;
 mod commands_logits;
 mod commands_output;

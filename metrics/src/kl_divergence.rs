@@ -127,8 +127,8 @@ mod tests {
             tokens: vec![0; length],
             predicted: 0..length,
             keys: Vec::new(),
-            counterfactual: None,
             origin: String::new(),
+            ..Example::default()
         };
         let examples: Vec<Example> = [2, 3, 1, 9, 4, 1].map(example).into();
         let lengths = |most: usize| -> Vec<usize> {

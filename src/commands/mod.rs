@@ -1,5 +1,6 @@
 //! One file a subcommand; here what several of them share: loading, showing results, printing figures.
 
+pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod convert;

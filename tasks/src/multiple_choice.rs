@@ -99,8 +99,8 @@ impl Line {
             predicted: start..tokens.len(),
             keys: Vec::new(),
             tokens,
-            counterfactual: None,
             origin: origin.to_owned(),
+            ..Example::default()
         })
     }
 }

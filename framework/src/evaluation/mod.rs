@@ -9,7 +9,7 @@ pub mod figures;
 pub mod generation;
 mod in_force;
 pub mod metric;
-mod plot;
+pub(crate) mod plot;
 pub mod ranking;
 pub mod task;
 
@@ -231,7 +231,7 @@ impl Evaluation<'_> {
 }
 
 /// Examples in batches of similar length on a model's device, each checked against the model.
-fn batches<'e>(
+pub(crate) fn batches<'e>(
     model: &dyn Model,
     examples: &'e [Example],
     batch_size: usize,

@@ -2,6 +2,7 @@
 //! drawings, summary, tuned model. Files appear whole: each is written under another name first. A run that
 //! was ended goes on from the last step that was kept and the stages that were finished.
 
+mod analyses;
 mod check;
 pub mod experiment;
 mod faithfulness;
@@ -21,6 +22,7 @@ use candle_core::Tensor;
 pub use faithfulness::CircuitSummary;
 pub use summary::{SUMMARY, Summary};
 
+use crate::analysis::Name;
 use crate::attribution::{Ablation, Discovered, discover};
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
@@ -264,6 +266,7 @@ impl Runner<'_> {
         })?;
         let faithfulness_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
+        stages.once("analyses before", || self.analyse(folder, "before"))?;
         let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
@@ -272,6 +275,7 @@ impl Runner<'_> {
         })?;
         let faithfulness_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
+        stages.once("analyses after", || self.analyse(folder, "after"))?;
         let control = match (&self.plugins.control, untuned) {
             (Some(selector), Some(weights)) => {
                 Some(self.control(folder, &**selector, examples, weights, &mut stages)?)
@@ -356,7 +360,8 @@ impl Runner<'_> {
         examples: &[Example],
     ) -> Result<Option<CircuitSummary>> {
         let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
-        if !self.plugins.selector.needs_circuit() && faithfulness.is_none() {
+        let is_wanted = faithfulness.is_some() || self.experiment.analyses.contains(&Name::Roles);
+        if !self.plugins.selector.needs_circuit() && !is_wanted {
             return Ok(None);
         }
         let graph = self.model.graph().subset(&discovery.nodes);
