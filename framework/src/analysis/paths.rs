@@ -18,6 +18,7 @@ use crate::evaluation::answers::KeyRow;
 use crate::evaluation::batches;
 use crate::graph::{Graph, Input, Node, Port, Reader, Writer};
 use crate::pass::{Ablated, AblatedEdges, Pass, scalar};
+use crate::peers::Alone;
 use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
 
@@ -81,7 +82,8 @@ impl Analysis<'_> {
         }
         let graph = self.model.graph();
         let heads = heads_behind(graph, readers);
-        let values = values_over(self.model, self.ablation, self.examples, self.batch_size)?;
+        let values =
+            values_over(self.model, self.ablation, self.examples, self.batch_size, &Alone)?;
         let mut runs: Vec<Run> = (0..=writers.len()).map(|_| Run::default()).collect();
         let total = runs.len() * self.examples.len().div_ceil(self.batch_size.max(1));
         let mut done = 0;
