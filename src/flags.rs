@@ -74,6 +74,9 @@ pub(crate) const DISCOVERY: &[Flag] = &[
     flag("prune", "pruning.rule", "RULE"),
 ];
 
+/// How sure scores and circuit are.
+pub(crate) const BOOTSTRAP: &[Flag] = &[flag("bootstrap", "discovery.bootstrap", "N")];
+
 /// Sequences a forward pass, where nothing is tuned.
 pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag("batch-size", "discovery.batch_size", "N")];
 
@@ -277,8 +280,17 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
 mod tests {
     use super::*;
 
-    const ALL: [&[Flag]; 8] =
-        [MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH, ABLATION, FAITHFULNESS, TUNING];
+    const ALL: [&[Flag]; 9] = [
+        MODEL,
+        COMPUTING,
+        TASK,
+        DISCOVERY,
+        BOOTSTRAP,
+        DISCOVERY_BATCH,
+        ABLATION,
+        FAITHFULNESS,
+        TUNING,
+    ];
 
     /// So that `--data 123` is a file's name, and no flag is left behind when its setting is renamed.
     #[test]

@@ -42,6 +42,15 @@ fn at_uncapped(capped: &Option<(Tensor, f64)>, gradient: &Tensor) -> candle_core
 }
 
 impl Readout {
+    /// The same of one example of a batch, whose sequences are padded to `seq` tokens.
+    ///
+    /// # Errors
+    /// If the batch has no such example.
+    pub fn of_example(&self, index: usize, seq: usize) -> Result<Self> {
+        let hidden = self.hidden.narrow(0, index * seq, seq)?;
+        Ok(Self { hidden, unembedding: self.unembedding.clone(), record: self.record.clone() })
+    }
+
     fn select(&self, rows: &[u32]) -> Result<Tensor> {
         let index = Tensor::new(rows, self.hidden.device())?;
         Ok(self.hidden.index_select(&index, 0)?)
