@@ -11,6 +11,7 @@ use circuit_plugins as _;
 use circuit_tasks as _;
 
 mod bfloat16;
+mod bootstrap;
 mod circuits;
 mod command_line;
 mod commands_draw;

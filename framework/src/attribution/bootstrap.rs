@@ -149,3 +149,89 @@ impl Resamples {
         squares.iter().map(|square| (square / (resamples - 1.0)).sqrt()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::graph::circuit::Edge;
+    use crate::graph::pruning::Pruning;
+    use crate::graph::{Input, Node, Port};
+
+    /// The embedding and two MLPs, which read and write, and the logits: six edges.
+    fn graph() -> Graph {
+        let mlp = |layer| Node::Mlp { layer, part: None };
+        let input = |node| Input { node, port: Port::Input };
+        Graph::new([
+            (vec![], vec![Node::Embed]),
+            (vec![input(mlp(0))], vec![mlp(0)]),
+            (vec![input(mlp(1))], vec![mlp(1)]),
+            (vec![input(Node::Logits)], vec![]),
+        ])
+    }
+
+    proptest! {
+        /// Drawn with replacement, as many as there are; the first are the same however many follow; the
+        /// order and the batches in which examples are added change nothing but rounding.
+        #[test]
+        fn resamples_are_draws_of_all_examples(
+            scores in prop::collection::vec(prop::collection::vec(-1f64..1.0, 6), 2..9),
+            seed in any::<u64>(),
+        ) {
+            let n = scores.len();
+            let (mut few, mut many) = (
+                Resamples::draw(&graph(), 5, n, seed),
+                Resamples::draw(&graph(), 8, n, seed),
+            );
+            prop_assert_eq!(&few.counts[..], &many.counts[..5]);
+            prop_assert!(few.counts.iter().all(|counts| counts.iter().sum::<u32>() as usize == n));
+            few.add(&(0..n).collect::<Vec<_>>(), &scores.concat());
+            (0..n).rev().for_each(|example| many.add(&[example], &scores[example]));
+            for (a, b) in few.sums.iter().zip(&many.sums) {
+                prop_assert!((a - b).abs() < 1e-12);
+            }
+        }
+
+        /// Against the resamples' circuits themselves, cut one by one.
+        #[test]
+        fn shares_are_counts_of_circuits(
+            scores in prop::collection::vec(prop::collection::vec(-1f64..1.0, 6), 2..9),
+            top_n in 1usize..6,
+        ) {
+            let graph = graph();
+            let mut resamples = Resamples::draw(&graph, 20, scores.len(), 1);
+            resamples.add(&(0..scores.len()).collect::<Vec<_>>(), &scores.concat());
+            let cut = |scores: &Scores| Pruning::default().prune(scores, &scores.magnitudes(), top_n);
+            let circuits: Vec<Circuit> = (resamples.sums.chunks(6))
+                .map(|sums| {
+                    let values = resamples.order.matrix(&graph, sums);
+                    cut(&Scores { graph: graph.clone(), values })
+                })
+                .collect();
+            let mut circuit = circuits[0].clone();
+            let certainty = resamples.judge(&circuit, cut);
+            let overlap: f64 = circuits.iter().map(|other| circuit.jaccard(other)).sum();
+            prop_assert!((certainty.bootstrap.overlap - overlap / 20.0).abs() < 1e-12);
+            certainty.note(&graph, &mut circuit);
+            for Edge { writer, reader, resample_share, .. } in circuit.edges {
+                let of = |edge: &Edge| edge.writer == writer && edge.reader == reader;
+                let times = circuits.iter().filter(|other| other.edges.iter().any(of)).count();
+                prop_assert_eq!(resample_share, Some((times as f64 / 20.0) as f32));
+            }
+        }
+    }
+
+    /// Of two examples' scores 1 and 3 a resample has 2, 4 or 6, with probabilities ¼, ½, ¼: a standard
+    /// deviation of √2. Had the number of draws Poisson's spread, it would be √10.
+    #[test]
+    fn a_standard_error_by_hand() {
+        let graph = graph();
+        let mut resamples = Resamples::draw(&graph, 4000, 2, 7);
+        resamples.add(&[0, 1], &[[1.0; 6], [3.0; 6]].concat());
+        let certainty = resamples.judge(&Circuit::default(), |_| Circuit::default());
+        let error = certainty.standard_errors[0];
+        assert!((error - 2f32.sqrt()).abs() < 0.05, "{error}");
+        assert_eq!(certainty.bootstrap, Bootstrap { resamples: 4000, overlap: 1.0 });
+    }
+}

@@ -113,3 +113,27 @@ fn adds_up(found: &Discovered, sums: &[f32]) -> bool {
     // Scores that aren't finite are somebody else's to refuse.
     values.zip(sums).all(|(score, &sum)| !((score - f64::from(sum)).abs() > tolerance))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::scores::Scores;
+    use crate::graph::{Graph, Input, Node, Port};
+
+    #[test]
+    fn only_sums_that_are_the_scores_add_up() {
+        let input = Input { node: Node::Logits, port: Port::Input };
+        let graph = Graph::new([(vec![], vec![Node::Embed]), (vec![input], vec![])]);
+        let of = |score: f32| Discovered {
+            scores: Scores { graph: graph.clone(), values: vec![score] },
+            metric: 1.0,
+        };
+        assert!(adds_up(&of(0.5), &[0.5 + 1e-4]));
+        // Scores scaled to a largest of 1, or their size: no sums over examples.
+        assert!(!adds_up(&of(1.0), &[0.5]));
+        assert!(!adds_up(&of(0.5), &[-0.5]));
+        assert!(!adds_up(&of(0.5), &[0.0]));
+        // Nothing but rounding.
+        assert!(adds_up(&of(1e-8), &[-1e-8]));
+    }
+}

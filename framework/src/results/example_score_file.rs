@@ -42,19 +42,7 @@ impl ExampleScoreFile {
         examples: &[&Example],
     ) -> Result<Self> {
         let shape = [examples.len(), graph.writers().len(), graph.readers().len()];
-        let bytes = shape.iter().fold(4u64, |bytes, &n| bytes.saturating_mul(n as u64));
-        if bytes > MOST {
-            refuse!(
-                "{}: the scores of {} examples of {} × {} nodes take {} GiB, and at most {} are written; \
-                 score on fewer with discovery.examples",
-                path.display(),
-                shape[0],
-                shape[1],
-                shape[2],
-                bytes >> 30,
-                MOST >> 30
-            );
-        }
+        check_size(path, shape)?;
         let mut metadata = metadata(graph, Some(provenance));
         let origins: Vec<&str> = examples.iter().map(|example| &example.origin[..]).collect();
         metadata.insert("examples".to_owned(), Value::from(origins).to_string().into());
@@ -93,5 +81,36 @@ impl ExampleScoreFile {
     /// If it can't have it.
     pub fn finish(self) -> Result<()> {
         self.file.finish()
+    }
+}
+
+/// Refuses what nobody can want written.
+fn check_size(path: &Path, [examples, writers, readers]: [usize; 3]) -> Result<()> {
+    let bytes =
+        [examples, writers, readers].iter().fold(4u64, |all, &n| all.saturating_mul(n as u64));
+    if bytes > MOST {
+        refuse!(
+            "{}: {examples} examples' scores of {writers} writers × {readers} readers take {} GiB, and at \
+             most {} are written; score on fewer with discovery.examples",
+            path.display(),
+            bytes >> 30,
+            MOST >> 30
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absurd_size_is_refused_with_the_figure() {
+        let path = Path::new("each.safetensors");
+        // GPT-2 small: 280 kB an example.
+        assert!(check_size(path, [10_000, 157, 445]).is_ok());
+        let error = check_size(path, [1_000_000, 157, 445]).unwrap_err().to_string();
+        assert!(error.contains("1000000 examples") && error.contains("260 GiB"), "{error}");
+        assert!(check_size(path, [usize::MAX; 3]).is_err());
     }
 }
