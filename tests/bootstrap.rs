@@ -6,13 +6,15 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use circuit_framework::attribution::{
-    Ablation, AttributionMethod, Discovered, Discovery, EdgeOrder, MethodChoice, Positions,
-    Resamples, discover, discover_by_example,
+    Ablation, Attribution, AttributionMethod, Discovered, Discovery, EdgeOrder, MethodChoice,
+    Positions, Resamples, Run, Scoring, discover, discover_by_example,
 };
 use circuit_framework::evaluation::task::{Setting, Split};
 use circuit_framework::graph::pruning::Pruning;
 use circuit_framework::plugin::registry;
-use circuit_framework::{Example, Model, PatchingMetric, Scores, Task, progress};
+use circuit_framework::{
+    Batch, Example, Model, PatchingMetric, Result, Scores, Task, progress, register,
+};
 use proptest::prelude::*;
 
 use crate::command_line::{json, refuses, succeeds, words};
@@ -70,6 +72,9 @@ proptest! {
         let model = geometry.model_in_float64(1);
         let metric: Box<dyn PatchingMetric> = plugin(metric, "");
         for method in registry::all::<dyn AttributionMethod>().unwrap() {
+            if method.name == "sizes" {
+                continue;
+            }
             let needs = method.build(&toml::Table::new()).unwrap().needs();
             let positions = if needs.all_positions { Positions::All } else { positions };
             let options = Discovery {
@@ -138,6 +143,56 @@ proptest! {
                 prop_assert!((own - expected).abs() <= rounding, "{own} for {expected}");
             }
         }
+    }
+}
+
+/// A method that is no sum over examples: EAP's scores without their sign.
+#[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Sizes {}
+
+struct WithoutSign<'a>(Box<dyn Attribution + 'a>);
+
+impl AttributionMethod for Sizes {
+    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
+        Ok(Box::new(WithoutSign(plugin::<dyn AttributionMethod>("eap", "").start(scoring)?)))
+    }
+}
+
+impl Attribution for WithoutSign<'_> {
+    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
+        self.0.add(batch)
+    }
+
+    fn metric(&self) -> f64 {
+        self.0.metric()
+    }
+
+    fn finish(self: Box<Self>) -> Result<Discovered> {
+        let mut found = self.0.finish()?;
+        found.scores.values = found.scores.magnitudes();
+        Ok(found)
+    }
+}
+
+register!(dyn AttributionMethod, Sizes, "sizes", "EAP's scores without their sign");
+
+#[test]
+fn a_method_that_is_no_sum_over_examples_is_told() {
+    let model = load(at(Path::new("embedded")));
+    let task: Box<dyn Task> = plugin("agreement", "train_examples = 8");
+    let setting = Setting {
+        tokenizer: model.tokenizer.as_ref(),
+        context: model.model.context(),
+        seed: 0,
+        counterfactuals: false,
+    };
+    let data = task.load(Split::Train, &setting).unwrap();
+    let metric: Box<dyn PatchingMetric> = plugin("logit_diff", "");
+    for (name, expected) in [("eap", true), ("sizes", false)] {
+        let options = Discovery { method: MethodChoice::named(name), ..Discovery::default() };
+        let (_, is_sum, _) = by_example(&*model.model, data.examples(), &*metric, &options);
+        assert_eq!(is_sum, expected, "{name}");
     }
 }
 
