@@ -74,6 +74,9 @@ pub(crate) const DISCOVERY: &[Flag] = &[
     flag("prune", "pruning.rule", "RULE"),
 ];
 
+/// How sure scores and circuit are.
+pub(crate) const BOOTSTRAP: &[Flag] = &[flag("bootstrap", "discovery.bootstrap", "N")];
+
 /// Sequences a forward pass, where nothing is tuned.
 pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag("batch-size", "discovery.batch_size", "N")];
 
@@ -285,11 +288,12 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
 mod tests {
     use super::*;
 
-    const ALL: [&[Flag]; 9] = [
+    const ALL: [&[Flag]; 10] = [
         MODEL,
         COMPUTING,
         TASK,
         DISCOVERY,
+        BOOTSTRAP,
         DISCOVERY_BATCH,
         ABLATION,
         FAITHFULNESS,

@@ -333,10 +333,9 @@ proptest! {
         let model = geometry.model_in_float64(seed);
         let graph = model.graph();
         // Every third edge, with scores of both signs.
-        let edges = graph.edges().step_by(3).enumerate().map(|(index, (writer, reader))| Edge {
-            writer: graph.writers()[writer.0],
-            reader: graph.readers()[reader.0],
-            score: ((index * 7 + 3) % 11) as f32 - 5.0,
+        let edges = graph.edges().step_by(3).enumerate().map(|(index, (writer, reader))| {
+            let score = ((index * 7 + 3) % 11) as f32 - 5.0;
+            Edge::new(graph.writers()[writer.0], graph.readers()[reader.0], score)
         });
         let circuit = Circuit { edges: edges.collect() };
         let (roles, logits, attention, patched) =

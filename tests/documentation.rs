@@ -50,7 +50,7 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 17);
+    assert_eq!(follow("README.md", folder.path()), 18);
     for file in [
         "scores.safetensors",
         "circuit.svg",
@@ -59,6 +59,8 @@ fn readme_commands_run() {
         "curve.svg",
         "mine/summary.json",
         "back.json",
+        "edges.csv",
+        "each.safetensors",
     ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }

@@ -12,6 +12,7 @@ use circuit_tasks as _;
 
 mod analysis;
 mod bfloat16;
+mod bootstrap;
 mod circuits;
 mod command_line;
 mod commands_analyze;

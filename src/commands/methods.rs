@@ -26,10 +26,10 @@ const TOP: usize = 200;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
 
-/// Exact edge patching knows no other positions.
+/// Exact edge patching knows no other positions. Nobody is shown a bootstrap.
 fn defaults() -> Table {
     toml::toml! {
-        discovery = { positions = "all" }
+        discovery = { positions = "all", bootstrap = 0 }
     }
 }
 
@@ -174,11 +174,11 @@ fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Co
 
 fn discover(runner: &Runner) -> Result<Found> {
     let start = Instant::now();
-    let (found, circuit) = runner.discover(runner.examples()?)?;
+    let found = runner.discover(runner.examples()?)?;
     Ok(Found {
         method: runner.experiment.discovery.method.name.clone(),
         scores: found.scores,
-        circuit,
+        circuit: found.circuit,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

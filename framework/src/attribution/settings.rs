@@ -46,6 +46,9 @@ pub struct Discovery {
     /// Score on the first so many examples; without it, on all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples: Option<usize>,
+    /// Resamples of the examples, which give each edge a standard error and the share of resamples in whose
+    /// circuit it is; 0 for none.
+    pub bootstrap: usize,
 }
 
 impl Default for Discovery {
@@ -59,6 +62,7 @@ impl Default for Discovery {
             batch_size: 16,
             activation_checkpointing: false,
             examples: None,
+            bootstrap: 200,
         }
     }
 }
@@ -102,6 +106,11 @@ impl Discovery {
         }
         if self.examples == Some(0) {
             refuse!("discovery.examples is 0; score on at least one");
+        }
+        if self.bootstrap == 1 {
+            refuse!(
+                "discovery.bootstrap is 1, and one resample has no spread; give 2 or more, or 0"
+            );
         }
         let needs = self.method.build()?.needs();
         if needs.all_positions && self.positions != Positions::All {

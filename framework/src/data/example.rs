@@ -177,6 +177,15 @@ impl<'a> Batch<'a> {
         Ok(Self { examples, tokens, seq })
     }
 
+    /// One of its examples alone, as long as it was.
+    ///
+    /// # Errors
+    /// If there is no such example.
+    pub fn only(&self, index: usize) -> Result<Self> {
+        let tokens = self.tokens.narrow(0, index, 1)?;
+        Ok(Self { examples: vec![self.examples[index]], tokens, seq: self.seq })
+    }
+
     /// The row of a position.
     pub fn row(&self, example: usize, position: usize) -> u32 {
         (example * self.seq + position) as u32

@@ -57,6 +57,15 @@ impl Readout {
         &self.unembedding
     }
 
+    /// What is read of one example of a batch, whose sequences are padded to `seq` tokens.
+    ///
+    /// # Errors
+    /// If the batch has no such example.
+    pub fn of_example(&self, index: usize, seq: usize) -> Result<Self> {
+        let hidden = self.hidden.narrow(0, index * seq, seq)?;
+        Ok(Self { hidden, unembedding: self.unembedding.clone(), record: self.record.clone() })
+    }
+
     fn select(&self, rows: &[u32]) -> Result<Tensor> {
         let index = Tensor::new(rows, self.hidden.device())?;
         Ok(self.hidden.index_select(&index, 0)?)

@@ -197,7 +197,9 @@ fn check_format(table: &toml::Table, origin: &str) -> Result<()> {
     let written = || {
         let all = toml::Table::try_from(Discovery::default()).unwrap_or_default();
         let discovery = table.get("discovery").and_then(toml::Value::as_table);
-        discovery.is_some_and(|discovery| all.keys().all(|key| discovery.contains_key(key)))
+        // There was no bootstrap then.
+        let mut former = all.keys().filter(|&key| key != "bootstrap");
+        discovery.is_some_and(|discovery| former.all(|key| discovery.contains_key(key)))
     };
     let format = format.or_else(|| written().then(|| "1".to_owned()));
     match format {

@@ -4,6 +4,7 @@
 
 mod analyses;
 mod check;
+mod discovery;
 pub mod experiment;
 mod faithfulness;
 mod folder;
@@ -18,12 +19,14 @@ mod tune;
 use std::path::Path;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
+pub use discovery::Found;
 pub use faithfulness::CircuitSummary;
 pub use summary::{SUMMARY, Summary};
 
 use crate::analysis::Name;
-use crate::attribution::{Ablation, Discovered, discover};
+use crate::attribution::{Ablation, Bootstrap};
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
 use crate::evaluation::task::{Dataset, Figures, Setting, Split};
@@ -34,6 +37,7 @@ use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::peers::Peers;
 use crate::progress::Report;
+use crate::results::circuit_file::CircuitFile;
 use crate::results::drawing::Drawing;
 use crate::results::provenance::{Geometry, Provenance};
 use crate::run::experiment::{Experiment, Plugins};
@@ -177,25 +181,6 @@ impl Runner<'_> {
         }
     }
 
-    /// Scores all edges and cuts the circuit.
-    ///
-    /// # Errors
-    /// As [`discover`]'s, if the pruning's settings don't fit the graph, and if the metric or a score
-    /// isn't a finite number.
-    pub fn discover(&self, examples: &[Example]) -> Result<(Discovered, Circuit)> {
-        let Experiment { discovery, pruning, .. } = self.experiment;
-        let count = discovery.examples.unwrap_or(examples.len()).min(examples.len());
-        let examples: Vec<&Example> = examples[..count].iter().collect();
-        // Before the work, so that a wrong setting is refused at once.
-        let graph = self.model.graph().subset(&discovery.nodes);
-        pruning.check(&graph)?;
-        let top_n = pruning.top_n(&graph)?;
-        let found = discover(self.model, &examples, &*self.plugins.metric, discovery, self.report)?;
-        found.check()?;
-        let circuit = pruning.prune(&found.scores, &found.scores.magnitudes(), top_n);
-        Ok((found, circuit))
-    }
-
     /// Everything, into `folder`, which must not exist.
     ///
     /// # Errors
@@ -264,7 +249,7 @@ impl Runner<'_> {
         let before = stages.evaluation("before", || {
             self.evaluate(Some(&folder.path("evaluation-before")), None)
         })?;
-        let faithfulness_before =
+        let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
         let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
@@ -273,7 +258,7 @@ impl Runner<'_> {
         let after = stages.evaluation("after", || {
             self.evaluate(Some(&folder.path("evaluation-after")), untuned)
         })?;
-        let faithfulness_after =
+        let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
         stages.once("analyses after", || self.analyse(folder, "after"))?;
         let control = match (&self.plugins.control, untuned) {
@@ -284,8 +269,10 @@ impl Runner<'_> {
         };
         let summary = Summary {
             seconds: stages.seconds(),
-            faithfulness_before,
-            faithfulness_after,
+            faithfulness_before: circuit_before.faithfulness,
+            faithfulness_after: circuit_after.faithfulness,
+            bootstrap_before: circuit_before.bootstrap,
+            bootstrap_after: circuit_after.bootstrap,
             ..self.summary(examples, before, after, &tuned, control)
         };
         files::write_json(&folder.path(SUMMARY), &summary)?;
@@ -337,6 +324,8 @@ impl Runner<'_> {
             after,
             faithfulness_before: None,
             faithfulness_after: None,
+            bootstrap_before: None,
+            bootstrap_after: None,
             parameters,
             tuned_parameters: tuned.tuned_parameters,
             tuned_parameter_ratio: ratio(tuned.tuned_parameters),
@@ -358,11 +347,11 @@ impl Runner<'_> {
         folder: &RunFolder,
         when: &str,
         examples: &[Example],
-    ) -> Result<Option<CircuitSummary>> {
+    ) -> Result<CircuitOutcome> {
         let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
         let is_wanted = faithfulness.is_some() || self.experiment.analyses.contains(&Name::Roles);
         if !self.plugins.selector.needs_circuit() && !is_wanted {
-            return Ok(None);
+            return Ok(CircuitOutcome::default());
         }
         let graph = self.model.graph().subset(&discovery.nodes);
         let fixed = tuning.fixed_circuit(self.model, &graph)?.filter(|_| when == "before");
@@ -370,29 +359,43 @@ impl Runner<'_> {
         let found = match (&fixed, faithfulness) {
             (Some(_), None) => None,
             _ => match self.discover(examples) {
-                Ok((found, circuit)) => Some((found.scores, circuit)),
+                Ok(found) => Some(found),
                 // The tuned model is there to be looked at; the figures say what became of it.
                 Err(error @ Error::NotFinite(_)) if when == "after" => {
                     ::log::warn!("there is no circuit after tuning: {error}");
-                    return Ok(None);
+                    return Ok(CircuitOutcome::default());
                 }
                 Err(error) => return Err(error),
             },
         };
-        let (scores, found) = found.unzip();
-        let Some(circuit) = fixed.or(found) else {
-            return Ok(None);
+        let (scores, circuit, bootstrap) = match (fixed, found) {
+            // Resamples say nothing of a circuit that wasn't cut from these scores.
+            (Some(fixed), found) => (found.map(|found| found.scores), fixed, None),
+            (None, Some(found)) => {
+                (Some(found.scores), found.circuit, found.certainty.map(|c| c.bootstrap))
+            }
+            (None, None) => return Ok(CircuitOutcome::default()),
         };
-        let file = folder.path(&format!("circuit-{when}.json"));
         let provenance = self.provenance(examples);
-        circuit.save(&file, &provenance)?;
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
         let drawing = Drawing::of(&circuit.edges, &title, &provenance);
+        CircuitFile::new(circuit.clone(), provenance, bootstrap)
+            .write(&folder.path(&format!("circuit-{when}.json")))?;
         let file = folder.path(&format!("circuit-{when}.svg"));
         files::write_atomically(&file, drawing.svg().as_bytes())?;
-        match (faithfulness, scores) {
-            (Some(settings), Some(scores)) => self.judge(settings, &circuit, &scores, folder, when),
-            _ => Ok(None),
-        }
+        let faithfulness = match (faithfulness, scores) {
+            (Some(settings), Some(scores)) => {
+                self.judge(settings, &circuit, &scores, folder, when)?
+            }
+            _ => None,
+        };
+        Ok(CircuitOutcome { faithfulness, bootstrap })
     }
+}
+
+/// What is said of a run's circuit.
+#[derive(Default, Serialize, Deserialize)]
+struct CircuitOutcome {
+    faithfulness: Option<CircuitSummary>,
+    bootstrap: Option<Bootstrap>,
 }

@@ -56,10 +56,9 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
 fn growing(model: &dyn Model) -> Vec<Circuit> {
     let graph = model.graph();
     let edges: Vec<Edge> = (graph.edges().enumerate())
-        .map(|(index, (writer, reader))| Edge {
-            writer: graph.writers()[writer.0],
-            reader: graph.readers()[reader.0],
-            score: 1.0 / (1.0 + index as f32),
+        .map(|(index, (writer, reader))| {
+            let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
+            Edge::new(ends.0, ends.1, 1.0 / (1.0 + index as f32))
         })
         .collect();
     [0, 1, edges.len().div_ceil(3), edges.len()]
