@@ -32,6 +32,23 @@ fn cases() -> impl Strategy<Value = (Geometry, Vec<Example>, u64, usize)> {
     (wide, marked(), 0..1000u64, 1..4usize)
 }
 
+/// A model whose biases and norms' weights say something too: a random model's are 0 and 1.
+fn model_of(geometry: &Geometry, seed: u64) -> Box<dyn Model> {
+    let model = geometry.model_in_float64(seed);
+    let vectors = model.parameters().iter().map(|(_, parameter)| parameter);
+    for (index, parameter) in
+        vectors.filter(|parameter| parameter.width() == 1 || parameter.rows() == 1).enumerate()
+    {
+        let tensor = &parameter.tensor;
+        let noise: Vec<f64> = (0..tensor.elem_count())
+            .map(|i| 0.5 * ((i + 7 * index) as f64 * 12.9898 + seed as f64).sin())
+            .collect();
+        let noise = Tensor::from_vec(noise, tensor.shape(), tensor.device()).unwrap();
+        tensor.slice_set(&(tensor + noise).unwrap(), 0, 0).unwrap();
+    }
+    model
+}
+
 fn analyse<T>(
     model: &dyn Model,
     examples: &[Example],
@@ -139,7 +156,7 @@ proptest! {
     fn direct_effects_are_the_formula_and_sum_to_the_logit_difference(
         (geometry, examples, seed, batch_size) in cases()
     ) {
-        let model = geometry.model_in_float64(seed);
+        let model = model_of(&geometry, seed);
         let found = analyse(&*model, &examples, batch_size, Ablation::Zero, |a| a.logits().unwrap());
         let sum: f64 = found.nodes.iter().map(|of| of.effect).sum();
         prop_assert!(close(sum + found.biases, found.difference), "{} {}", sum + found.biases, found.difference);
@@ -158,7 +175,7 @@ proptest! {
 
     #[test]
     fn the_lens_reads_the_stream_after_each_layer((geometry, examples, seed, batch_size) in cases()) {
-        let model = geometry.model_in_float64(seed);
+        let model = model_of(&geometry, seed);
         let found = analyse(&*model, &examples, batch_size, Ablation::Zero, |a| a.logits().unwrap());
         let layers: Vec<Option<usize>> = found.lens.iter().map(|lens| lens.layer).collect();
         prop_assert_eq!(layers, std::iter::once(None).chain((0..geometry.layers).map(Some)).collect::<Vec<_>>());
@@ -201,7 +218,7 @@ proptest! {
 
     #[test]
     fn shares_of_attention_are_those_of_each_example_alone((geometry, examples, seed, batch_size) in cases()) {
-        let model = geometry.model_in_float64(seed);
+        let model = model_of(&geometry, seed);
         let found = analyse(&*model, &examples, batch_size, Ablation::Zero, |a| a.attention(&[], 1).unwrap());
         let heads: Vec<Node> =
             model.graph().writers().iter().copied().filter(|n| matches!(n, Node::Head { .. })).collect();
@@ -247,7 +264,7 @@ proptest! {
 
     #[test]
     fn all_paths_from_a_node_are_the_node((geometry, examples, seed, batch_size) in cases()) {
-        let model = geometry.model_in_float64(seed);
+        let model = model_of(&geometry, seed);
         let graph = model.graph();
         let all = graph.readers().to_vec();
         let found = analyse(&*model, &examples, batch_size, Ablation::Corrupt, |a| a.paths(&all).unwrap());
@@ -274,7 +291,7 @@ proptest! {
     fn a_path_is_an_edge_patched_and_what_its_head_looks_at(
         (geometry, examples, seed, batch_size) in cases(), which in any::<prop::sample::Index>()
     ) {
-        let model = geometry.model_in_float64(seed);
+        let model = model_of(&geometry, seed);
         let graph = model.graph();
         let reader = Reader(which.index(graph.readers().len()));
         let input = graph.readers()[reader.0];
@@ -330,7 +347,7 @@ proptest! {
 
     #[test]
     fn roles_put_the_analyses_together((geometry, examples, seed, batch_size) in cases()) {
-        let model = geometry.model_in_float64(seed);
+        let model = model_of(&geometry, seed);
         let graph = model.graph();
         // Every third edge, with scores of both signs.
         let edges = graph.edges().step_by(3).enumerate().map(|(index, (writer, reader))| {
