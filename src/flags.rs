@@ -97,6 +97,13 @@ pub(crate) const FAITHFULNESS: &[Flag] = &[
     flag("batch-size", "evaluation_batch_size", "N"),
 ];
 
+/// How nodes are analysed.
+pub(crate) const ANALYSIS: &[Flag] = &[
+    text("metric", "metric.name", "METRIC"),
+    flag("examples", "analysis_examples", "N"),
+    flag("batch-size", "evaluation_batch_size", "N"),
+];
+
 /// How a circuit is tuned.
 pub(crate) const TUNING: &[Flag] = &[
     text("selector", "selector.name", "SELECTOR"),
@@ -116,6 +123,7 @@ pub(crate) const TUNING: &[Flag] = &[
     flag("objective", "tuning.objective", "OBJECTIVE"),
     flag("key-weight-p", "tuning.key_weight_p", "P"),
     text("circuit", "tuning.circuit", "FILE"),
+    Flag { reading: Reading::List, ..flag("analyses", "analyses", "NAME,…") },
 ];
 
 /// Adds flags to a command, and `--set`. Help shows each setting's description and default.
@@ -280,7 +288,7 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
 mod tests {
     use super::*;
 
-    const ALL: [&[Flag]; 9] = [
+    const ALL: [&[Flag]; 10] = [
         MODEL,
         COMPUTING,
         TASK,
@@ -289,6 +297,7 @@ mod tests {
         DISCOVERY_BATCH,
         ABLATION,
         FAITHFULNESS,
+        ANALYSIS,
         TUNING,
     ];
 

@@ -187,8 +187,13 @@ impl Geometry {
     }
 
     pub fn model_in(&self, seed: u64, dtype: Precision) -> Box<dyn Model> {
+        self.model_of(&self.config(), seed, dtype)
+    }
+
+    /// A random model of this geometry, of a config of its own.
+    pub fn model_of(&self, config: &Value, seed: u64, dtype: Precision) -> Box<dyn Model> {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.json"), self.config().to_string()).unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let model = load(ModelChoice {
             random_init: Some(seed),
             options: self.options(),
@@ -235,6 +240,7 @@ pub fn examples(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Exam
             }),
             tokens,
             origin: "a random example".to_owned(),
+            ..Example::default()
         });
     prop::collection::vec(example, count)
 }

@@ -89,7 +89,7 @@ struct Row {
     cmd: Option<f64>,
     /// The Jaccard index of its circuit with each method's, in the order of `methods`.
     overlaps: Vec<f64>,
-    /// Of the discovery.
+    /// How long the discovery took.
     seconds: f64,
 }
 
@@ -133,7 +133,7 @@ fn top_of(runner: &Runner, asked: Option<usize>) -> Result<usize> {
     }
 }
 
-/// The same experiment by another method, with circuits of `top` edges where nobody says how many.
+/// The experiment with another method, with circuits of `top` edges where nobody says how many.
 fn with_method(experiment: &Experiment, method: &str, top: usize) -> Experiment {
     let Experiment { discovery, pruning, .. } = experiment.clone();
     let method = MethodChoice::named(method.trim());

@@ -19,6 +19,16 @@ pub struct Readout {
 }
 
 impl Unembedding {
+    /// The logits [rows, vocabulary] of a stream [rows, d_model], normalised and capped as the model does it
+    /// at its end.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn logits(&self, stream: &Tensor) -> Result<Tensor> {
+        let hidden = self.norm.forward(stream)?;
+        Ok(self.capped(weight::times_transposed(&hidden, &self.weight.tensor)?)?)
+    }
+
     /// Logits under the soft cap, where there is one.
     fn capped(&self, logits: Tensor) -> candle_core::Result<Tensor> {
         match self.cap {
@@ -49,6 +59,11 @@ impl Readout {
     pub fn of_example(&self, index: usize, seq: usize) -> Result<Self> {
         let hidden = self.hidden.narrow(0, index * seq, seq)?;
         Ok(Self { hidden, unembedding: self.unembedding.clone(), record: self.record.clone() })
+    }
+
+    /// What the stream is read by at the end.
+    pub fn unembedding(&self) -> &Unembedding {
+        &self.unembedding
     }
 
     fn select(&self, rows: &[u32]) -> Result<Tensor> {

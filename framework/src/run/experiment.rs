@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::analysis::Name;
 use crate::attribution::Discovery;
 use crate::data::tokenizer::Bos;
 use crate::evaluation::Faithfulness;
@@ -152,6 +153,12 @@ pub struct Experiment {
     pub discovery: Discovery,
     pub pruning: Pruning,
     pub tuning: Tuning,
+    /// Analyses of the model before and after tuning, which leave their results in folders
+    /// `analysis-before` and `analysis-after`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<Name>,
+    /// How many of the task's test examples, the first ones, analyses look at.
+    pub analysis_examples: usize,
     /// How the circuits before and after tuning are evaluated; without it, they aren't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faithfulness: Option<Faithfulness>,
@@ -176,6 +183,8 @@ impl Default for Experiment {
             discovery: Discovery::default(),
             pruning: Pruning::default(),
             tuning: Tuning::default(),
+            analyses: Vec::new(),
+            analysis_examples: 100,
             faithfulness: None,
         }
     }

@@ -2,6 +2,7 @@
 //! drawings, summary, tuned model. Files appear whole: each is written under another name first. A run that
 //! was ended goes on from the last step that was kept and the stages that were finished.
 
+mod analyses;
 mod check;
 mod discovery;
 pub mod experiment;
@@ -24,6 +25,7 @@ pub use discovery::Found;
 pub use faithfulness::CircuitSummary;
 pub use summary::{SUMMARY, Summary};
 
+use crate::analysis::Name;
 use crate::attribution::{Ablation, Bootstrap};
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
@@ -33,6 +35,7 @@ use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
+use crate::peers::Peers;
 use crate::progress::Report;
 use crate::results::circuit_file::CircuitFile;
 use crate::results::drawing::Drawing;
@@ -58,6 +61,8 @@ pub struct Runner<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     pub save: &'a Save<'a>,
     pub report: &'a Report<'a>,
+    /// The processes that share the run's work.
+    pub peers: &'a dyn Peers,
     /// What the tasks have loaded so far.
     pub data: Data,
 }
@@ -113,7 +118,14 @@ impl Runner<'_> {
         let in_force = |dataset: &dyn Dataset| {
             let of = |(all, kept, ablation)| {
                 let examples = dataset.examples();
-                CircuitInForce::new(self.model, (all, kept), ablation, examples, batch_size)
+                CircuitInForce::new(
+                    self.model,
+                    (all, kept),
+                    ablation,
+                    examples,
+                    batch_size,
+                    self.peers,
+                )
             };
             circuit.map(of).transpose()
         };
@@ -124,6 +136,7 @@ impl Runner<'_> {
             setting: self.setting(),
             batch_size,
             report: self.report,
+            peers: self.peers,
             folder,
             untuned,
             circuit: alone.as_ref(),
@@ -238,6 +251,7 @@ impl Runner<'_> {
         })?;
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
+        stages.once("analyses before", || self.analyse(folder, "before"))?;
         let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
@@ -246,6 +260,7 @@ impl Runner<'_> {
         })?;
         let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
+        stages.once("analyses after", || self.analyse(folder, "after"))?;
         let control = match (&self.plugins.control, untuned) {
             (Some(selector), Some(weights)) => {
                 Some(self.control(folder, &**selector, examples, weights, &mut stages)?)
@@ -334,7 +349,8 @@ impl Runner<'_> {
         examples: &[Example],
     ) -> Result<CircuitOutcome> {
         let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
-        if !self.plugins.selector.needs_circuit() && faithfulness.is_none() {
+        let is_wanted = faithfulness.is_some() || self.experiment.analyses.contains(&Name::Roles);
+        if !self.plugins.selector.needs_circuit() && !is_wanted {
             return Ok(CircuitOutcome::default());
         }
         let graph = self.model.graph().subset(&discovery.nodes);

@@ -19,7 +19,7 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
         let edges = circuit.edges.len();
         let selection = selector.select(&circuit, model, seed)?;
         if selection != selector.select(&circuit, model, seed)? {
-            refuse!("of {edges} edges: the same arguments give another selection");
+            refuse!("with a circuit of {edges} edges, the same arguments give another selection");
         }
         check_rows(&selection, parameters)?;
         if !selector.needs_circuit() {
@@ -33,7 +33,10 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
             for block in shared {
                 let mut ranges = selection.ranges(id).iter();
                 if ranges.any(|r| r.start < block.rows.end && block.rows.start < r.end) {
-                    refuse!("of {edges} edges: `{}` is no node's own", parameter.name);
+                    refuse!(
+                        "with a circuit of {edges} edges, rows of `{}` are selected that no node owns",
+                        parameter.name
+                    );
                 }
             }
         }
@@ -41,7 +44,7 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
             let mut both = smaller.clone();
             both.extend(&selection);
             if both.count(parameters) != selection.count(parameters) {
-                refuse!("{edges} edges select less than a part of them does");
+                refuse!("a circuit of {edges} edges selects less than a part of it does");
             }
         }
         smaller = Some(selection);

@@ -45,7 +45,7 @@ pub struct Converted<T> {
 }
 
 impl Correspondence {
-    /// Of a model's whole graph.
+    /// The correspondence for a model's whole graph.
     ///
     /// # Errors
     /// If its MLPs are split into heads, which their graphs know nothing of.
