@@ -6,7 +6,8 @@
 //! Every resample has its running sums: 8 bytes an edge and resample, however many examples there are. The
 //! examples' own scores, 8 bytes an edge and example, would be less only where resamples outnumber examples,
 //! and grow with the data. Draws keep the number of examples, where Poisson's would let it vary: with the
-//! metric's divisor held, that adds the score's own size to its spread.
+//! metric's divisor held, that adds the score's own size to its spread. Of an edge whose score a few examples
+//! make, a standard error is too small: what is rare may not be among the examples at all.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

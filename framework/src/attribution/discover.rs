@@ -12,6 +12,9 @@ use crate::model::Model;
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result};
 
+/// Takes some examples' own scores: their indices, and the scores [examples, edges] by [`EdgeOrder`].
+pub type TakeExamples<'a> = dyn Fn(&[usize], &[f64]) -> Result<()> + 'a;
+
 /// How far the sum of the examples' scores may be from the scores, as a share of the largest: rounding in
 /// bfloat16 is less, and what is no sum is further off.
 const TOLERANCE: f64 = 0.02;
@@ -33,11 +36,10 @@ pub fn discover(
     score(attribution, model, &examples, options, report)
 }
 
-/// As [`discover`], to the very bits, and gives `take` each example's own scores too: the indices of some
-/// examples, and their scores [examples, edges] by [`EdgeOrder`]. Batches come one after the other, examples
-/// of a length together. An ablation's means, and the metric's divisor, are those of all examples; for means
-/// the examples are run once more. Says whether the examples' scores add up to the scores, which
-/// a method that is no sum over examples lets them not.
+/// As [`discover`], to the very bits, and gives `take` each example's own scores too. Batches come one after
+/// the other, examples of a length together. An ablation's means and the metric's divisor are those of all
+/// examples; for means the examples are run once more before. Says whether the examples' scores add up to the
+/// scores: those of a method that is no sum over examples don't.
 ///
 /// # Errors
 /// As [`discover`], and as `take`.
@@ -47,7 +49,7 @@ pub fn discover_by_example(
     metric: &dyn PatchingMetric,
     options: &Discovery,
     report: &Report,
-    take: &dyn Fn(&[usize], &[f64]) -> Result<()>,
+    take: &TakeExamples,
 ) -> Result<(Discovered, bool)> {
     let order = by_length(examples, |example| example.tokens.len());
     let scoring = Scoring::new(model, examples, metric, options)?;
@@ -110,8 +112,7 @@ fn adds_up(found: &Discovered, sums: &[f32]) -> bool {
     let values = found.scores.values.iter().map(|&score| f64::from(score));
     let largest = values.clone().fold(0.0, |largest: f64, score| largest.max(score.abs()));
     let tolerance = TOLERANCE * largest + 1e-6 * (1.0 + found.metric.abs());
-    // Scores that aren't finite are somebody else's to refuse.
-    values.zip(sums).all(|(score, &sum)| !((score - f64::from(sum)).abs() > tolerance))
+    values.zip(sums).all(|(score, &sum)| (score - f64::from(sum)).abs() <= tolerance)
 }
 
 #[cfg(test)]

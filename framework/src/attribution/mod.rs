@@ -22,7 +22,7 @@ pub use agreement::Agreement;
 pub use crate::evaluation::ablation::{AblatedValues, Ablation, counterfactual_tokens, values_of};
 pub use bootstrap::{Bootstrap, Certainty, Resamples};
 pub use by_example::EdgeOrder;
-pub use discover::{discover, discover_by_example};
+pub use discover::{TakeExamples, discover, discover_by_example};
 pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run};
 pub use scoring::{Observation, Scoring};
 pub use settings::{Discovery, Positions};

@@ -67,6 +67,9 @@ impl Default for Discovery {
     }
 }
 
+/// The most memory that resamples' sums may take, in bytes.
+const MOST_RESAMPLED: u64 = 16 << 30;
+
 impl Discovery {
     /// Begins to score on `examples`, which are all that will be added.
     ///
@@ -107,11 +110,7 @@ impl Discovery {
         if self.examples == Some(0) {
             refuse!("discovery.examples is 0; score on at least one");
         }
-        if self.bootstrap == 1 {
-            refuse!(
-                "discovery.bootstrap is 1, and one resample has no spread; give 2 or more, or 0"
-            );
-        }
+        self.check_bootstrap(model)?;
         let needs = self.method.build()?.needs();
         if needs.all_positions && self.positions != Positions::All {
             refuse!(
@@ -132,6 +131,26 @@ impl Discovery {
             if self.needs_counterfactuals() {
                 self.check_counterfactual(example, needs, why)?;
             }
+        }
+        Ok(())
+    }
+
+    fn check_bootstrap(&self, model: &dyn Model) -> Result<()> {
+        if self.bootstrap == 1 {
+            refuse!(
+                "discovery.bootstrap is 1, and one resample has no spread; give 2 or more, or 0"
+            );
+        }
+        let edges = model.graph().subset(&self.nodes).edge_count();
+        let bytes = (self.bootstrap as u64).saturating_mul(8 * edges as u64);
+        if bytes > MOST_RESAMPLED {
+            refuse!(
+                "discovery.bootstrap is {}, and so many resamples of {edges} edges take {} GiB; give at \
+                 most {}",
+                self.bootstrap,
+                bytes >> 30,
+                MOST_RESAMPLED / (8 * edges as u64)
+            );
         }
         Ok(())
     }
