@@ -152,7 +152,7 @@ proptest! {
         };
         let tuner = Tuner {
             model: &*model, metric: &*metric, selector: &*selector, discovery: &Default::default(),
-            pruning: &Default::default(), tuning: &tuning, seed: 0,
+            pruning: &Default::default(), tuning: &tuning, matched: None, seed: 0,
         };
         let values = || crate::support::weights(&*model);
         let mut found = values();

@@ -288,6 +288,7 @@ pub fn tune(
         },
         pruning: &Pruning { top_n: Some(2.min(model.graph().edge_count())), ..Pruning::default() },
         tuning,
+        matched: None,
         seed: 7,
     };
     let tuned = tuner.run(examples, &mut |_| Ok(()))?;
