@@ -65,18 +65,30 @@ impl Controls {
     }
 }
 
-/// Choices, of which one without options may be its name alone.
+/// Choices, of which one without options may be its name alone, and a single one no list.
 fn names_or_tables<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Choice>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "a selector's name, or a table of its name and options")]
-    enum NameOrTable {
+    enum Kind {
         Name(String),
         Table(Choice),
     }
-    let kinds = Vec::<NameOrTable>::deserialize(deserializer)?;
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "a selector's name, or a table of its name and options, or a list of them"
+    )]
+    enum Kinds {
+        One(Kind),
+        Several(Vec<Kind>),
+    }
+    let kinds = match Kinds::deserialize(deserializer)? {
+        Kinds::One(kind) => vec![kind],
+        Kinds::Several(kinds) => kinds,
+    };
     let choice = |kind| match kind {
-        NameOrTable::Name(name) => Choice::named(&name),
-        NameOrTable::Table(choice) => choice,
+        Kind::Name(name) => Choice::named(&name),
+        Kind::Table(choice) => choice,
     };
     Ok(kinds.into_iter().map(choice).collect())
 }
@@ -106,6 +118,7 @@ mod tests {
         assert_eq!(controls.kinds[0], Choice::named("random"));
         assert_eq!(controls.kinds[1].options["rank"], 4.into());
         assert_eq!(read(&toml::to_string(&controls).unwrap()), Ok(controls));
+        assert_eq!(read("kinds = 'random'").unwrap().kinds, [Choice::named("random")]);
         assert!(read("kinds = [3]").unwrap_err().contains("a selector's name"));
     }
 }
