@@ -218,19 +218,19 @@ fn after_a_run_with_a_control_the_model_is_the_tuned_one() {
     assert_eq!(distance(&*saved, &*model.model), 0.0);
 }
 
-/// Each control with each seed is a stage of its own. Counted are evaluations with the run's own seed.
+/// Each control is a stage of its own.
 #[test]
 fn a_finished_control_is_not_repeated_when_the_run_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let here = |name: &str| folder.path().join(name);
-    let settings = "controls = { kinds = ['random', 'complement'], seeds = 2 }\ntuning.steps = 2";
+    let settings = "controls = { kinds = ['random', 'complement'] }\ntuning.steps = 2";
     let whole = run(&embedded(), settings, &here("whole"), 0).unwrap();
     // Before, after, `random`, and then `complement`, which fails.
     run(&embedded(), settings, &here("resumed"), 4).unwrap_err();
     let log = here("resumed/controls/seed-0/random/log.jsonl");
     let written = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
     let before = written(&log);
-    // A second evaluation with that seed would fail.
+    // A second evaluation would fail.
     let resumed = run(&embedded(), settings, &here("resumed"), 2).unwrap();
     assert_eq!(written(&log), before);
     assert!(!here("resumed/controls/seed-0/random/state").exists());
