@@ -234,7 +234,7 @@ fn parse(text: &str) -> Value {
 }
 
 /// The tables of which each is a plugin: its name, and its options beside it.
-const PLUGINS: [&str; 4] = ["task", "metric", "selector", "control"];
+const PLUGINS: [&str; 3] = ["task", "metric", "selector"];
 
 /// Puts a value at a dotted key. A plugin named anew starts with its own defaults.
 fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {

@@ -170,7 +170,9 @@ fn the_default_run_tunes_the_embedded_model_to_disagree() {
     let right = |when: &str| summary[when]["right_share"].as_f64().unwrap();
     assert!(right("before") >= 0.95);
     assert!(right("after") <= 0.10);
-    assert!(summary["control"]["right_share"].is_number());
+    let controls = &summary["controls"];
+    assert_eq!(controls["seeds"].as_array().unwrap().len(), 5);
+    assert!(controls["kinds"][0]["difference"]["margin"]["right_share"].is_number());
     assert!(summary["tuned_parameter_ratio"].as_f64().unwrap() <= 0.5);
     // A second run never overwrites the first.
     succeeds(folder.path(), &["run", "--set", "tuning.steps=1"]);
@@ -234,10 +236,12 @@ fn list_shows_everything_registered() {
             "exact",
             "relp",
             "all",
+            "complement",
             "lora",
             "modules",
             "nodes",
             "random",
+            "random_parameters",
             "embedded",
             "embedded-model",
             "smollm2-bias",

@@ -153,18 +153,20 @@ fn plugin_commands_run() {
     assert!(folder.path().join("ioi/summary.json").exists());
 }
 
-/// The default run does what README says, and README's figures are those that it prints, but for what
-/// another processor rounds otherwise.
+/// The default run does what README says, and README's figures, means and their intervals, are those that it
+/// prints, but for what another processor rounds otherwise.
 #[test]
 fn readme_shows_the_default_run() {
     let readme = std::fs::read_to_string(repository("README.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let output = program(folder.path(), &["run"]);
     let run = String::from_utf8(output.stdout).unwrap();
-    let figures = |text: &str, name: &str| -> [f64; 3] {
+    let figures = |text: &str, name: &str| -> [f64; 6] {
         let line = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
-        let values: Vec<f64> =
-            line.split_whitespace().skip(1).map(|value| value.parse().unwrap()).collect();
+        let values: Vec<f64> = (line.split_whitespace().skip(1))
+            .filter(|word| *word != "±")
+            .map(|value| value.parse().unwrap())
+            .collect();
         values.try_into().unwrap()
     };
     for name in ["logit_diff", "loss", "perplexity", "right_share"] {
@@ -173,7 +175,16 @@ fn readme_shows_the_default_run() {
             assert!((shown - value).abs() <= margin, "{name}: README has {shown}, not {value}");
         }
     }
-    let [before, after, control] = figures(&run, "right_share");
+    let [before, _, after, ..] = figures(&run, "right_share");
     assert!(before >= 0.95 && after <= 0.10, "{before} {after}");
-    assert!(control > after, "{control} {after}");
+    // README says that the difference to the control is within its interval.
+    let [_, differences] = run.split("less the circuit").collect::<Vec<_>>()[..] else {
+        panic!("{run}")
+    };
+    let line = differences.lines().find(|line| line.starts_with("logit_diff")).unwrap();
+    let [_, difference, _, margin] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        panic!("{line}")
+    };
+    let [difference, margin]: [f64; 2] = [difference, margin].map(|word| word.parse().unwrap());
+    assert!(difference.abs() < margin, "{line}");
 }

@@ -100,7 +100,7 @@ fn experiment(settings: &str) -> Experiment {
     Experiment::from_table(table, "here").unwrap()
 }
 
-/// Runs an experiment on a model, its task failing at an evaluation (0: at none).
+/// Runs an experiment on a model, its task failing at an evaluation (0: at none); what is begun goes on.
 fn run(model: &Loaded, settings: &str, folder: &Path, fails_at: usize) -> Result<Summary> {
     run_with(model, settings, folder, fails_at, None)
 }
@@ -126,7 +126,7 @@ fn run_with(
         peers: &Alone,
         data: Default::default(),
     };
-    runner.run(folder)
+    if folder.exists() { runner.resume(folder) } else { runner.run(folder) }
 }
 
 /// The largest difference between the weights of two models.
@@ -215,7 +215,31 @@ fn after_a_run_with_a_control_the_model_is_the_tuned_one() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let model = embedded();
-    run(&model, "control = { name = 'random' }\ntuning.steps = 2", &out, 0).unwrap();
+    run(&model, "controls = { kinds = ['random'] }\ntuning.steps = 2", &out, 0).unwrap();
     let saved = load(at(&out.join("model"))).model;
     assert_eq!(distance(&*saved, &*model.model), 0.0);
+}
+
+/// Each control is a stage of its own.
+#[test]
+fn a_finished_control_is_not_repeated_when_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = |name: &str| folder.path().join(name);
+    let settings = "controls = { kinds = ['random', 'complement'] }\ntuning.steps = 2";
+    let whole = run(&embedded(), settings, &here("whole"), 0).unwrap();
+    // Before, after, `random`, and then `complement`, which fails.
+    run(&embedded(), settings, &here("resumed"), 4).unwrap_err();
+    let log = here("resumed/controls/seed-0/random/log.jsonl");
+    let written = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let before = written(&log);
+    // A second evaluation would fail.
+    let resumed = run(&embedded(), settings, &here("resumed"), 2).unwrap();
+    assert_eq!(written(&log), before);
+    assert!(!here("resumed/controls/seed-0/random/state").exists());
+    let figures = |summary: Summary| {
+        let controls = serde_json::to_value(summary.controls.unwrap()).unwrap();
+        let estimates = ["after", "difference"].map(|of| controls["kinds"][1][of].clone());
+        (controls["circuit"]["after"].clone(), estimates)
+    };
+    assert_eq!(figures(resumed), figures(whole));
 }

@@ -14,13 +14,13 @@ use serde_json::Value;
 
 use crate::command_line::{json, program, refuses, succeeds, words};
 
-/// A run with everything that a checkpoint holds: dropout, moments, smoothing, a control, evaluations and
-/// models on the way.
+/// Runs with everything that a checkpoint holds: dropout, moments, smoothing, evaluations and models on the
+/// way; and with controls, the second's with two seeds.
 const LORA_TOML: &str = "
     name = 'lora'
     task = { name = 'agreement', train_examples = 40, test_examples = 30 }
     selector = { name = 'lora', rank = 2, dropout = 0.3 }
-    control = { name = 'random' }
+    controls = { kinds = ['random'] }
     [tuning]
     steps = 6
     checkpoint_every = 2
@@ -31,7 +31,7 @@ const NODES_TOML: &str = "
     name = 'nodes'
     task = { name = 'agreement', train_examples = 40, test_examples = 30 }
     selector = { name = 'nodes' }
-    control = { name = 'random' }
+    controls = { kinds = ['random', 'complement'], seeds = 2 }
     pruning = { top_n = 300 }
     [tuning]
     steps = 6
@@ -50,8 +50,13 @@ fn start(folder: &Path, line: &str) -> Child {
 /// Everything a run leaves, by its path; of logs and summary without seconds.
 fn left(folder: &Path) -> Vec<(String, Vec<u8>)> {
     fn without_seconds(value: &mut Value) {
-        if let Some(table) = value.as_object_mut() {
-            table.retain(|key, _| !key.ends_with("seconds"));
+        match value {
+            Value::Object(table) => {
+                table.retain(|key, _| !key.ends_with("seconds"));
+                table.values_mut().for_each(without_seconds);
+            }
+            Value::Array(values) => values.iter_mut().for_each(without_seconds),
+            _ => {}
         }
     }
     let mut files = Vec::new();

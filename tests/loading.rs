@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use circuit_framework::peers::Alone;
 use circuit_framework::run::Runner;
-use circuit_framework::run::experiment::{Choice, Experiment, ModelChoice, Plugins};
+use circuit_framework::run::experiment::{Experiment, ModelChoice, Plugins};
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Key, Options, Plugin, Result, Setting, Split, Task,
     origin, schemars,
@@ -45,7 +45,7 @@ fn examples() -> Vec<Example> {
 #[test]
 fn a_run_loads_each_split_once() {
     let (own, other) = (Loads::default(), Loads::default());
-    let mut experiment = Experiment { control: Some(Choice::named("random")), ..<_>::default() };
+    let mut experiment = Experiment::default();
     experiment.pruning.top_n = Some(20);
     experiment.tuning.steps = Some(2);
     experiment.tuning.evaluate_every = 1;
@@ -55,7 +55,7 @@ fn a_run_loads_each_split_once() {
         measure: vec![("accuracy".to_owned(), plugin("accuracy", ""))],
         evaluate: vec![("other".to_owned(), Box::new(Counting(other.clone())))],
         selector: plugin("nodes", ""),
-        control: Some(plugin("random", "")),
+        controls: vec![("random".to_owned(), plugin("random", ""))],
     };
     let loaded = load(ModelChoice::default());
     let runner = Runner {

@@ -22,6 +22,7 @@ mod commands_output;
 mod commands_settings;
 mod commands_tokens;
 mod conformance;
+mod controls;
 mod convert;
 mod documentation;
 mod failures;

@@ -152,7 +152,7 @@ proptest! {
         };
         let tuner = Tuner {
             model: &*model, metric: &*metric, selector: &*selector, discovery: &Default::default(),
-            pruning: &Default::default(), tuning: &tuning, seed: 0,
+            pruning: &Default::default(), tuning: &tuning, matched: None, seed: 0,
         };
         let values = || crate::support::weights(&*model);
         let mut found = values();
@@ -209,12 +209,15 @@ fn an_infinite_figure_is_shown_as_such_and_read_back() {
         evaluate_every = 1
     ";
     std::fs::write(here.join("mine.toml"), experiment).unwrap();
-    let shown = succeeds(here, &words("run mine.toml --out out --set control.name=random"));
+    let shown = succeeds(here, &words("run mine.toml --out out --set controls.kinds=['random']"));
     let line = shown.lines().find(|line| line.starts_with("perplexity")).unwrap();
     assert_eq!(words(line)[1..], ["inf", "inf", "inf"], "{shown}");
-    for when in ["before", "after", "control"] {
-        assert_eq!(json(&here.join("out/summary.json"))[when]["perplexity"], "Infinity");
+    let summary = json(&here.join("out/summary.json"));
+    let control = &summary["controls"]["kinds"][0];
+    for figures in [&summary["before"], &summary["after"], &control["after"]["mean"]] {
+        assert_eq!(figures["perplexity"], "Infinity");
     }
+    assert_eq!(control["difference"]["mean"]["perplexity"], "NaN");
     let evaluations = std::fs::read_to_string(here.join("out/evaluations.jsonl")).unwrap();
     assert_eq!(evaluations.matches("\"perplexity\":\"Infinity\"").count(), 2, "{evaluations}");
     let table = succeeds(here, &words("compare out --json rows.json"));
@@ -230,7 +233,7 @@ fn an_infinite_figure_is_shown_as_such_and_read_back() {
     // A figure of an older summary, where null stood for what isn't finite.
     let mut summary = json(&here.join("out/summary.json"));
     summary["after"]["perplexity"] = json!(null);
-    summary["control"].as_object_mut().unwrap().remove("perplexity");
+    summary.as_object_mut().unwrap().remove("controls");
     std::fs::write(here.join("out/summary.json"), summary.to_string()).unwrap();
     assert!(succeeds(here, &words("compare out")).contains("NaN"));
 }

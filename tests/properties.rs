@@ -288,6 +288,7 @@ pub fn tune(
         },
         pruning: &Pruning { top_n: Some(2.min(model.graph().edge_count())), ..Pruning::default() },
         tuning,
+        matched: None,
         seed: 7,
     };
     let tuned = tuner.run(examples, &mut |_| Ok(()))?;
@@ -313,7 +314,7 @@ proptest! {
     fn entries_outside_the_selection_stay(
         geometry in geometry_with_edges(),
         examples in examples(3..6),
-        selector in prop::sample::select(vec!["nodes", "modules", "all", "random"]),
+        selector in prop::sample::select(vec!["nodes", "modules", "all", "random", "random_parameters"]),
         optimizer in prop::sample::select(vec![Algorithm::Sgd, Algorithm::Adam, Algorithm::AdamW]),
     ) {
         let model = geometry.model(2);

@@ -240,6 +240,7 @@ fn tunes_in(name: &str, precision: Precision, tolerance: f32) {
         discovery: &case.discovery(16),
         pruning: &pruning,
         tuning: &tuning,
+        matched: None,
         seed: 0,
     };
     let mut steps: Vec<Step> = Vec::new();

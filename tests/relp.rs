@@ -138,6 +138,7 @@ proptest! {
                 discovery: &discovery,
                 pruning: &pruning,
                 tuning: &tuning,
+                matched: None,
                 seed: 0,
             };
             tuner.run(&examples, &mut |_| Ok(())).unwrap();

@@ -61,6 +61,7 @@ proptest! {
                     discovery: &discovery,
                     pruning: &pruning,
                     tuning: &tuning,
+                    matched: None,
                     seed: 5,
                 }
             };

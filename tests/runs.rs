@@ -77,7 +77,7 @@ fn other_tasks_and_metrics_are_evaluated_beside_the_own_and_runs_compared() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     write_inputs(here);
-    succeeds(here, &words("run mine.toml --out circuit --set control.name=random"));
+    succeeds(here, &words("run mine.toml --out circuit --set controls.kinds=['random']"));
     let summary = json(&here.join("circuit/summary.json"));
     assert_eq!(figure(&summary, "before", "metric.kl_divergence"), 0.0);
     assert!(figure(&summary, "after", "metric.kl_divergence") > 0.0);
@@ -87,7 +87,9 @@ fn other_tasks_and_metrics_are_evaluated_beside_the_own_and_runs_compared() {
     assert_eq!(figure(&summary, "before", "multiple_choice.acc"), 0.5);
     let perplexity = |when: &str| figure(&summary, when, "perplexity.perplexity");
     assert!(perplexity("after") != perplexity("before"));
-    assert!(figure(&summary, "control", "perplexity.perplexity") > 1.0);
+    assert!(
+        figure(&summary["controls"]["kinds"][0]["after"], "mean", "perplexity.perplexity") > 1.0
+    );
 
     succeeds(here, &words("run mine.toml --out full --set selector.name=all"));
     succeeds(
@@ -100,7 +102,7 @@ fn other_tasks_and_metrics_are_evaluated_beside_the_own_and_runs_compared() {
     let rows = json(&here.join("table.json"));
     let names: Vec<&str> =
         rows.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["untuned", "circuit", "circuit, control", "full", "lora"]);
+    assert_eq!(names, ["untuned", "circuit", "circuit, random", "full", "lora"]);
     let Some(table) = table.strip_prefix("### agreement\n\n") else { panic!("{table}") };
     assert!(table.lines().all(|line| line.starts_with('|') && line.ends_with('|')), "{table}");
     assert_eq!(rows[3]["tuned_parameters"], rows[3]["parameters"]);

@@ -153,7 +153,7 @@ fn smollm2_is_tuned_to_disagree() {
     let difference = |when: &str| summary[when]["logit_diff"].as_f64().unwrap();
     assert!(difference("before") > 0.0);
     assert!(difference("after") < difference("before"));
-    assert!(summary["control"]["logit_diff"].is_number());
+    assert!(summary["controls"]["kinds"][0]["after"]["mean"]["logit_diff"].is_number());
 }
 
 #[test]

@@ -111,6 +111,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         discovery: &experiment.discovery,
         pruning: &experiment.pruning,
         tuning: &tuning,
+        matched: None,
         seed: experiment.seed,
     };
     let mut timed = Vec::new();

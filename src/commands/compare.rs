@@ -4,11 +4,13 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use circuit_framework::run::Summary;
+use circuit_framework::run::controls::{ControlSummary, ControlsSummary, Estimate, RepeatsSummary};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
+use super::summary::estimate;
 use super::{json_flag, output, path, show, table};
 
 pub(crate) fn command() -> Command {
@@ -26,7 +28,7 @@ pub(crate) fn command() -> Command {
         .arg(json_flag())
 }
 
-/// A model: before tuning, after it, or after the control's.
+/// A model: before tuning, after it, or after a control's. Of a run with several seeds, their mean.
 #[derive(Serialize)]
 pub(crate) struct Row {
     name: String,
@@ -39,6 +41,9 @@ pub(crate) struct Row {
     seconds: f64,
     #[serde(with = "circuit_framework::evaluation::figures")]
     figures: Figures,
+    /// Half the width of the figures' 95 % intervals; none with a single seed.
+    #[serde(with = "circuit_framework::evaluation::figures")]
+    margins: Figures,
     /// Why the run has no figures.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -81,6 +86,7 @@ pub(crate) fn add_failed(rows: &mut Vec<Row>, experiment: &Experiment, error: &s
         parameters: 0,
         seconds: 0.0,
         figures: Figures::new(),
+        margins: Figures::new(),
         error: Some(error.to_owned()),
     });
 }
@@ -88,44 +94,46 @@ pub(crate) fn add_failed(rows: &mut Vec<Row>, experiment: &Experiment, error: &s
 /// Adds a run's rows. Runs that start from the same figures share the row before tuning.
 fn add(rows: &mut Vec<Row>, run: &str, summary: Summary) {
     let name = Path::new(run).file_name().map_or(run.into(), |name| name.to_string_lossy());
-    let row = |name: String, selector: Option<String>, tuned: usize, seconds, figures| Row {
-        name,
-        task: summary.task.clone(),
-        selector,
-        tuned_parameters: tuned,
-        parameters: summary.parameters,
-        seconds,
-        figures,
-        error: None,
+    let row =
+        |name: String, selector: Option<String>, tuned: f64, seconds, (figures, margins)| Row {
+            name,
+            task: summary.task.clone(),
+            selector,
+            tuned_parameters: (tuned * summary.parameters as f64).round() as usize,
+            parameters: summary.parameters,
+            seconds,
+            figures,
+            margins,
+            error: None,
+        };
+    let both = |Estimate { mean, margin, .. }: Estimate| (mean, margin);
+    let each = |all: &RepeatsSummary| all.seconds / all.tuned_parameters.len() as f64;
+    let alone = |figures: Figures| (figures, Figures::new());
+    let seconds = summary.discovery_seconds + summary.tuning_seconds;
+    let (before, after, ratio, seconds, kinds) = match summary.controls {
+        None => {
+            let ratio = summary.tuned_parameter_ratio;
+            (alone(summary.before), alone(summary.after), ratio, seconds, Vec::new())
+        }
+        Some(ControlsSummary { before, circuit, kinds, .. }) => {
+            let (ratio, seconds) = (circuit.tuned_parameter_ratio, each(&circuit));
+            (both(before), both(circuit.after), ratio, seconds, kinds)
+        }
     };
-    let before = row("untuned".to_owned(), None, 0, 0.0, summary.before);
+    let before = row("untuned".to_owned(), None, 0.0, 0.0, before);
     // As text, because NaN is unlike itself.
-    let text = |figures: &Figures| format!("{figures:?}");
-    let known = rows.iter().any(|row| {
-        row.selector.is_none()
-            && row.task == before.task
-            && text(&row.figures) == text(&before.figures)
-    });
+    let text = |row: &Row| format!("{:?} {:?}", row.figures, row.margins);
+    let known = rows
+        .iter()
+        .any(|row| row.selector.is_none() && row.task == before.task && text(row) == text(&before));
     if !known {
         rows.push(before);
     }
-    let seconds = summary.discovery_seconds + summary.tuning_seconds;
-    rows.push(row(
-        name.clone().into_owned(),
-        Some(summary.selector),
-        summary.tuned_parameters,
-        seconds,
-        summary.after,
-    ));
-    if let (Some(figures), Some(tuned)) = (summary.control, summary.control_tuned_parameters) {
-        let seconds = summary.control_seconds.unwrap_or(0.0);
-        rows.push(row(
-            format!("{name}, control"),
-            summary.control_selector,
-            tuned,
-            seconds,
-            figures,
-        ));
+    rows.push(row(name.clone().into_owned(), Some(summary.selector), ratio, seconds, after));
+    for ControlSummary { kind, tuned, .. } in kinds {
+        let (ratio, seconds) = (tuned.tuned_parameter_ratio, each(&tuned));
+        let name = format!("{name}, {kind}");
+        rows.push(row(name, Some(kind), ratio, seconds, both(tuned.after)));
     }
 }
 
@@ -167,7 +175,8 @@ fn cells(rows: &[&Row]) -> Vec<Vec<String>> {
         };
         let mut line = vec![row.name.clone(), row.selector.clone().unwrap_or_default(), tuned];
         line.extend(names.iter().map(|name| {
-            row.figures.get(*name).map_or_else(String::new, |value| format!("{value:.4}"))
+            let margin = row.margins.get(*name);
+            row.figures.get(*name).map_or_else(String::new, |mean| estimate(*mean, margin))
         }));
         line.push(match &row.error {
             Some(_) => String::new(),

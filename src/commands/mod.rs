@@ -14,19 +14,20 @@ pub(crate) mod methods;
 pub(crate) mod plugin;
 pub(crate) mod run;
 mod settings;
+mod summary;
 mod sweep;
 mod table;
 pub(crate) mod tokens;
 pub(crate) mod tune;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::{Runner, SUMMARY, Summary};
+use circuit_framework::run::{Runner, SUMMARY};
 use circuit_framework::{Figures, files};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Id};
@@ -36,6 +37,7 @@ use crate::print::say;
 use crate::progress::Display;
 use crate::signals::stoppable;
 use crate::{experiments, flags};
+use summary::Finished;
 
 /// Loads an experiment's model and plugins and hands them to `work`.
 fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<T>) -> Result<T> {
@@ -121,7 +123,7 @@ fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
     };
     let named = || folder.borrow().clone().unwrap_or_default();
     let summary = stoppable(run, || go_on(&named()))?;
-    show(matches, &Finished { folder: &named(), summary }, print_summary)
+    show(matches, &Finished { folder: &named(), summary }, summary::print)
 }
 
 /// Goes on with the run of a folder, and shows the summary; a finished one's is shown as it is.
@@ -147,7 +149,7 @@ fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
             stoppable(run, || go_on(folder))?
         }
     };
-    show(matches, &Finished { folder, summary }, print_summary)
+    show(matches, &Finished { folder, summary }, summary::print)
 }
 
 /// How to go on with a run that was stopped.
@@ -155,48 +157,35 @@ fn go_on(folder: &Path) -> String {
     format!("`circuit-tuning run --resume {}` goes on from here", folder.display())
 }
 
-/// A finished run.
-#[derive(Serialize)]
-struct Finished<'a> {
-    folder: &'a Path,
-    #[serde(flatten)]
-    summary: Summary,
-}
-
-/// Prints a run's figures side by side.
-fn print_summary(Finished { folder, summary }: &Finished) {
-    let mut columns = vec![("before", &summary.before), ("after", &summary.after)];
-    columns.extend(summary.control.as_ref().map(|control| ("control", control)));
-    print_figures(&columns);
-    let percent = |ratio: f64| format!("{:.1} %", 100.0 * ratio);
-    say!();
-    say!(
-        "tuned       {} of {} parameters ({}) in {} steps",
-        summary.tuned_parameters,
-        summary.parameters,
-        percent(summary.tuned_parameter_ratio),
-        summary.steps
-    );
-    if let Some(ratio) = summary.control_tuned_parameter_ratio {
-        say!("control     {}", percent(ratio));
-    }
-    say!("discovery   {:.1} s", summary.discovery_seconds);
-    say!("tuning      {:.1} s", summary.tuning_seconds);
-    say!("written to  {}", folder.display());
-}
-
-/// A row a figure that any column has, a column a model; a figure that a column lacks is a dash.
+/// Figures side by side, a column a model.
 fn print_figures(columns: &[(&str, &Figures)]) {
-    let names: BTreeSet<&String> = columns.iter().flat_map(|(_, figures)| figures.keys()).collect();
+    let columns: Vec<_> =
+        columns.iter().map(|&(name, figures)| (name, summary::cells(figures))).collect();
+    print_columns(&columns);
+}
+
+/// A row a figure that any column has; a figure that a column lacks is a dash.
+fn print_columns(columns: &[(&str, BTreeMap<&String, String>)]) {
+    let names: BTreeSet<&String> =
+        columns.iter().flat_map(|(_, cells)| cells.keys().copied()).collect();
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
-    let cell = |text: &str| format!("{text:>12}");
-    let header: String = columns.iter().map(|(name, _)| cell(name)).collect();
-    say!("{:width$}{header}", "");
+    let widths: Vec<usize> = (columns.iter())
+        .map(|(name, cells)| {
+            let cells = cells.values().map(|cell| cell.chars().count());
+            cells.chain([name.chars().count(), 10]).max().unwrap_or(0) + 2
+        })
+        .collect();
+    let row = |cell: &dyn Fn(usize) -> String| -> String {
+        widths
+            .iter()
+            .enumerate()
+            .map(|(column, &width)| format!("{:>width$}", cell(column)))
+            .collect()
+    };
+    say!("{:width$}{}", "", row(&|column| columns[column].0.to_owned()));
     for name in names {
-        let figure = |figures: &Figures| figures.get(name).map(|value| format!("{value:.4}"));
-        let row: String = (columns.iter())
-            .map(|(_, figures)| cell(figure(figures).as_deref().unwrap_or("-")))
-            .collect();
-        say!("{name:width$}{row}");
+        let cell =
+            |column: usize| columns[column].1.get(name).map_or("-", String::as_str).to_owned();
+        say!("{name:width$}{}", row(&cell));
     }
 }

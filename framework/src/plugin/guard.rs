@@ -21,7 +21,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::{Architecture, Model};
 use crate::pass::{Pass, Readout};
 use crate::plugin::registry::Kind;
-use crate::tuning::selector::ParamSelector;
+use crate::tuning::selector::{ParamSelector, Reference};
 use crate::weights::parameters::{Parameters, Selection};
 use crate::weights::projection::Projection;
 use crate::{Error, Result};
@@ -189,6 +189,14 @@ impl Attribution for GuardedAttribution<'_> {
 impl ParamSelector for Guarded<dyn ParamSelector> {
     fn select(&self, circuit: &Circuit, model: &dyn Model, seed: u64) -> Result<Selection> {
         self.call(|selector| selector.select(circuit, model, seed))
+    }
+
+    fn control(&self, tuned: &Reference, model: &dyn Model, seed: u64) -> Result<Selection> {
+        self.call(|selector| selector.control(tuned, model, seed))
+    }
+
+    fn needs_node_scores(&self) -> bool {
+        self.inner.needs_node_scores()
     }
 
     fn lora(&self) -> Option<Lora> {

@@ -18,10 +18,10 @@ impl Runner<'_> {
     /// # Errors
     /// Naming the first example that doesn't fit.
     pub fn examples(&self) -> Result<&[Example]> {
-        let Plugins { task, metric, selector, control, measure, .. } = self.plugins;
+        let Plugins { task, metric, selector, controls, measure, .. } = self.plugins;
         let examples = self.split(Split::Train)?.examples();
         self.check_metric(examples)?;
-        let control_discovers = control.as_ref().is_some_and(|control| control.needs_circuit());
+        let control_discovers = controls.iter().any(|(_, control)| control.needs_circuit());
         let judges = self.experiment.faithfulness.is_some()
             || self.experiment.analyses.contains(&Name::Roles);
         if selector.needs_circuit() || control_discovers || judges {
@@ -44,7 +44,7 @@ impl Runner<'_> {
     /// # Errors
     /// Saying what doesn't fit.
     pub fn prepare(&self) -> Result<&[Example]> {
-        let Plugins { selector, control, .. } = self.plugins;
+        let Plugins { selector, controls, .. } = self.plugins;
         let Experiment { tuning, pruning, discovery, .. } = self.experiment;
         let graph = self.model.graph().subset(&discovery.nodes);
         tuning.check()?;
@@ -53,8 +53,9 @@ impl Runner<'_> {
             schedule.check(&graph)?;
         }
         tuning.fixed_circuit(self.model, &graph)?;
+        self.check_controls()?;
         let examples = self.examples()?;
-        for selector in [Some(selector), control.as_ref()].into_iter().flatten() {
+        for selector in controls.iter().map(|(_, control)| control).chain([selector]) {
             if let Some(lora) = selector.lora() {
                 let selection = selector.select(&Circuit::default(), self.model, 0)?;
                 Adapters::new(
@@ -75,6 +76,25 @@ impl Runner<'_> {
         }
         self.data.others(self.plugins, &self.setting())?;
         Ok(examples)
+    }
+
+    /// Refuses a selector that is a control only, and controls that need what the circuit's run hasn't.
+    fn check_controls(&self) -> Result<()> {
+        let Plugins { selector, controls, .. } = self.plugins;
+        let Experiment { selector: own, tuning, .. } = self.experiment;
+        if selector.needs_node_scores() {
+            refuse!("selector `{0}` is a control; write controls.kinds = [\"{0}\"]", own.name);
+        }
+        let scored = selector.needs_circuit() && tuning.circuit.is_none();
+        match controls.iter().find(|(_, control)| control.needs_node_scores() && !scored) {
+            Some((kind, _)) => refuse!(
+                "control `{kind}` needs the scores of all nodes, but nothing is discovered for selector \
+                 `{}`{}; leave it out",
+                own.name,
+                if tuning.circuit.is_some() { " with tuning.circuit" } else { "" }
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Refuses a metric that can't be computed on the examples, with those that can.

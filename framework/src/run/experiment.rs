@@ -15,6 +15,7 @@ use crate::graph::pruning::Pruning;
 use crate::model::{Place, Precision};
 use crate::plugin::description;
 use crate::plugin::registry::{self, Kind, Origin, Plugin, Registration};
+use crate::run::controls::Controls;
 use crate::tuning::Tuning;
 use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result, refuse};
@@ -125,7 +126,7 @@ pub struct Experiment {
     pub name: String,
     /// One line on what it is for, which `list experiments` and `run` show.
     pub description: String,
-    /// The seed of everything random: generated data, shuffling, the random control.
+    /// The seed of everything random: generated data, shuffling, random controls.
     pub seed: u64,
     /// Sequences a forward pass in evaluation.
     pub evaluation_batch_size: usize,
@@ -147,9 +148,9 @@ pub struct Experiment {
     pub evaluate: Vec<Choice>,
     /// What of the circuit is tuned, one of `list selectors`.
     pub selector: Choice,
-    /// A second selector, tuned from the same start in the same way, to compare with.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub control: Option<Choice>,
+    /// What is tuned from the same start in the same way, to hold the circuit against, and with how many
+    /// seeds.
+    pub controls: Controls,
     pub discovery: Discovery,
     pub pruning: Pruning,
     pub tuning: Tuning,
@@ -179,7 +180,7 @@ impl Default for Experiment {
             measure: Vec::new(),
             evaluate: Vec::new(),
             selector: Choice::named("nodes"),
-            control: None,
+            controls: Controls::default(),
             discovery: Discovery::default(),
             pruning: Pruning::default(),
             tuning: Tuning::default(),
@@ -210,6 +211,24 @@ fn check_format(table: &toml::Table, origin: &str) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Reads what was called `[control]` once, a single selector, as a list of one kind of control.
+fn rename_control(table: &mut toml::Table, origin: &str) -> Result<()> {
+    let Some(former) = table.remove("control") else {
+        return Ok(());
+    };
+    let name = former.get("name").and_then(toml::Value::as_str).unwrap_or("random").to_owned();
+    if table.contains_key("controls") {
+        refuse!(
+            "{origin}: [controls] and its former name [control] are both there; write controls.kinds = \
+             [\"{name}\"] and leave [control] out"
+        );
+    }
+    log::warn!("{origin}: [control] is now controls.kinds = [\"{name}\"]; it is read as that");
+    let kinds = toml::Table::from_iter([("kinds".to_owned(), vec![former].into())]);
+    table.insert("controls".to_owned(), kinds.into());
+    Ok(())
 }
 
 /// An experiment that `run NAME` knows: its configuration as TOML, with a `description`.
@@ -259,6 +278,22 @@ pub fn registrations() -> Result<Vec<Registration>> {
     Ok(all)
 }
 
+/// Plugins by name; of two of one name the second is NAME-2.
+fn named<T: Kind + ?Sized>(choices: &[Choice]) -> Result<Vec<(String, Box<T>)>>
+where
+    Plugin<T>: inventory::Collect,
+{
+    let named = |(index, choice): (usize, &Choice)| {
+        let before = &choices[..index];
+        let name = match before.iter().filter(|before| before.name == choice.name).count() {
+            0 => choice.name.clone(),
+            same => format!("{}-{}", choice.name, same + 1),
+        };
+        Ok((name, choice.build::<T>()?))
+    };
+    choices.iter().enumerate().map(named).collect()
+}
+
 /// The plugins an experiment is made of.
 pub struct Plugins {
     pub task: Box<dyn Task>,
@@ -268,7 +303,8 @@ pub struct Plugins {
     /// By name; of two of one name the second is NAME-2.
     pub evaluate: Vec<(String, Box<dyn Task>)>,
     pub selector: Box<dyn ParamSelector>,
-    pub control: Option<Box<dyn ParamSelector>>,
+    /// By name; of two of one name the second is NAME-2.
+    pub controls: Vec<(String, Box<dyn ParamSelector>)>,
 }
 
 impl Experiment {
@@ -276,13 +312,14 @@ impl Experiment {
     ///
     /// # Errors
     /// If a key is unknown or a value doesn't fit.
-    pub fn from_table(table: toml::Table, origin: &str) -> Result<Self> {
+    pub fn from_table(mut table: toml::Table, origin: &str) -> Result<Self> {
         check_format(&table, origin)?;
         if table.contains_key("report") {
             refuse!(
                 "{origin}: there is no key `report`; metrics that only measure are listed under `measure`"
             );
         }
+        rename_control(&mut table, origin)?;
         table.try_into().map_err(|error: toml::de::Error| {
             Error::input(format!("{origin}: {}", description::misfit(&error.to_string())))
         })
@@ -302,23 +339,16 @@ impl Experiment {
             .measure
             .iter()
             .map(|choice| Ok((choice.name.clone(), choice.build::<dyn MeasuringMetric>()?)));
-        let evaluate = self.evaluate.iter().enumerate().map(|(index, choice)| {
-            let before = &self.evaluate[..index];
-            let name = match before.iter().filter(|before| before.name == choice.name).count() {
-                0 => choice.name.clone(),
-                same => format!("{}-{}", choice.name, same + 1),
-            };
-            Ok((name, choice.build::<dyn Task>()?))
-        });
         if self.evaluation_batch_size == 0 {
             refuse!("evaluation_batch_size must be at least 1");
         }
+        self.controls.check()?;
         Ok(Plugins {
             metric,
             measure: measure.collect::<Result<_>>()?,
-            evaluate: evaluate.collect::<Result<_>>()?,
+            evaluate: named(&self.evaluate)?,
             selector: self.selector.build()?,
-            control: self.control.as_ref().map(|control| control.build()).transpose()?,
+            controls: named(&self.controls.kinds)?,
             task,
         })
     }
@@ -331,7 +361,7 @@ impl Experiment {
         let task: Box<dyn Task> = self.task.build()?;
         let default_metric = Choice::named(task.default_metric());
         let metric = self.metric.as_ref().unwrap_or(&default_metric);
-        let control = self.control.as_ref().map(|c| c.resolved::<dyn ParamSelector>());
+        let kinds = self.controls.kinds.iter().map(|c| c.resolved::<dyn ParamSelector>());
         let measure = self.measure.iter().map(|c| c.resolved::<dyn MeasuringMetric>());
         let evaluate = self.evaluate.iter().map(|choice| choice.resolved::<dyn Task>());
         let resolved = Self {
@@ -340,7 +370,7 @@ impl Experiment {
             task: self.task.resolved::<dyn Task>()?,
             metric: Some(metric.resolved::<dyn PatchingMetric>()?),
             selector: self.selector.resolved::<dyn ParamSelector>()?,
-            control: control.transpose()?,
+            controls: Controls { kinds: kinds.collect::<Result<_>>()?, ..self.controls.clone() },
             ..self.clone()
         };
         toml::to_string(&resolved).map_err(|error| Error::input(format!("{}: {error}", self.name)))

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use serde::Serialize;
 use serde_json::json;
 
 use super::Runner;
@@ -13,10 +12,12 @@ use super::folder::{Lines, RunFolder};
 use super::resume::Checkpoints;
 use crate::Result;
 use crate::evaluation::figures::InJson;
-use crate::graph::circuit::Edge;
 use crate::lora::Adapters;
 use crate::progress::{self, Progress};
-use crate::tuning::{Event, State, Step};
+use crate::tuning::{DiscoveredAt, Event, State, Step};
+
+/// The file of a run's circuits.
+pub(super) const CIRCUITS: &str = "circuits.jsonl";
 
 /// The folder of what a run goes on from.
 pub(super) const STATE: &str = "state";
@@ -36,14 +37,6 @@ pub(super) struct RunLog<'a> {
     adapters: Option<Arc<Adapters>>,
 }
 
-/// A circuit at a step: a line of `circuits.jsonl`.
-#[derive(Serialize)]
-struct CircuitLine<'c> {
-    step: usize,
-    /// Best first, each by its nodes' names and with its score, as in circuit files.
-    edges: &'c [Edge],
-}
-
 impl<'a> RunLog<'a> {
     pub(super) fn new(
         runner: &'a Runner<'a>,
@@ -58,7 +51,7 @@ impl<'a> RunLog<'a> {
             untuned,
             checkpoints: Checkpoints::new(states, &runner.experiment.tuning),
             steps: lines("log.jsonl"),
-            circuits: lines("circuits.jsonl"),
+            circuits: lines(CIRCUITS),
             evaluations: lines("evaluations.jsonl"),
             adapters: None,
         }
@@ -87,8 +80,14 @@ impl<'a> RunLog<'a> {
                 self.adapters = Some(adapters.clone());
                 Ok(())
             }
-            Event::Circuit { step, circuit } => {
-                self.circuits.write(&CircuitLine { step, edges: &circuit.edges })
+            Event::Circuit { step, circuit, nodes } => {
+                let controls = &self.runner.plugins.controls;
+                let needed = controls.iter().any(|(_, control)| control.needs_node_scores());
+                self.circuits.write(&DiscoveredAt {
+                    step,
+                    edges: circuit.edges.clone(),
+                    nodes: needed.then(|| nodes.clone()),
+                })
             }
             Event::Step { step, total, state } => self.step(step, total, state),
         }

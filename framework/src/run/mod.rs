@@ -4,6 +4,7 @@
 
 mod analyses;
 mod check;
+pub mod controls;
 mod discovery;
 pub mod experiment;
 mod faithfulness;
@@ -21,6 +22,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+pub use controls::Controls;
 pub use discovery::Found;
 pub use faithfulness::CircuitSummary;
 pub use summary::{SUMMARY, Summary};
@@ -40,15 +42,14 @@ use crate::progress::Report;
 use crate::results::circuit_file::CircuitFile;
 use crate::results::drawing::Drawing;
 use crate::results::provenance::{Geometry, Provenance};
+use crate::run::controls::{ControlsSummary, Repeat};
 use crate::run::experiment::{Experiment, Plugins};
 use crate::run::splits::Data;
 use crate::tuning::Tuned;
-use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result};
 use folder::RunFolder;
 use log::STATE;
 use resume::Stages;
-use summary::Control;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
 pub type Save<'a> = dyn Fn(&Path, &dyn Model) -> Result<()> + 'a;
@@ -202,7 +203,7 @@ impl Runner<'_> {
     }
 
     /// Everything that comes after [`Runner::prepare`], whose examples these are, into `folder`, which
-    /// must not exist. The model is left tuned, not as the control tuned it.
+    /// must not exist. The model is left tuned, not as a control tuned it.
     ///
     /// # Errors
     /// If a file can't be written, or tuning or an evaluation fails. If tuning fails, the model and the
@@ -241,7 +242,7 @@ impl Runner<'_> {
         let mut stages = Stages::of(&folder.path(STATE), &self.experiment.resolved()?)?;
         // A second copy of the weights, only where something starts from it or is compared with it.
         let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
-        let untuned = match compared || self.plugins.control.is_some() {
+        let untuned = match compared || self.has_controls() {
             true => Some(self.model.parameters().snapshot()?),
             false => None,
         };
@@ -252,7 +253,7 @@ impl Runner<'_> {
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
-        let tuned = self.tune(folder, &*self.plugins.selector, examples, untuned)?;
+        let tuned = self.tune(folder, &*self.plugins.selector, None, examples, untuned)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
         let after = stages.evaluation("after", || {
@@ -261,9 +262,14 @@ impl Runner<'_> {
         let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
         stages.once("analyses after", || self.analyse(folder, "after"))?;
-        let control = match (&self.plugins.control, untuned) {
-            (Some(selector), Some(weights)) => {
-                Some(self.control(folder, &**selector, examples, weights, &mut stages)?)
+        let controls = match untuned {
+            Some(weights) if self.has_controls() => {
+                let circuit = Repeat {
+                    figures: after.clone(),
+                    tuned_parameters: tuned.tuned_parameters,
+                    seconds: tuned.discovery_seconds + tuned.tuning_seconds,
+                };
+                Some(self.controls(folder, (&before, circuit), weights, &mut stages)?)
             }
             _ => None,
         };
@@ -273,35 +279,11 @@ impl Runner<'_> {
             faithfulness_after: circuit_after.faithfulness,
             bootstrap_before: circuit_before.bootstrap,
             bootstrap_after: circuit_after.bootstrap,
-            ..self.summary(examples, before, after, &tuned, control)
+            ..self.summary(examples, before, after, &tuned, controls)
         };
         files::write_json(&folder.path(SUMMARY), &summary)?;
         folder.clear(STATE)?;
         Ok(summary)
-    }
-
-    /// Tunes with the control's selector, from the weights before tuning, and evaluates.
-    fn control(
-        &self,
-        folder: &RunFolder,
-        selector: &dyn ParamSelector,
-        examples: &[Example],
-        weights: &[Tensor],
-        stages: &mut Stages,
-    ) -> Result<Control> {
-        stages.once("control", || {
-            let _tuned = self.model.parameters().put_back_on_drop()?;
-            self.model.parameters().restore(weights)?;
-            let folder = folder.folder("control")?;
-            let tuned = self.tune(&folder, selector, examples, Some(weights))?;
-            let figures = self.evaluate(Some(&folder.path("evaluation-after")), Some(weights))?;
-            folder.clear(STATE)?;
-            Ok(Control {
-                figures,
-                tuned_parameters: tuned.tuned_parameters,
-                seconds: tuned.discovery_seconds + tuned.tuning_seconds,
-            })
-        })
     }
 
     fn summary(
@@ -310,16 +292,14 @@ impl Runner<'_> {
         before: Figures,
         after: Figures,
         tuned: &Tuned,
-        control: Option<Control>,
+        controls: Option<ControlsSummary>,
     ) -> Summary {
         let parameters = self.model.parameters().count();
-        let ratio = |tuned: usize| tuned as f64 / parameters as f64;
         let Experiment { name, task, selector, tuning, .. } = self.experiment;
         Summary {
             experiment: name.clone(),
             task: task.name.clone(),
             selector: selector.name.clone(),
-            control_selector: self.experiment.control.as_ref().map(|choice| choice.name.clone()),
             before,
             after,
             faithfulness_before: None,
@@ -328,15 +308,12 @@ impl Runner<'_> {
             bootstrap_after: None,
             parameters,
             tuned_parameters: tuned.tuned_parameters,
-            tuned_parameter_ratio: ratio(tuned.tuned_parameters),
-            control_tuned_parameters: control.as_ref().map(|control| control.tuned_parameters),
-            control_tuned_parameter_ratio: control.as_ref().map(|c| ratio(c.tuned_parameters)),
+            tuned_parameter_ratio: tuned.tuned_parameters as f64 / parameters as f64,
             steps: tuning.total_steps(examples.len()),
             discovery_seconds: tuned.discovery_seconds,
             tuning_seconds: tuned.tuning_seconds,
-            control_seconds: control.as_ref().map(|control| control.seconds),
             seconds: 0.0,
-            control: control.map(|control| control.figures),
+            controls,
         }
     }
 

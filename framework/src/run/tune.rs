@@ -10,12 +10,12 @@ use crate::lora::Adapters;
 use crate::plugin::guard::caught;
 use crate::run::experiment::{Experiment, ModelChoice};
 use crate::tuning::selector::ParamSelector;
-use crate::tuning::{Tuned, Tuner};
+use crate::tuning::{Matched, Tuned, Tuner};
 use crate::{Error, Result};
 
 impl Runner<'_> {
-    /// Tunes, writing down every step, from where an earlier try was ended. Adapters are saved to `adapter`
-    /// and merged into the model.
+    /// Tunes, writing down every step, from where an earlier try was ended; a control is `matched` to the
+    /// circuit's own run. Adapters are saved to `adapter` and merged into the model.
     ///
     /// # Errors
     /// If tuning fails. What it reached, adapters and model, is saved to `folder` first, unless it was asked
@@ -24,6 +24,7 @@ impl Runner<'_> {
         &self,
         folder: &RunFolder,
         selector: &dyn ParamSelector,
+        matched: Option<&Matched>,
         examples: &[Example],
         untuned: Option<&[Tensor]>,
     ) -> Result<Tuned> {
@@ -35,6 +36,7 @@ impl Runner<'_> {
             discovery,
             pruning,
             tuning,
+            matched,
             seed: *seed,
         };
         let mut log = RunLog::new(self, folder, untuned);

@@ -4,6 +4,7 @@
 mod backward;
 mod bounds;
 pub mod gradients;
+mod matched;
 mod moments;
 mod objective;
 mod optimizer;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use matched::{DiscoveredAt, Matched};
 pub use objective::Objective;
 pub use optimizer::Optimizer;
 pub use rule::Algorithm;
@@ -33,6 +35,7 @@ use crate::evaluation::figures;
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::circuit::Circuit;
 use crate::graph::pruning::Pruning;
+use crate::graph::scores::NodeScores;
 use crate::lora::{Adapters, Training};
 use crate::model::Model;
 use crate::tuning::selector::ParamSelector;
@@ -76,7 +79,7 @@ pub enum Event<'e> {
     /// merged into the model.
     Adapters { adapters: &'e Arc<Adapters> },
     /// A circuit was discovered, before the step's update.
-    Circuit { step: usize, circuit: &'e Circuit },
+    Circuit { step: usize, circuit: &'e Circuit, nodes: &'e NodeScores },
     /// A step was made, and left this state.
     Step { step: &'e Step, total: usize, state: &'e State },
 }
@@ -89,6 +92,8 @@ pub struct Tuner<'a> {
     pub discovery: &'a Discovery,
     pub pruning: &'a Pruning,
     pub tuning: &'a Tuning,
+    /// Of a control that is matched to a circuit's own run: that run. Then nothing is discovered.
+    pub matched: Option<&'a Matched<'a>>,
     pub seed: u64,
 }
 

@@ -2,9 +2,20 @@
 
 use crate::Result;
 use crate::graph::circuit::Circuit;
+use crate::graph::scores::NodeScores;
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::weights::parameters::Selection;
+
+/// What a control is matched to: what the circuit's own run found and tuned at a step.
+#[derive(Clone, Copy)]
+pub struct Reference<'a> {
+    pub circuit: &'a Circuit,
+    /// The rows that the run's selector chose of it.
+    pub selection: &'a Selection,
+    /// None where [`ParamSelector::needs_node_scores`] is false.
+    pub nodes: Option<&'a NodeScores>,
+}
 
 /// From a circuit and the parameters' ownership to the rows to train.
 ///
@@ -38,6 +49,21 @@ pub trait ParamSelector: Send + Sync {
     /// # Errors
     /// If the circuit can't be served on this model.
     fn select(&self, circuit: &Circuit, model: &dyn Model, seed: u64) -> Result<Selection>;
+
+    /// As a control: the rows to train in place of those that the circuit's own run tuned at the same step.
+    /// A selector that isn't matched to them selects from the circuit, as everywhere else.
+    ///
+    /// # Errors
+    /// As [`ParamSelector::select`]'s.
+    fn control(&self, tuned: &Reference, model: &dyn Model, seed: u64) -> Result<Selection> {
+        self.select(tuned.circuit, model, seed)
+    }
+
+    /// Whether [`ParamSelector::control`] reads the scores of all nodes. Such a selector is a control and
+    /// nothing else.
+    fn needs_node_scores(&self) -> bool {
+        false
+    }
 
     /// Low-rank adapters to train beside the selected projections, which themselves stay frozen.
     fn lora(&self) -> Option<Lora> {

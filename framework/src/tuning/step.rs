@@ -9,6 +9,8 @@ use super::{Event, Step, Tuner};
 use crate::attribution::Run;
 use crate::data::example::{Batch, Example};
 use crate::graph::Graph;
+use crate::graph::circuit::Circuit;
+use crate::graph::scores::NodeScores;
 use crate::weights::parameters::Selection;
 use crate::{Error, Result, refuse};
 
@@ -16,6 +18,8 @@ use crate::{Error, Result, refuse};
 struct Found {
     /// The metric, where a circuit was discovered.
     metric: Option<f64>,
+    /// What every node scores, where a circuit was discovered.
+    nodes: Option<NodeScores>,
     /// Jaccard overlap with the circuit before.
     overlap: f64,
     prune_seconds: f64,
@@ -28,7 +32,8 @@ impl Tuner<'_> {
     fn discovers(&self, step: usize, state: &State) -> bool {
         let every = self.tuning.rediscover_every;
         let due = state.circuit.is_none() || (every > 0 && step.is_multiple_of(every));
-        due && self.selector.needs_circuit() && self.tuning.circuit.is_none()
+        let needed = self.selector.needs_circuit() && self.matched.is_none();
+        due && needed && self.tuning.circuit.is_none()
     }
 
     pub(super) fn step(
@@ -53,18 +58,16 @@ impl Tuner<'_> {
         let top_n = self.top_n(step, graph)?;
         let found = match self.discovers(step, state) {
             true => self.rediscover(step, top_n, examples, &batches, state)?,
-            false => Found { metric: None, overlap: 1.0, prune_seconds: 0.0, run: None },
+            false => {
+                Found { metric: None, nodes: None, overlap: 1.0, prune_seconds: 0.0, run: None }
+            }
         };
-        if let (Some(_), Some(circuit)) = (found.metric, &state.circuit) {
-            event(Event::Circuit { step, circuit })?;
+        if let (Some(nodes), Some(circuit)) = (&found.nodes, &state.circuit) {
+            event(Event::Circuit { step, circuit, nodes })?;
         }
         let discovery_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let circuit = state.circuit.clone().unwrap_or_default();
-        let selection = match &state.adapters {
-            Some(training) => Selection::blocks(training.adapters.parameters(), |_, _| true),
-            None => self.selector.select(&circuit, self.model, self.seed)?,
-        };
+        let (circuit, selection) = self.select(step, state)?;
         let gradients = Gradients::new(state.trained(self.model), selection);
         let adapters = state.adapters.as_ref();
         let (loss, metric, mut gradients) =
@@ -113,6 +116,17 @@ impl Tuner<'_> {
         })
     }
 
+    /// The circuit of the step, and the rows to train.
+    fn select(&self, step: usize, state: &State) -> Result<(Circuit, Selection)> {
+        let circuit = state.circuit.clone().unwrap_or_default();
+        let selection = match (&state.adapters, self.matched) {
+            (Some(training), _) => Selection::blocks(training.adapters.parameters(), |_, _| true),
+            (None, Some(run)) => return run.select(step, self.selector, self.model, self.seed),
+            (None, None) => self.selector.select(&circuit, self.model, self.seed)?,
+        };
+        Ok((circuit, selection))
+    }
+
     /// Discovers the circuit on the step's examples and puts it in place of the one before.
     fn rediscover(
         &self,
@@ -137,6 +151,7 @@ impl Tuner<'_> {
             Some(smoother) => smoother.update(&magnitudes),
             None => magnitudes,
         };
+        let graph = &found.scores.graph;
         let circuit = self.pruning.prune(&found.scores, &importance, top_n);
         if circuit.edges.is_empty() {
             refuse!(
@@ -148,8 +163,9 @@ impl Tuner<'_> {
         }
         let overlap = state.circuit.as_ref().map_or(1.0, |before| before.jaccard(&circuit));
         state.circuit = Some(circuit);
+        let nodes = Some(NodeScores::of(graph, &importance));
         let prune_seconds = start.elapsed().as_secs_f64();
-        Ok(Found { metric: Some(found.metric), overlap, prune_seconds, run })
+        Ok(Found { metric: Some(found.metric), nodes, overlap, prune_seconds, run })
     }
 
     fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {

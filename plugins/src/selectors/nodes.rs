@@ -11,9 +11,14 @@ struct Nodes {}
 
 impl ParamSelector for Nodes {
     fn select(&self, circuit: &Circuit, model: &dyn Model, _seed: u64) -> Result<Selection> {
-        let owners = circuit.owners();
-        Ok(Selection::blocks(model.parameters(), |_, block| owners.contains(&block.owner)))
+        Ok(owned(circuit, model))
     }
+}
+
+/// The rows that a circuit's nodes own.
+pub(super) fn owned(circuit: &Circuit, model: &dyn Model) -> Selection {
+    let owners = circuit.owners();
+    Selection::blocks(model.parameters(), |_, block| owners.contains(&block.owner))
 }
 
 register!(dyn ParamSelector, Nodes, "nodes", "the rows that the circuit's nodes own");

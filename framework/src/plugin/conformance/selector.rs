@@ -1,14 +1,16 @@
 //! What a parameter selector must keep to.
 
 use crate::graph::circuit::{Circuit, Edge};
+use crate::graph::scores::NodeScores;
 use crate::model::Model;
-use crate::tuning::selector::ParamSelector;
+use crate::tuning::selector::{ParamSelector, Reference};
 use crate::weights::parameters::{Owner, Parameters, Selection};
 use crate::{Result, refuse};
 
 /// Checks that a selector answers the same again, names only rows there are, survives a circuit
 /// without edges, and, where it depends on the circuit, selects nothing for that one, never what no
-/// node owns, and no less for a larger circuit.
+/// node owns, and no less for a larger circuit. As a control it is held to the first two, and to what no node
+/// owns.
 ///
 /// # Errors
 /// Saying what is broken.
@@ -17,6 +19,10 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
     let mut smaller: Option<Selection> = None;
     for circuit in growing(model) {
         let edges = circuit.edges.len();
+        control(selector, &circuit, model, seed)?;
+        if selector.needs_node_scores() {
+            continue;
+        }
         let selection = selector.select(&circuit, model, seed)?;
         if selection != selector.select(&circuit, model, seed)? {
             refuse!("with a circuit of {edges} edges, the same arguments give another selection");
@@ -28,18 +34,7 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
         if edges == 0 && selection.count(parameters) > 0 {
             refuse!("an empty circuit selects {} parameters", selection.count(parameters));
         }
-        for (id, parameter) in parameters.iter() {
-            let shared = parameter.blocks.iter().filter(|block| block.owner == Owner::Shared);
-            for block in shared {
-                let mut ranges = selection.ranges(id).iter();
-                if ranges.any(|r| r.start < block.rows.end && block.rows.start < r.end) {
-                    refuse!(
-                        "with a circuit of {edges} edges, rows of `{}` are selected that no node owns",
-                        parameter.name
-                    );
-                }
-            }
-        }
+        check_owned(&selection, parameters, edges)?;
         if let Some(smaller) = &smaller {
             let mut both = smaller.clone();
             both.extend(&selection);
@@ -48,6 +43,52 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
             }
         }
         smaller = Some(selection);
+    }
+    Ok(())
+}
+
+/// Checks a selector as a control of a run that tunes what the circuit's nodes own.
+fn control(
+    selector: &dyn ParamSelector,
+    circuit: &Circuit,
+    model: &dyn Model,
+    seed: u64,
+) -> Result<()> {
+    let (parameters, owners) = (model.parameters(), circuit.owners());
+    let owned = Selection::blocks(parameters, |_, block| owners.contains(&block.owner));
+    let graph = model.graph();
+    let importance: Vec<f32> = (0..graph.writers().len() * graph.readers().len())
+        .map(|index| 1.0 / (1.0 + index as f32))
+        .collect();
+    let nodes = NodeScores::of(graph, &importance);
+    let tuned = Reference { circuit, selection: &owned, nodes: Some(&nodes) };
+    let selection = selector.control(&tuned, model, seed)?;
+    let edges = circuit.edges.len();
+    if selection != selector.control(&tuned, model, seed)? {
+        refuse!(
+            "as a control of a circuit of {edges} edges, the same arguments give another selection"
+        );
+    }
+    check_rows(&selection, parameters)?;
+    match selector.needs_circuit() {
+        true => check_owned(&selection, parameters, edges),
+        false => Ok(()),
+    }
+}
+
+/// Refuses rows that are no node's own.
+fn check_owned(selection: &Selection, parameters: &Parameters, edges: usize) -> Result<()> {
+    for (id, parameter) in parameters.iter() {
+        let shared = parameter.blocks.iter().filter(|block| block.owner == Owner::Shared);
+        for block in shared {
+            let mut ranges = selection.ranges(id).iter();
+            if ranges.any(|r| r.start < block.rows.end && block.rows.start < r.end) {
+                refuse!(
+                    "with a circuit of {edges} edges, rows of `{}` are selected that no node owns",
+                    parameter.name
+                );
+            }
+        }
     }
     Ok(())
 }
