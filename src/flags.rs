@@ -74,6 +74,9 @@ pub(crate) const DISCOVERY: &[Flag] = &[
     flag("prune", "pruning.rule", "RULE"),
 ];
 
+/// How sure scores and circuit are.
+pub(crate) const BOOTSTRAP: &[Flag] = &[flag("bootstrap", "discovery.bootstrap", "N")];
+
 /// Sequences a forward pass, where nothing is tuned.
 pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag("batch-size", "discovery.batch_size", "N")];
 
@@ -91,6 +94,13 @@ pub(crate) const FAITHFULNESS: &[Flag] = &[
     },
     flag("ranking", "faithfulness.ranking", "RANKING"),
     Flag { reading: Reading::List, ..flag("fractions", "faithfulness.fractions", "X,…") },
+    flag("batch-size", "evaluation_batch_size", "N"),
+];
+
+/// How nodes are analysed.
+pub(crate) const ANALYSIS: &[Flag] = &[
+    text("metric", "metric.name", "METRIC"),
+    flag("examples", "analysis_examples", "N"),
     flag("batch-size", "evaluation_batch_size", "N"),
 ];
 
@@ -113,6 +123,7 @@ pub(crate) const TUNING: &[Flag] = &[
     flag("objective", "tuning.objective", "OBJECTIVE"),
     flag("key-weight-p", "tuning.key_weight_p", "P"),
     text("circuit", "tuning.circuit", "FILE"),
+    Flag { reading: Reading::List, ..flag("analyses", "analyses", "NAME,…") },
 ];
 
 /// Adds flags to a command, and `--set`. Help shows each setting's description and default.
@@ -277,8 +288,18 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
 mod tests {
     use super::*;
 
-    const ALL: [&[Flag]; 8] =
-        [MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH, ABLATION, FAITHFULNESS, TUNING];
+    const ALL: [&[Flag]; 10] = [
+        MODEL,
+        COMPUTING,
+        TASK,
+        DISCOVERY,
+        BOOTSTRAP,
+        DISCOVERY_BATCH,
+        ABLATION,
+        FAITHFULNESS,
+        ANALYSIS,
+        TUNING,
+    ];
 
     /// So that `--data 123` is a file's name, and no flag is left behind when its setting is renamed.
     #[test]

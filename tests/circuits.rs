@@ -10,6 +10,7 @@ use circuit_framework::graph::edge_set::EdgeSet;
 use circuit_framework::graph::pruning::Pruning;
 use circuit_framework::graph::{Graph, Kind, Node, Reader, Writer};
 use circuit_framework::pass::{Ablated, AblatedEdges};
+use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::{
     Dataset, Device, Error, Evaluation, Example, Generation, MeasuringMetric, Model, Pass,
@@ -60,6 +61,7 @@ fn of<'a>(
         prune: true,
         batch_size: 2,
         report: &progress::silent,
+        peers: &Alone,
     }
 }
 
@@ -267,13 +269,14 @@ proptest! {
             setting: Setting { tokenizer: None, context: 16, seed: 0, counterfactuals: false },
             batch_size: 3,
             report: &progress::silent,
+            peers: &Alone,
             folder: None,
             untuned: None,
             circuit: None,
         };
         let all = &evaluation.all;
         let in_force =
-            |kept: &EdgeSet| CircuitInForce::new(&*model, (all, kept), ablation, &examples, 2).unwrap();
+            |kept: &EdgeSet| CircuitInForce::new(&*model, (all, kept), ablation, &examples, 2, &Alone).unwrap();
         let options = Generation { max_new_tokens: 3, temperature: 0.0 };
         let prompts = [vec![1, 2, 3], vec![4]];
         let whole = in_force(all);

@@ -217,6 +217,7 @@ fn list_shows_everything_registered() {
             "logic",
             "math",
             "mcqa",
+            "mixture",
             "multiple_choice",
             "perplexity",
             "reading",

@@ -101,7 +101,10 @@ fn edges_are_written_as_a_table() {
     let found = object(&succeeds(here, &words(&format!("discover {SMALL} {line}"))));
     let table = std::fs::read_to_string(here.join("t.csv")).unwrap();
     let mut lines = table.lines();
-    assert_eq!(lines.next(), Some("writer,reader,layer,score,in_circuit"));
+    assert_eq!(
+        lines.next(),
+        Some("writer,reader,layer,score,standard_error,resample_share,in_circuit")
+    );
     let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
     assert_eq!(rows.len() as u64, found["graph_edges"].as_u64().unwrap());
     let tensors =
@@ -116,12 +119,12 @@ fn edges_are_written_as_a_table() {
     let edges = circuit["edges"].as_array().unwrap();
     for row in &rows {
         let edge = edges.iter().find(|edge| edge["writer"] == row[0] && edge["reader"] == row[1]);
-        assert_eq!(row[4], edge.is_some().to_string(), "{row:?}");
+        assert_eq!(row[6], edge.is_some().to_string(), "{row:?}");
         assert!(edge.is_none_or(
             |edge| edge["score"].as_f64().unwrap() as f32 == row[3].parse::<f32>().unwrap()
         ));
         let layer = row[1].split('.').nth(1).unwrap_or_default();
         assert_eq!(row[2], layer, "{row:?}");
     }
-    assert_eq!(rows.iter().filter(|row| row[4] == "true").count(), 7);
+    assert_eq!(rows.iter().filter(|row| row[6] == "true").count(), 7);
 }

@@ -83,6 +83,7 @@ const NO_SETTINGS: &[&str] = &[
     "--plot",
     "--drawing",
     "--table",
+    "--per-example",
     "--markdown",
     "--no-shuffle",
     "--text",

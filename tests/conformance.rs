@@ -61,7 +61,7 @@ fn tasks_conform() {
     for registered in registry::all::<dyn Task>().unwrap() {
         let fixture = |file: &str| repository("tasks/fixtures").join(file);
         let data = match registered.name {
-            "agreement" | "arithmetic" | "greater_than" | "ioi" | "mcqa" => None,
+            "agreement" | "arithmetic" | "greater_than" | "ioi" | "mcqa" | "mixture" => None,
             "bias" => Some(fixture("bug.csv")),
             "logic" => Some(fixture("logic")),
             "math" => Some(fixture("math.jsonl")),
@@ -79,6 +79,7 @@ fn tasks_conform() {
             "logic" => "test_share = 0.5\n",
             // The tokenizer has a token a digit.
             "arithmetic" => "largest = 9\n",
+            "mixture" => "tasks = [{ name = \"ioi\" }, { name = \"mcqa\", weight = 2 }]\n",
             _ => "",
         };
         let task: Box<dyn Task> = plugin(registered.name, &options);
@@ -144,8 +145,8 @@ impl Task for Wrong {
             tokens: vec![1, 2, calls],
             predicted: self.predicted.clone(),
             keys: vec![circuit_framework::Key { position: 2, correct: vec![2], wrong: Vec::new() }],
-            counterfactual: None,
             origin: "made".to_owned(),
+            ..Example::default()
         }]))
     }
 }
@@ -172,7 +173,7 @@ fn what_is_broken_does_not_conform() {
     fails(conformance::metric(&Detached, &*model, &examples), "central differences");
     fails(conformance::metric(&Padded, &*model, &examples), "padding");
     fails(conformance::selector(&Changing(AtomicUsize::new(0)), &*model, 0), "another selection");
-    fails(conformance::selector(&Shared, &*model, 0), "no node's own");
+    fails(conformance::selector(&Shared, &*model, 0), "that no node owns");
     let setting = Setting { tokenizer: None, context: 8, seed: 0, counterfactuals: false };
     let task = |predicted| Wrong { calls: AtomicUsize::new(0), predicted };
     fails(conformance::task(&task(1..3), &setting, 100), "gives other examples");

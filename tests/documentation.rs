@@ -50,7 +50,7 @@ fn follow(document: &str, folder: &Path) -> usize {
 #[test]
 fn readme_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("README.md", folder.path()), 17);
+    assert_eq!(follow("README.md", folder.path()), 18);
     for file in [
         "scores.safetensors",
         "circuit.svg",
@@ -59,6 +59,8 @@ fn readme_commands_run() {
         "curve.svg",
         "mine/summary.json",
         "back.json",
+        "edges.csv",
+        "each.safetensors",
     ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }
@@ -103,6 +105,27 @@ fn what_a_run_leaves_is_documented() {
         let value: serde_json::Value = values.next().unwrap().unwrap();
         value.as_object().unwrap().keys().for_each(|key| documented(key));
     }
+}
+
+/// The head that the page comes to is the one that the analyses find, and its picture is what they draw.
+#[test]
+fn analyses_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/analyses.md", folder.path()), 7);
+    let page = std::fs::read_to_string(repository("docs/analyses.md")).unwrap();
+    let paths = std::fs::read_to_string(folder.path().join("paths.json")).unwrap();
+    let paths: serde_json::Value = serde_json::from_str(&paths).unwrap();
+    for of in paths["nodes"].as_array().unwrap() {
+        // The first in the page's table of paths; the other tables have the run's tuned direction.
+        let line = page.lines().filter(|line| line.contains(of["node"].as_str().unwrap()));
+        let shown = line.filter_map(|line| line.split('|').nth(2)?.trim().parse::<f64>().ok());
+        let effect = of["effect"].as_f64().unwrap();
+        assert!(shown.into_iter().any(|shown| (shown - effect).abs() < 0.01), "{of}");
+    }
+    let picture = std::fs::read_to_string(repository("docs/analyses.svg")).unwrap();
+    let drawn = std::fs::read_to_string(folder.path().join("attention.svg")).unwrap();
+    assert_eq!(picture.lines().count(), drawn.lines().count());
+    assert!(folder.path().join("run/analysis-after/roles.csv").exists());
 }
 
 /// What its scripts leave stands in it, which their own tests hold against them.

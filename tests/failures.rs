@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use circuit_framework::lora::Adapters;
+use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, Summary};
 use circuit_framework::{
@@ -122,6 +123,7 @@ fn run_with(
         tokenizer: tokenizer.as_ref(),
         save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
         report: &progress::silent,
+        peers: &Alone,
         data: Default::default(),
     };
     if folder.exists() { runner.resume(folder) } else { runner.run(folder) }

@@ -5,6 +5,7 @@ use candle_core::DType;
 use circuit_framework::data::chat::Message;
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::ops::composed::everywhere;
+use circuit_framework::peers::Alone;
 use circuit_framework::{Evaluation, Generation, Model, Pass, Setting, Tensor, progress};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ fn evaluation(model: &dyn Model, batch_size: usize) -> Evaluation<'_> {
         setting: Setting { tokenizer: None, context: CONTEXT, seed: 7, counterfactuals: false },
         batch_size,
         report: &progress::silent,
+        peers: &Alone,
         folder: None,
         untuned: None,
         circuit: None,

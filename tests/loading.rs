@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use circuit_framework::peers::Alone;
 use circuit_framework::run::Runner;
 use circuit_framework::run::experiment::{Experiment, ModelChoice, Plugins};
 use circuit_framework::{
@@ -35,8 +36,8 @@ fn examples() -> Vec<Example> {
         tokens: vec![token, 9, token],
         predicted: 1..3,
         keys: vec![Key { position: 2, correct: vec![token], wrong: vec![9] }],
-        counterfactual: None,
         origin: format!("repeat {token}"),
+        ..Example::default()
     };
     (1..5).map(example).collect()
 }
@@ -64,6 +65,7 @@ fn a_run_loads_each_split_once() {
         tokenizer: loaded.tokenizer.as_ref(),
         save: &|_, _| Ok(()),
         report: &|_| (),
+        peers: &Alone,
         data: Default::default(),
     };
     let folder = tempfile::tempdir().unwrap();
@@ -122,6 +124,7 @@ fn a_task_whose_data_panics_is_named() {
         setting,
         batch_size: 1,
         report: &|_| (),
+        peers: &Alone,
         folder: None,
         untuned: None,
         circuit: None,

@@ -10,9 +10,12 @@ use circuit_metrics as _;
 use circuit_plugins as _;
 use circuit_tasks as _;
 
+mod analysis;
 mod bfloat16;
+mod bootstrap;
 mod circuits;
 mod command_line;
+mod commands_analyze;
 mod commands_draw;
 mod commands_logits;
 mod commands_output;
@@ -42,6 +45,7 @@ mod numbers;
 mod oracles;
 mod own_program;
 mod pass;
+mod peers;
 #[cfg(feature = "runtime")]
 mod plugins;
 mod properties;

@@ -1,6 +1,7 @@
 //! Metrics against their definitions, computed the slow way from the logits.
 
 use circuit_framework::pass::scalar;
+use circuit_framework::peers::Alone;
 use circuit_framework::{
     Batch, Evaluation, Example, MeasuringMetric, Model, Pass, PatchingMetric, Setting, Tensor,
     progress,
@@ -55,6 +56,7 @@ fn evaluation<'a>(model: &'a dyn Model, untuned: Option<&'a [Tensor]>) -> Evalua
         },
         batch_size: 2,
         report: &progress::silent,
+        peers: &Alone,
         folder: None,
         untuned,
         circuit: None,

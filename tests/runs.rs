@@ -42,6 +42,36 @@ fn write_inputs(folder: &Path) {
     std::fs::write(folder.join("mine.toml"), experiment).unwrap();
 }
 
+/// A mixture takes what its tasks give, and is judged as they are.
+#[test]
+fn a_mixture_of_tasks_is_discovered_tuned_and_judged_task_by_task() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let keys = |line: &str| format!("{{\"tokens\": {line}, \"key_positions\": [5]}}\n");
+    let lines = keys("[1, 3, 119, 1, 4, 83, 98]").repeat(6);
+    std::fs::write(here.join("keys.jsonl"), lines).unwrap();
+    let task = |task: &str| {
+        let sizes = "[tuning]\nsteps = 2\n[pruning]\ntop_n = 20\n";
+        format!("metric = {{ name = \"loss\" }}\n[task]\n{task}\n{sizes}")
+    };
+    let agreement = "name = \"agreement\"\ntrain_examples = 9\ntest_examples = 8";
+    let mixture = "name = \"mixture\"\ntasks = [{ name = \"agreement\", train_examples = 9, test_examples = 8 }, \
+                   { name = \"tokens\", weight = 2, data = \"keys.jsonl\" }]";
+    std::fs::write(here.join("one.toml"), task(agreement)).unwrap();
+    std::fs::write(here.join("mixture.toml"), task(mixture)).unwrap();
+    succeeds(here, &words("run one.toml --out one"));
+    succeeds(here, &words("run mixture.toml --out mixture"));
+    let [one, mixture] = ["one", "mixture"].map(|run| json(&here.join(run).join("summary.json")));
+    for (name, value) in one["before"].as_object().unwrap() {
+        assert_eq!(mixture["before"][&format!("agreement.{name}")], *value, "{name}");
+    }
+    assert!(figure(&mixture, "after", "tokens.loss") < figure(&mixture, "before", "tokens.loss"));
+    // Six of one task, three of the other: as many as there are in that proportion.
+    let circuit = json(&here.join("mixture/circuit-before.json"));
+    assert_eq!(circuit["provenance"]["examples"], 9);
+    refuses(here, &words("eval --task mixture"), &["there are no tasks"]);
+}
+
 #[test]
 fn other_tasks_and_metrics_are_evaluated_beside_the_own_and_runs_compared() {
     let folder = tempfile::tempdir().unwrap();

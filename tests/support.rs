@@ -240,6 +240,7 @@ pub fn examples(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Exam
             }),
             tokens,
             origin: "a random example".to_owned(),
+            ..Example::default()
         });
     prop::collection::vec(example, count)
 }

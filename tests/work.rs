@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use circuit_framework::peers::Alone;
 use circuit_framework::run::Runner;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::tuning::gradients::Gradients;
@@ -53,6 +54,7 @@ fn an_experiment_is_prepared_once() {
         tokenizer: loaded.tokenizer.as_ref(),
         save: &|folder, model| circuit_models::save(folder, model, None),
         report: &progress::silent,
+        peers: &Alone,
         data: Default::default(),
     };
     let folder = tempfile::tempdir().unwrap();
@@ -91,6 +93,7 @@ proptest! {
             setting: Setting { tokenizer: None, context: model.context(), seed: 0, counterfactuals: false },
             batch_size: 2,
             report: &|_| seen.borrow_mut().push(first_weight(&*model)),
+            peers: &Alone,
             folder: None,
             untuned: Some(&untuned),
             circuit: None,

@@ -14,6 +14,7 @@
 //! | [`model`] | [`Model`], [`Architecture`], checkpoints, the decoder builder |
 //! | [`lora`] | low-rank adapters and PEFT's files |
 //! | [`evaluation`] | [`Task`], metrics, running a model over examples, circuits put to the test |
+//! | [`analysis`] | what single nodes do: direct effects, attention, paths, roles |
 //! | [`attribution`] | [`AttributionMethod`], and what methods are made of |
 //! | [`results`] | files of scores and circuits and where they came from, drawings, other tools' formats |
 //! | [`tuning`] | [`ParamSelector`], a step, the optimizer, the state between steps |
@@ -23,6 +24,7 @@
 //! Terms are TransformerLens', EAP-IG's and Hugging Face's; what is computed is defined in the paper, arXiv
 //! 2502.06106.
 
+pub mod analysis;
 pub mod attribution;
 pub mod data;
 mod error;
@@ -33,6 +35,7 @@ pub mod lora;
 pub mod model;
 pub mod ops;
 pub mod pass;
+pub mod peers;
 pub mod plugin;
 pub mod progress;
 mod range;

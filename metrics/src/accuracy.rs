@@ -13,19 +13,15 @@ struct Accuracy {}
 
 impl MeasuringMetric for Accuracy {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
-        let (mut hits, mut keys) = (0, 0);
-        evaluation.for_each_batch(examples, |_, batch, readout| {
-            let here: Vec<_> = batch.keys().collect();
-            let likeliest = answers::all_logits(readout, &here)?.argmax(1)?.to_vec1::<u32>()?;
-            hits += here
-                .iter()
-                .zip(&likeliest)
-                .filter(|((_, key, _), t)| key.correct.contains(t))
+        let [hits, keys] = evaluation.sums(examples, |batch, readout| {
+            let keys: Vec<_> = batch.keys().collect();
+            let likeliest = answers::all_logits(readout, &keys)?.argmax(1)?.to_vec1::<u32>()?;
+            let hits = (keys.iter().zip(&likeliest))
+                .filter(|((_, key, _), token)| key.correct.contains(token))
                 .count();
-            keys += likeliest.len();
-            Ok(())
+            Ok([hits as f64, keys.len() as f64])
         })?;
-        Ok(hits as f64 / keys as f64)
+        Ok(hits / keys)
     }
 
     fn check(&self, example: &Example) -> Result<()> {

@@ -5,7 +5,8 @@
 use candle_core::DType;
 use circuit_framework::attribution::Positions;
 use circuit_framework::{
-    Batch, Evaluation, Example, MeasuringMetric, Result, Tensor, evaluation::answers, register,
+    Batch, Evaluation, Example, MeasuringMetric, Readout, Result, Tensor, evaluation::answers,
+    refuse, register,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,34 +37,30 @@ impl KlDivergence {
         }
     }
 
-    /// Calls `f` with log p [places, vocabulary] of every batch, in the same order each time.
-    fn for_each_batch(
-        &self,
-        evaluation: &Evaluation,
-        examples: &[Example],
-        mut f: impl FnMut(Tensor) -> Result<()>,
-    ) -> Result<()> {
-        evaluation.for_each_batch(examples, |_, batch, readout| {
-            f(answers::log_probs(&readout.logits(&self.rows(batch))?)?)
-        })
+    /// log p [places, vocabulary] of a batch.
+    fn log_probs(&self, batch: &Batch, readout: &Readout) -> Result<Tensor> {
+        answers::log_probs(&readout.logits(&self.rows(batch))?)
     }
 
     /// KL summed over the places of some examples. The untuned weights are put in place once.
     fn sum(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
         let mut untuned = Vec::new();
         evaluation.untuned(|| {
-            self.for_each_batch(evaluation, examples, |log_probs| {
-                untuned.push(log_probs);
-                Ok(())
+            evaluation.sums(examples, |batch, readout| {
+                untuned.push(self.log_probs(batch, readout)?);
+                Ok([])
             })
         })?;
-        let (mut sum, mut untuned) = (0.0, untuned.into_iter());
-        self.for_each_batch(evaluation, examples, |tuned| {
-            if let Some(untuned) = untuned.next() {
-                let terms: Tensor = (untuned.exp()? * (&untuned - tuned)?)?;
-                sum += terms.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-            }
-            Ok(())
+        let mut untuned = untuned.into_iter();
+        let [sum] = evaluation.sums(examples, |batch, readout| {
+            let tuned = self.log_probs(batch, readout)?;
+            let Some(untuned) = untuned.next() else {
+                refuse!(
+                    "kl_divergence: the model was run on fewer batches before tuning than after"
+                );
+            };
+            let terms: Tensor = (untuned.exp()? * (&untuned - tuned)?)?;
+            Ok([terms.to_dtype(DType::F64)?.sum_all()?.to_scalar()?])
         })?;
         Ok(sum)
     }
@@ -130,8 +127,8 @@ mod tests {
             tokens: vec![0; length],
             predicted: 0..length,
             keys: Vec::new(),
-            counterfactual: None,
             origin: String::new(),
+            ..Example::default()
         };
         let examples: Vec<Example> = [2, 3, 1, 9, 4, 1].map(example).into();
         let lengths = |most: usize| -> Vec<usize> {

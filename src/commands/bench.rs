@@ -146,9 +146,9 @@ fn examples(model: &dyn Model, count: usize, seq: usize, seed: u64) -> Vec<Examp
         Example {
             predicted: 1..seq,
             keys: vec![key(seq / 2), key(seq - 1)],
-            counterfactual: None,
             origin: format!("random example {index}"),
             tokens,
+            ..Example::default()
         }
     };
     (0..count).map(example).collect()

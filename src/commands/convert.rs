@@ -106,7 +106,7 @@ fn from_eap_ig(
 ) -> Result<Outcome> {
     let Converted { result: (circuit, all), losses } = Correspondence::of(model)?.read(file)?;
     let edges = circuit.edges.len();
-    CircuitFile { provenance: None, edges: circuit.edges }.write(out)?;
+    CircuitFile { provenance: None, bootstrap: None, edges: circuit.edges }.write(out)?;
     let mut files = vec![out.to_owned()];
     if let Some(path) = scores {
         all.save(&path, None)?;

@@ -1,32 +1,43 @@
 //! `discover`: score the edges, cut the circuit, write both down.
 
 use anyhow::Result;
+use circuit_framework::attribution::Bootstrap;
 use circuit_framework::files;
 use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::results::drawing::Drawing;
 use circuit_framework::results::table;
+use circuit_framework::run::Found;
 use clap::{ArgMatches, Command};
 use serde::Serialize;
+use toml::Table;
 
 use super::{json_flag, output, path, show, with_runner};
-use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
+use crate::flags::{self, BOOTSTRAP, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
 
-const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
+const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, BOOTSTRAP, DISCOVERY_BATCH];
 
-pub(crate) fn command() -> Command {
-    flags::add(
-        Command::new("discover").about("Find the circuit: score every edge, keep the best"),
-        FLAGS,
-    )
-    .arg(output("scores", "OUT.safetensors", "Write all scores here"))
-    .arg(output("circuit", "OUT.json", "Write the circuit here"))
-    .arg(output("table", "OUT.csv", "Write all edges here, a line each, for pandas and R"))
-    .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
-    .arg(json_flag())
+/// A look at a circuit takes no longer than it must.
+fn defaults() -> Table {
+    toml::toml! {
+        discovery = { bootstrap = 0 }
+    }
 }
 
+pub(crate) fn command() -> Command {
+    let about = "Find the circuit: score every edge, keep the best";
+    let per_example = "Write each example's own scores here, a float32 matrix an example";
+    flags::add_over(Command::new("discover").about(about), FLAGS, &defaults())
+        .arg(output("scores", "OUT.safetensors", "Write all scores here"))
+        .arg(output("per-example", "OUT.safetensors", per_example))
+        .arg(output("circuit", "OUT.json", "Write the circuit here"))
+        .arg(output("table", "OUT.csv", "Write all edges here, a line each, for pandas and R"))
+        .arg(output("drawing", "OUT.svg", "Draw the circuit here"))
+        .arg(json_flag())
+}
+
+/// What is shown.
 #[derive(Serialize)]
-struct Found {
+struct Shown {
     /// Over all examples.
     metric: f64,
     /// How many the graph has.
@@ -35,19 +46,19 @@ struct Found {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let experiment = flags::experiment(matches, FLAGS)?;
+    let mut table = defaults();
+    flags::apply(matches, FLAGS, &mut table)?;
+    let experiment = flags::from_table(table, "settings")?;
     with_runner(&experiment, |runner| {
         let examples = runner.examples()?;
-        let (found, circuit) = runner.discover(examples)?;
+        let found = runner.discover_into(examples, path(matches, "per-example").as_deref())?;
+        let Found { scores, metric, circuit, certainty } = found;
         let provenance = runner.provenance(examples);
         if let Some(path) = path(matches, "scores") {
-            found.scores.save(&path, &provenance)?;
-        }
-        if let Some(path) = path(matches, "circuit") {
-            circuit.save(&path, &provenance)?;
+            scores.save_with(&path, &provenance, certainty.as_ref())?;
         }
         if let Some(path) = path(matches, "table") {
-            let table = table::edges(&found.scores, &circuit);
+            let table = table::edges(&scores, &circuit, certainty.as_ref());
             files::write_atomically(&path, table.as_bytes())?;
         }
         if let Some(path) = path(matches, "drawing") {
@@ -55,17 +66,27 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
                 Drawing::of(&circuit.edges, &super::draw::title(&provenance), &provenance);
             files::write_atomically(&path, drawing.svg().as_bytes())?;
         }
-        let graph_edges = found.scores.graph.edge_count();
-        let circuit = CircuitFile::new(circuit, provenance);
-        show(matches, &Found { metric: found.metric, graph_edges, circuit }, print)
+        let circuit = CircuitFile::new(circuit, provenance, certainty.map(|c| c.bootstrap));
+        if let Some(path) = path(matches, "circuit") {
+            circuit.write(&path)?;
+        }
+        let graph_edges = scores.graph.edge_count();
+        show(matches, &Shown { metric, graph_edges, circuit }, print)
     })
 }
 
-fn print(Found { metric, graph_edges, circuit }: &Found) {
+fn print(Shown { metric, graph_edges, circuit }: &Shown) {
     println!("metric   {metric:.6}");
     println!("circuit  {} of {graph_edges} edges", circuit.edges.len());
+    if let Some(Bootstrap { resamples, overlap }) = circuit.bootstrap {
+        println!("overlap  {overlap:.4} on average with the circuits of {resamples} resamples");
+    }
     println!("the strongest:");
     for edge in circuit.edges.iter().take(10) {
-        println!("  {:>12.4e}  {} → {}", edge.score, edge.writer, edge.reader);
+        let sure = match edge.standard_error.zip(edge.resample_share) {
+            Some((error, share)) => format!(" ± {error:.1e}  in {:>3.0} %", 100.0 * share),
+            None => String::new(),
+        };
+        println!("  {:>12.4e}{sure}  {} → {}", edge.score, edge.writer, edge.reader);
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let file = path(matches, "circuit").unwrap_or_default();
-    let CircuitFile { provenance, edges } = CircuitFile::read(&file)?;
+    let CircuitFile { provenance, edges, .. } = CircuitFile::read(&file)?;
     let model = match matches.contains_id("model") {
         true => Some(circuit_models::load(&flags::experiment(matches, FLAGS)?.model)?.model),
         false => None,

@@ -26,10 +26,10 @@ const TOP: usize = 200;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, DISCOVERY_BATCH];
 
-/// Exact edge patching knows no other positions.
+/// Exact edge patching knows no other positions. Nobody is shown a bootstrap.
 fn defaults() -> Table {
     toml::toml! {
-        discovery = { positions = "all" }
+        discovery = { positions = "all", bootstrap = 0 }
     }
 }
 
@@ -89,7 +89,7 @@ struct Row {
     cmd: Option<f64>,
     /// The Jaccard index of its circuit with each method's, in the order of `methods`.
     overlaps: Vec<f64>,
-    /// Of the discovery.
+    /// How long the discovery took.
     seconds: f64,
 }
 
@@ -133,7 +133,7 @@ fn top_of(runner: &Runner, asked: Option<usize>) -> Result<usize> {
     }
 }
 
-/// The same experiment by another method, with circuits of `top` edges where nobody says how many.
+/// The experiment with another method, with circuits of `top` edges where nobody says how many.
 fn with_method(experiment: &Experiment, method: &str, top: usize) -> Experiment {
     let Experiment { discovery, pruning, .. } = experiment.clone();
     let method = MethodChoice::named(method.trim());
@@ -174,11 +174,11 @@ fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Co
 
 fn discover(runner: &Runner) -> Result<Found> {
     let start = Instant::now();
-    let (found, circuit) = runner.discover(runner.examples()?)?;
+    let found = runner.discover(runner.examples()?)?;
     Ok(Found {
         method: runner.experiment.discovery.method.name.clone(),
         scores: found.scores,
-        circuit,
+        circuit: found.circuit,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

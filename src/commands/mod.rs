@@ -1,5 +1,6 @@
 //! One file a subcommand; here what several of them share: loading, showing results, printing figures.
 
+pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod convert;
@@ -24,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, SUMMARY};
 use circuit_framework::{Figures, files};
@@ -50,6 +52,7 @@ fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<
         tokenizer: tokenizer.as_ref(),
         save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
         report: &|progress| display.show(&progress),
+        peers: &Alone,
         data: Default::default(),
     })
 }

@@ -137,6 +137,7 @@ fn example(line: &str, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
         keys,
         counterfactual,
         origin: origin.to_owned(),
+        ..Example::default()
     })
 }
 

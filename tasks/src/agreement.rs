@@ -9,10 +9,14 @@
 //!
 //! A flipped verb stands behind the position that is read, so it is no counterfactual. Generated
 //! sentences carry one, and prepared ones where they can: the subject's number flipped.
+//!
+//! Marked are the `subject` and the `attractor`, the nouns of the other number before the verb; in a
+//! sentence of several verbs those of all of them.
 
 mod alignment;
 mod counterfactual;
 mod grammar;
+mod marks;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -61,12 +65,20 @@ struct Verb {
     flipped: String,
 }
 
+/// What is marked.
+const SUBJECT: &str = "subject";
+const ATTRACTOR: &str = "attractor";
+
+/// A part of a text, in bytes, and what it is called.
+type Mark = (&'static str, Range<usize>);
+
 /// A text with its verbs, and a text of the same form whose subject has the other number.
 #[derive(Clone, Debug)]
 struct Sentence {
     text: String,
     verbs: Vec<Verb>,
     counterfactual: Option<Box<Sentence>>,
+    marks: Vec<Mark>,
     origin: String,
 }
 
@@ -123,7 +135,9 @@ impl Sentence {
             tokens,
             keys,
             counterfactual,
+            spans: tokenizer.spans(&self.text, self.marks.iter().cloned())?,
             origin: self.origin.clone(),
+            ..Example::default()
         }))
     }
 }
@@ -138,6 +152,12 @@ struct Line {
     clean_verb_pos: Option<Vec<usize>>,
     clean_verb_ids: Option<Vec<u32>>,
     counterfactual: Option<counterfactual::Marked>,
+    /// Of each verb, in clean_text; first character and the one behind the last, in Unicode's code points.
+    #[serde(default)]
+    subject_spans: Vec<Option<[usize; 2]>>,
+    /// Of each verb all.
+    #[serde(default)]
+    attractor_spans: Vec<Vec<[usize; 2]>>,
 }
 
 /// Counts of what a file's lines came to.
@@ -186,10 +206,11 @@ fn read(
             tally.alone.insert(number);
             continue;
         }
-        let Some((clean, flipped)) = alignment::align(line, &origin) else {
+        let Some((mut clean, mut flipped)) = alignment::align(line, &origin) else {
             tally.unaligned.insert(number);
             continue;
         };
+        marks::mark(line, (&mut clean, &mut flipped), &origin)?;
         if is_gpt2 && !gpt2_ids_fit(line, tokenizer)? {
             tally.misfits.insert(number);
         }
@@ -370,7 +391,7 @@ register!(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::{fixture, setting, tokenizer};
+    use crate::tests::{fixture, setting, tokenizer, tokenizers};
 
     fn prepared(direction: Direction, counterfactuals: bool) -> Vec<Example> {
         let task =
@@ -403,6 +424,46 @@ mod tests {
             text(&counterfactual.tokens[..other]),
             "the student near the house of the painters wait"
         );
+    }
+
+    /// The words at a span, one for each mark that has room between it and the next.
+    fn words(example: &Example, name: &str, tokenizer: &Tokenizer) -> String {
+        let span = example.spans.get(name).map_or(&[][..], |span| span);
+        let tokens: Vec<u32> = span.iter().map(|&position| example.tokens[position]).collect();
+        tokenizer.decode(&tokens).unwrap().replace(' ', "")
+    }
+
+    #[test]
+    fn subjects_and_attractors_are_marked_in_both_forms_and_all_tokenizers() {
+        for tokenizer in tokenizers() {
+            for direction in [Direction::Agreement, Direction::Disagreement] {
+                let task = Agreement {
+                    data: Some(fixture("agreement.jsonl")),
+                    direction,
+                    ..Agreement::default()
+                };
+                let setting = Setting { tokenizer: Some(tokenizer), ..setting(4096) };
+                let examples = task.sentences(Split::Train, &setting).unwrap().examples;
+                let marked: Vec<_> = (examples.iter().take(3))
+                    .map(|example| [SUBJECT, ATTRACTOR].map(|name| words(example, name, tokenizer)))
+                    .collect();
+                let expected = [
+                    ["author", "picturesbridges"],
+                    ["students", "house"],
+                    ["key", "cabinetsdoors"],
+                ];
+                assert_eq!(marked, expected);
+                let made = Agreement { direction, ..Agreement::default() };
+                for example in made.sentences(Split::Test, &setting).unwrap().examples {
+                    let text = tokenizer.decode(&example.tokens).unwrap();
+                    let subject = words(&example, SUBJECT, tokenizer);
+                    let before = text.split(&format!(" {subject} ")).next().unwrap();
+                    assert!(before.split(' ').count() <= 2, "the {subject} of {text}");
+                    assert!(example.spans[ATTRACTOR][0] > example.spans[SUBJECT][0]);
+                    assert!(*example.spans[ATTRACTOR].last().unwrap() < example.keys[0].position);
+                }
+            }
+        }
     }
 
     #[test]

@@ -188,6 +188,7 @@ impl Mib {
             prompt: Prompt::new(&self.prompt, &behind(&self.prompt, &own)),
             wrong: wrong.answer().to_owned(),
             counterfactual: wrong,
+            marks: Vec::new(),
         })
     }
 }
@@ -235,6 +236,7 @@ impl Task for Arithmetic {
                 prompt,
                 wrong: other.result.to_string(),
                 counterfactual: other.prompt(self.operation),
+                marks: Vec::new(),
             };
             question.example(setting.tokenizer()?, &origin)
         });

@@ -83,14 +83,21 @@ impl Sentence {
         Ok((tokens, key))
     }
 
+    /// Marked are the pronoun and, where it stands before it, the occupation.
+    fn marks(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+        let occupation = self.occupation_span().map(|span| ("occupation", span));
+        occupation.into_iter().chain([("pronoun", self.pronoun.clone())])
+    }
+
     fn example(&self, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
         let (tokens, key) = self.tokenise(tokenizer)?;
         Ok(Example {
             predicted: 1..tokens.len(),
             keys: vec![key],
             tokens,
-            counterfactual: None,
+            spans: tokenizer.spans(&self.text, self.marks())?,
             origin: origin.to_owned(),
+            ..Example::default()
         })
     }
 
@@ -206,16 +213,10 @@ fn add_counterfactuals(
 impl Sentences {
     /// logit(pronoun) − logit(counter-pronoun) of each sentence.
     fn differences(&self, evaluation: &Evaluation) -> Result<Vec<f64>> {
-        let mut differences = vec![0.0; self.examples.len()];
-        evaluation.for_each_batch(&self.examples, |indices, batch, readout| {
+        evaluation.by_example(&self.examples, |batch, readout| {
             let keys: Vec<_> = batch.keys().collect();
-            let found = answers::logit_differences(readout, &keys)?;
-            for (&(row, ..), difference) in keys.iter().zip(pass::values(&found)?) {
-                differences[indices[row]] = difference;
-            }
-            Ok(())
-        })?;
-        Ok(differences)
+            Ok(pass::values(&answers::logit_differences(readout, &keys)?)?)
+        })
     }
 }
 
@@ -283,6 +284,17 @@ mod tests {
         task.sentences(Split::Train, &setting(4096))
     }
 
+    /// The text of the tokens at a span.
+    fn marked(
+        example: &Example,
+        name: &str,
+        tokenizer: &circuit_framework::data::tokenizer::Tokenizer,
+    ) -> String {
+        let span = example.spans.get(name).map_or(&[][..], |span| span);
+        let tokens: Vec<u32> = span.iter().map(|&at| example.tokens[at]).collect();
+        tokenizer.decode(&tokens).unwrap().trim().to_owned()
+    }
+
     #[test]
     fn the_fixture_of_bug_is_read_and_its_bad_rows_are_named() {
         let error = load(fixture("bug.csv"), BadRows::Stop).unwrap_err().to_string();
@@ -300,6 +312,7 @@ mod tests {
         );
         let tokenizer = crate::tests::tokenizer();
         for (sentence, example) in loaded.sentences.iter().zip(&loaded.examples) {
+            assert_eq!(marked(example, "occupation", tokenizer), sentence.occupation);
             let [key] = &example.keys[..] else { panic!("one key") };
             // Tokens are bytes here, so positions are the text's.
             let own = &sentence.text[sentence.pronoun.clone()];
@@ -345,6 +358,13 @@ mod tests {
             assert!(loaded.examples.len() > 1400, "{}", loaded.examples.len());
             crate::tests::check_counterfactuals(&loaded.examples);
             for (example, sentence) in loaded.examples.iter().zip(&loaded.sentences) {
+                let occupation = marked(example, "occupation", tokenizer);
+                assert!(occupation.eq_ignore_ascii_case(&sentence.occupation), "{occupation}");
+                assert_eq!(
+                    marked(example, "pronoun", tokenizer),
+                    sentence.text[sentence.pronoun.clone()]
+                );
+                assert!(example.spans["pronoun"].contains(&example.keys[0].position));
                 let other = &example.counterfactual.as_ref().unwrap().tokens;
                 let other = tokenizer.decode(other).unwrap();
                 let differing = |a: &str, b: &str| {

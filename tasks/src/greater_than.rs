@@ -7,11 +7,13 @@
 //! own. Where the tokenizer has no two-digit tokens, the tens digit is asked: right are the digits above
 //! the year's, wrong those below, and the year's own is neither, since which way it counts lies with the
 //! digit after it. MIB asks for that digit too and weighs it with the tens digit's probability.
+//!
+//! Marked as `year` are the first year's last two digits, whose number is the value of that name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::example::{Counterfactual, Value};
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{
     Dataset, Error, Example, Key, Result, Setting, Split, Task, refuse, register,
@@ -177,7 +179,7 @@ impl<'a> Reader<'a> {
                 tokens.len()
             );
         }
-        let (_, year) = year(&sentence.clean)?;
+        let (at, year) = year(&sentence.clean)?;
         let (correct, wrong) = match &self.answers {
             Answers::Years(years) => (&years[year + 1..], &years[..=year]),
             Answers::Tens(tens) => (&tens[year / 10 + 1..], &tens[..year / 10]),
@@ -193,6 +195,8 @@ impl<'a> Reader<'a> {
             predicted: position..position + 1,
             keys: vec![Key { position, correct: correct.to_vec(), wrong: wrong.to_vec() }],
             counterfactual: Some(Counterfactual { tokens: other, key_positions: vec![position] }),
+            spans: self.tokenizer.spans(&sentence.clean, [("year", at..at + 2)])?,
+            values: BTreeMap::from([("year".to_owned(), Value::Number(year as f64))]),
             origin: origin.to_owned(),
         })
     }
@@ -298,6 +302,11 @@ mod tests {
                 for example in &examples {
                     let asked = &example.tokens[..example.keys[0].position];
                     let (_, year) = year(&tokenizer.decode(asked).unwrap()).unwrap();
+                    let marked: Vec<u32> =
+                        example.spans["year"].iter().map(|&at| example.tokens[at]).collect();
+                    let marked = tokenizer.decode(&marked).unwrap();
+                    prop_assert_eq!(marked, format!("{:02}", example.number("year").unwrap()));
+                    prop_assert_eq!(example.number("year").unwrap(), year as f64);
                     let Key { correct, wrong, .. } = &example.keys[0];
                     let (right, wrong) = (numbers(correct, tokenizer), numbers(wrong, tokenizer));
                     match right.len() + wrong.len() {

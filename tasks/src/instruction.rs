@@ -54,8 +54,8 @@ impl Item {
             predicted: dialogue.answer..dialogue.tokens.len(),
             keys,
             tokens: dialogue.tokens,
-            counterfactual: None,
             origin: self.origin.clone(),
+            ..Example::default()
         })
     }
 }

@@ -7,10 +7,14 @@
 //! subject is named again, as MIB's. Deviations: the templates and words are fewer and our own; names
 //! are of as many tokens each, so that texts are as long; where a name is several tokens, what is
 //! compared is the first one that differs.
+//!
+//! Marked are `indirect_object` and, where the subject is named first and again, `subject_first` and
+//! `subject_second`.
 
 mod published;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::data::tokenizer::Tokenizer;
@@ -125,6 +129,31 @@ fn interchangeable(tokenizer: &Tokenizer) -> Result<Vec<Vec<&'static str>>> {
     Ok(groups)
 }
 
+/// Where a sentence has its names, in bytes.
+fn marks(text: &str, object: &str, subject: &str) -> Vec<(&'static str, Range<usize>)> {
+    let subjects = mentions(text, subject.trim());
+    let second = subjects.get(1..).and_then(<[_]>::last);
+    [
+        ("indirect_object", mentions(text, object.trim()).first()),
+        ("subject_first", subjects.first()),
+        ("subject_second", second),
+    ]
+    .into_iter()
+    .filter_map(|(name, span)| Some((name, span?.clone())))
+    .collect()
+}
+
+/// Where a name stands in a text as a whole word.
+fn mentions(text: &str, name: &str) -> Vec<Range<usize>> {
+    let is_inside = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    (text.match_indices(name).map(|(start, _)| start..start + name.len()))
+        .filter(|span| {
+            !is_inside(text[..span.start].chars().next_back())
+                && !is_inside(text[span.end..].chars().next())
+        })
+        .collect()
+}
+
 impl Ioi {
     /// A random sentence.
     fn draw(&self, groups: &[Vec<&'static str>], random: &mut ChaCha8Rng) -> Question {
@@ -155,10 +184,12 @@ impl Ioi {
             }
             Change::Flip => (fill([one, two, object]), subject),
         };
+        let text = fill([one, two, subject]);
         Question {
-            prompt: Prompt::new(&fill([one, two, subject]), &format!(" {object}")),
+            prompt: Prompt::new(&text, &format!(" {object}")),
             wrong: format!(" {subject}"),
             counterfactual: Prompt::new(&corrupt, &format!(" {answer}")),
+            marks: marks(&text, object, subject),
         }
     }
 
@@ -225,6 +256,19 @@ mod tests {
         words.filter(|word| NAMES.contains(word)).collect()
     }
 
+    /// The marked tokens say the names, in the order in which they stand, once each.
+    fn check_marks(example: &Example, [object, subject]: [&str; 2], tokenizer: &Tokenizer) {
+        let spans = &example.spans;
+        let text = |name: &str| {
+            let tokens: Vec<u32> = spans[name].iter().map(|&at| example.tokens[at]).collect();
+            tokenizer.decode(&tokens).unwrap().trim().to_owned()
+        };
+        assert_eq!(text("indirect_object"), object);
+        assert_eq!([text("subject_first"), text("subject_second")], [subject, subject]);
+        assert!(spans["subject_first"] < spans["subject_second"]);
+        assert!(spans["indirect_object"] < spans["subject_second"]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() })]
 
@@ -242,10 +286,12 @@ mod tests {
                 check_counterfactuals(&examples);
                 for example in examples {
                     let text = tokenizer.decode(&example.tokens).unwrap();
-                    let other = tokenizer.decode(&example.counterfactual.unwrap().tokens).unwrap();
+                    let other = &example.counterfactual.as_ref().unwrap().tokens;
+                    let other = tokenizer.decode(other).unwrap();
                     let (own, other) = (names(&text), names(&other));
                     let [object, subject] = if abba { [own[0], own[1]] } else { [own[1], own[0]] };
                     prop_assert_eq!(&own[2..], &[subject, object]);
+                    check_marks(&example, [object, subject], tokenizer);
                     prop_assert_ne!(other[3], object, "the counterfactual's answer differs");
                     match flip {
                         true => prop_assert_eq!(&other[..], &[own[0], own[1], object, subject]),
@@ -284,6 +330,7 @@ mod tests {
             check_counterfactuals(&examples);
             let text = tokenizer.decode(&examples[0].tokens).unwrap();
             assert_eq!(text, "As Amy and Tom ate, Tom gave it to Amy");
+            check_marks(&examples[0], ["Amy", "Tom"], tokenizer);
         }
         let task = Ioi { counterfactual: Change::Names, ..task };
         let error = load(&task, Split::Train, tokenizer(), 0).unwrap_err().to_string();
@@ -318,6 +365,7 @@ mod tests {
                 check_counterfactuals(&examples);
                 let text = tokenizer.decode(&examples[0].tokens).unwrap();
                 assert_eq!(text, "As Amy and Tom ate, Tom gave it to Amy");
+                check_marks(&examples[0], ["Amy", "Tom"], tokenizer);
             }
         }
     }

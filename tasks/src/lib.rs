@@ -11,6 +11,7 @@ mod ioi;
 mod logic;
 mod math;
 mod mcqa;
+mod mixture;
 mod multiple_choice;
 mod perplexity;
 mod prompt;

@@ -84,7 +84,12 @@ impl Mcqa {
             Prompt::new(&text, &format!(" {}", symbol(right)))
         };
         let counterfactual = prompt(turn);
-        Question { prompt: prompt(0), wrong: counterfactual.answer().to_owned(), counterfactual }
+        Question {
+            prompt: prompt(0),
+            wrong: counterfactual.answer().to_owned(),
+            counterfactual,
+            marks: Vec::new(),
+        }
     }
 
     fn read(&self, path: &Path, most: Option<usize>, setting: &Setting) -> Result<Prompts> {
@@ -145,6 +150,7 @@ impl Mib {
             prompt: self.own.prompt()?,
             wrong: counterfactual.answer().to_owned(),
             counterfactual,
+            marks: Vec::new(),
         })
     }
 }

@@ -99,8 +99,8 @@ impl Line {
             predicted: start..tokens.len(),
             keys: Vec::new(),
             tokens,
-            counterfactual: None,
             origin: origin.to_owned(),
+            ..Example::default()
         })
     }
 }
@@ -170,19 +170,17 @@ impl Dataset for Questions {
         let questions = &self.questions;
         let examples: Vec<Example> =
             questions.iter().flat_map(|question| question.choices.iter().cloned()).collect();
-        let mut scores = vec![0.0; examples.len()];
-        evaluation.for_each_batch(&examples, |indices, batch, readout| {
-            for (row, &index) in indices.iter().enumerate() {
-                let predicted = batch.predicted().filter(|&(example, ..)| example == row);
+        let scores = evaluation.by_example(&examples, |batch, readout| {
+            let score = |(index, example): (usize, &&Example)| {
+                let predicted = batch.predicted().filter(|&(of, ..)| of == index);
                 let (rows, targets) = predicted
                     .map(|(_, position, row)| {
-                        let token = examples[index].tokens[position];
-                        (row, Target { token, weight: 1.0 })
+                        (row, Target { token: example.tokens[position], weight: 1.0 })
                     })
                     .unzip::<_, _, Vec<_>, Vec<_>>();
-                scores[index] = -pass::scalar(&readout.cross_entropy(&rows, targets)?)?;
-            }
-            Ok(())
+                Ok(-pass::scalar(&readout.cross_entropy(&rows, targets)?)?)
+            };
+            batch.examples.iter().enumerate().map(score).collect()
         })?;
         let mut scores = &scores[..];
         let (mut plain, mut normed) = (0, 0);

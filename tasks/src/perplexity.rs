@@ -47,8 +47,8 @@ impl Task for Perplexity {
                     predicted: 1..tokens.len(),
                     tokens,
                     keys: Vec::new(),
-                    counterfactual: None,
                     origin: format!("{}: window {}", path.display(), index + 1),
+                    ..Example::default()
                 }
             })
             // A last window of one token predicts nothing.

@@ -1,6 +1,8 @@
 //! A prompt that asks for its next token: what the examples of a circuit's task are made of. Beside the
 //! right answer stands a wrong one, and a counterfactual of as many tokens.
 
+use std::ops::Range;
+
 use circuit_framework::data::example::Counterfactual;
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{Dataset, Evaluation, Example, Figures, Key, Result, refuse};
@@ -59,6 +61,8 @@ pub(crate) struct Question {
     /// What the right answer is held against.
     pub(crate) wrong: String,
     pub(crate) counterfactual: Prompt,
+    /// Parts of the prompt's text, in bytes, and what they are called.
+    pub(crate) marks: Vec<(&'static str, Range<usize>)>,
 }
 
 impl Question {
@@ -93,7 +97,9 @@ impl Question {
             }],
             tokens,
             counterfactual: Some(Counterfactual { tokens: corrupt, key_positions: vec![position] }),
+            spans: tokenizer.spans(&self.prompt.text, self.marks.iter().cloned())?,
             origin: origin.to_owned(),
+            ..Example::default()
         })
     }
 }
@@ -122,6 +128,7 @@ mod tests {
             prompt: Prompt::new(text, " Anna"),
             wrong: " Andy".to_owned(),
             counterfactual: Prompt::new(other, " Paul"),
+            marks: Vec::new(),
         }
     }
 

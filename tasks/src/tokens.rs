@@ -4,11 +4,13 @@
 //! […], "corrupt_key_positions": […]}`; only `tokens` is required. A key position is the index of
 //! the key token itself; it is predicted, and the graph is read, at the position before it. `correct`
 //! and `wrong` have an entry a key position, a token id or a list of them; without `correct`, the right
-//! answers are the key tokens. Other fields are passed over. docs/tokens.md tells the whole format.
+//! answers are the key tokens. `spans` marks tokens by name, `values` are for a metric of one's own to
+//! read. Other fields are passed over. docs/tokens.md tells the whole format.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use circuit_framework::data::example::Counterfactual;
+use circuit_framework::data::example::{Counterfactual, Spans, Value};
 use circuit_framework::{
     Dataset, Example, Key, Result, Setting, Split, Task, files, refuse, register,
 };
@@ -35,6 +37,10 @@ struct Line {
     corrupt_tokens: Option<Vec<u32>>,
     #[serde(default)]
     corrupt_key_positions: Vec<usize>,
+    #[serde(default)]
+    spans: Spans,
+    #[serde(default)]
+    values: BTreeMap<String, Value>,
 }
 
 /// A key's answers on one side.
@@ -89,6 +95,8 @@ impl Line {
             counterfactual: self
                 .corrupt_tokens
                 .map(|tokens| Counterfactual { tokens, key_positions: self.corrupt_key_positions }),
+            spans: self.spans,
+            values: self.values,
             origin,
         })
     }
@@ -137,6 +145,26 @@ mod tests {
         let found = found.expect("a good line");
         assert_eq!(found.keys, [Key { position: 2, correct: vec![7], wrong: vec![8] }]);
         assert_eq!(found.predicted, 1..3);
+    }
+
+    #[test]
+    fn a_line_has_spans_and_values_by_name() {
+        let found = example(
+            r#"{"tokens": [5, 6, 7], "spans": {"subject": [0, 1]},
+                "values": {"year": 41, "candidates": [5, 7], "verb": "is"}}"#,
+        );
+        let mut found = found.expect("a good line");
+        found.check(10, 10).expect("good spans");
+        assert_eq!(found.spans["subject"], [0, 1]);
+        assert_eq!(found.number("year").expect("a number"), 41.0);
+        assert_eq!(found.token_ids("candidates").expect("ids"), [5, 7]);
+        assert_eq!(found.values["verb"], Value::Text("is".to_owned()));
+        assert!(found.number("verb").is_err());
+        for span in [vec![], vec![3], vec![1, 1]] {
+            found.spans.insert("subject".to_owned(), span);
+            let error = found.check(10, 10).expect_err("a bad span").to_string();
+            assert!(error.starts_with("data.jsonl:3: span `subject` is"), "{error}");
+        }
     }
 
     #[test]

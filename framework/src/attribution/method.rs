@@ -3,14 +3,11 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Discovery, Scoring};
-use crate::data::example::{Batch, Example, by_length};
-use crate::evaluation::metric::PatchingMetric;
+use super::Scoring;
+use crate::data::example::Batch;
 use crate::graph::scores::Scores;
-use crate::model::Model;
 use crate::pass::{Captured, Pass, Readout};
 use crate::plugin::registry;
-use crate::progress::{self, Progress, Report};
 use crate::{Error, Result};
 
 /// What a method needs of the data, beside what ablation and positions need.
@@ -190,33 +187,4 @@ impl MethodChoice {
     pub fn build(&self) -> Result<Box<dyn AttributionMethod>> {
         registry::find::<dyn AttributionMethod>(&self.name)?.build(&self.options)
     }
-}
-
-/// Scores every edge over all `examples`.
-///
-/// # Errors
-/// As for [`Discovery::check`], and if a tensor operation fails.
-pub fn discover(
-    model: &dyn Model,
-    examples: &[&Example],
-    metric: &dyn PatchingMetric,
-    options: &Discovery,
-    report: &Report,
-) -> Result<Discovered> {
-    let mut attribution = options.start(model, examples, metric)?;
-    let mut done = 0;
-    let order = by_length(examples, |example| example.tokens.len());
-    for chunk in order.chunks(options.batch_size) {
-        progress::check_stop()?;
-        let batch = chunk.iter().map(|&index| examples[index]).collect();
-        attribution.add(&Batch::new(batch, &model.device())?)?;
-        done += chunk.len();
-        report(Progress {
-            stage: "discover",
-            done,
-            total: examples.len(),
-            figure: Some(("metric", attribution.metric())),
-        });
-    }
-    attribution.finish()
 }

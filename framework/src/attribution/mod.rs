@@ -7,6 +7,9 @@
 //! over all examples together; how they are split into batches changes nothing.
 
 mod agreement;
+mod bootstrap;
+mod by_example;
+mod discover;
 mod method;
 mod observation;
 mod scoring;
@@ -17,7 +20,10 @@ mod sums;
 pub use agreement::Agreement;
 // Beside the ablations themselves, what methods that run passes of their own need of them.
 pub use crate::evaluation::ablation::{AblatedValues, Ablation, counterfactual_tokens, values_of};
-pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run, discover};
+pub use bootstrap::{Bootstrap, Certainty, Resamples};
+pub use by_example::EdgeOrder;
+pub use discover::{TakeExamples, discover, discover_by_example};
+pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run};
 pub use scoring::{Observation, Scoring};
 pub use settings::{Discovery, Positions};
 pub use smoothing::{Smoother, Smoothing};

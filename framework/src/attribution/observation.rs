@@ -26,6 +26,8 @@ pub(super) struct BatchView {
     pub(super) corrupt: Fold,
     /// With which mean each score row's gradient is multiplied.
     pub(super) places: Places,
+    /// The score rows of each example.
+    pub(super) examples: Vec<Range<usize>>,
 }
 
 /// Rows to gather and, where an example has several key positions, how they are averaged.
@@ -110,6 +112,23 @@ impl Places {
             }
         }
     }
+
+    /// The mean of each of `rows` score rows, [rows, width], from those of all places, [places, width];
+    /// where there are several places a row, their mean.
+    pub(super) fn rows_of(&self, means: &Tensor, rows: usize) -> Result<Tensor> {
+        let chosen = |places: &[u32]| -> Result<Tensor> {
+            Ok(means.index_select(&Tensor::new(places, means.device())?, 0)?)
+        };
+        match self {
+            Places::One(places) => chosen(places),
+            Places::Several { score_rows, places, shares } => {
+                let means = scale_rows(&chosen(places)?.unsqueeze(0)?, shares)?;
+                let sums = (1, rows, means.dim(2)?);
+                let sums = Tensor::zeros(sums, means.dtype(), means.device())?;
+                Ok(add_by_place(sums, score_rows, &means, 1.0)?.squeeze(0)?)
+            }
+        }
+    }
 }
 
 /// [nodes, rows, width] with each row multiplied by its own factor.
@@ -121,7 +140,9 @@ fn scale_rows(values: &Tensor, factors: &[f64]) -> Result<Tensor> {
 impl BatchView {
     pub(super) fn new(batch: &Batch, options: &Discovery) -> Self {
         let (mut tokens, mut token_positions) = (Vec::new(), Vec::new());
+        let mut tokens_of = Vec::new();
         for (index, example) in batch.examples.iter().enumerate() {
+            tokens_of.push(tokens.len()..tokens.len() + example.tokens.len());
             for position in 0..example.tokens.len() {
                 tokens.push(batch.row(index, position));
                 token_positions.push(position as u32);
@@ -154,7 +175,11 @@ impl BatchView {
                 (Fold::of_keys(&keys, batch.seq), corrupt, places)
             }
         };
-        Self { tokens, token_positions, clean, corrupt, places }
+        let examples = match options.positions {
+            Positions::All => tokens_of,
+            Positions::Key => (0..batch.examples.len()).map(|index| index..index + 1).collect(),
+        };
+        Self { tokens, token_positions, clean, corrupt, places, examples }
     }
 
     /// How many score rows there are.

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::by_example::{ExampleScores, TakeScores};
 use super::method::Discovered;
 use super::observation::{BatchView, Watched};
-use super::sums::{Difference, Sums};
+use super::sums::{Difference, Sites, Sums};
 use super::{Discovery, Positions};
 use crate::data::example::{Batch, Example};
 use crate::evaluation::ablation::{Ablation, counterfactual_tokens};
 use crate::evaluation::metric::PatchingMetric;
-use crate::graph::Graph;
 use crate::graph::scores::Scores;
+use crate::graph::{Graph, Reader, Writer};
 use crate::model::Model;
 use crate::pass::{Backward, Captured, Pass, Readout, Rules, scalar};
 use crate::{Error, Result, refuse};
@@ -31,6 +32,8 @@ pub struct Scoring<'a> {
     /// Σ weight over all examples, those not yet added included.
     total_weight: f64,
     added_weight: f64,
+    /// Where scores are asked for by example.
+    by_example: Option<ExampleScores<'a>>,
 }
 
 /// What is written on a batch's clean pass, as far as that has run, and on its counterfactuals'.
@@ -83,7 +86,46 @@ impl<'a> Scoring<'a> {
             metric_sum: 0.0,
             total_weight: examples.iter().map(|example| metric.weight(example)).sum(),
             added_weight: 0.0,
+            by_example: None,
         })
+    }
+
+    /// The same, which also gives `take` each example's own scores. Where the ablation is a mean, `batches`
+    /// have all examples: they are run once before, since an example's score is against the mean of all.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub(super) fn by_example<'b>(
+        self,
+        batches: impl Iterator<Item = Result<Batch<'b>>>,
+        take: &'a TakeScores<'a>,
+    ) -> Result<Self> {
+        let means = match self.sums.places_of_means() {
+            Some(places) => Some(self.means(batches, places)?),
+            None => None,
+        };
+        let by_example = Some(ExampleScores::new(&self.graph, means, take));
+        Ok(Self { by_example, ..self })
+    }
+
+    /// The means of what is written on batches, by site.
+    fn means<'b>(
+        &self,
+        batches: impl Iterator<Item = Result<Batch<'b>>>,
+        places: usize,
+    ) -> Result<Sites> {
+        let mut sums = Sums::new(&self.graph, self.options, places);
+        for batch in batches {
+            let batch = batch?;
+            let view = Arc::new(BatchView::new(&batch, self.options));
+            let clean = Watched::default();
+            let observation =
+                Observation { view: view.clone(), clean: clean.clone(), corrupt: None };
+            let pass = self.watching(&observation, Pass::forward_only());
+            self.model.forward(&pass, &batch.tokens)?;
+            sums.add_writes(view, &clean, None)?;
+        }
+        sums.means()
     }
 
     /// The same, its backward passes by other rules than the gradient's.
@@ -121,7 +163,33 @@ impl<'a> Scoring<'a> {
             false => None,
         };
         self.weigh(batch);
+        self.begin_examples(batch)?;
         Ok(Observation { view, clean: Watched::default(), corrupt })
+    }
+
+    /// Begins the scores of a batch's examples, where they are asked for, which [`Scoring::observe`] does by
+    /// itself. Batches come in the order in which they were added.
+    ///
+    /// # Errors
+    /// If what takes the scores of the batch before can't.
+    pub fn begin_examples(&mut self, batch: &Batch) -> Result<()> {
+        match &mut self.by_example {
+            Some(scores) => scores.begin(batch.examples.len()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether scores are asked for by example, as for a bootstrap.
+    pub fn scores_examples(&self) -> bool {
+        self.by_example.is_some()
+    }
+
+    /// Adds to the score of an edge for one example of the batch that was begun, which
+    /// [`Scoring::add_gradients`] does by itself.
+    pub fn add_of_example(&mut self, example: usize, writer: Writer, reader: Reader, score: f64) {
+        if let Some(scores) = &mut self.by_example {
+            scores.add(example, writer, reader, score);
+        }
     }
 
     /// Counts a batch's examples as added, which [`Scoring::observe`] does by itself.
@@ -154,7 +222,11 @@ impl<'a> Scoring<'a> {
     pub fn difference(&mut self, observation: Observation) -> Result<Difference> {
         let Observation { view, clean, corrupt } = observation;
         let ablated = corrupt.as_ref().filter(|_| self.options.ablation == Ablation::Corrupt);
-        self.sums.add_writes(view, &clean, ablated)
+        let mut difference = self.sums.add_writes(view, &clean, ablated)?;
+        if let Some(scores) = &self.by_example {
+            difference.centred = scores.centred(&difference)?;
+        }
+        Ok(difference)
     }
 
     /// A batch's share of the mean metric, a differentiable scalar.
@@ -163,6 +235,18 @@ impl<'a> Scoring<'a> {
     /// As the metric.
     pub fn share_of_mean(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
         Ok(self.metric.sum(readout, batch)?.affine(1.0 / self.total_weight, 0.0)?)
+    }
+
+    /// Each example's share of the mean metric.
+    ///
+    /// # Errors
+    /// As the metric.
+    pub fn shares_of_mean(&self, readout: &Readout, batch: &Batch) -> Result<Vec<f64>> {
+        let share = |index: usize| -> Result<f64> {
+            let readout = readout.of_example(index, batch.seq)?;
+            Ok(scalar(&self.share_of_mean(&readout, &batch.only(index)?)?)?)
+        };
+        (0..batch.examples.len()).map(share).collect()
     }
 
     /// Counts a clean pass' share of the mean into [`Scoring::metric`].
@@ -198,7 +282,8 @@ impl<'a> Scoring<'a> {
             }
             Ok(())
         })?;
-        self.sums.add_gradients(&self.graph, difference, gradients, fraction)?;
+        let examples = self.by_example.as_mut();
+        self.sums.add_gradients(&self.graph, difference, gradients, fraction, examples)?;
         Ok(keeps.then_some(kept))
     }
 
@@ -222,9 +307,20 @@ impl<'a> Scoring<'a> {
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn finish(self) -> Result<Discovered> {
-        let metric = self.metric();
+    pub fn finish(mut self) -> Result<Discovered> {
         let values = self.sums.finish(&self.graph)?;
+        self.finish_with(values)
+    }
+
+    /// The same of a method that summed its scores itself, `values` [writers, readers].
+    ///
+    /// # Errors
+    /// If what takes the last examples' scores can't.
+    pub fn finish_with(mut self, values: Vec<f32>) -> Result<Discovered> {
+        let metric = self.metric();
+        if let Some(scores) = &mut self.by_example {
+            scores.begin(0)?;
+        }
         Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
 }

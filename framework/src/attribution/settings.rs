@@ -46,6 +46,9 @@ pub struct Discovery {
     /// Score on the first so many examples; without it, on all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples: Option<usize>,
+    /// Resamples of the examples, which give each edge a standard error and the share of resamples in whose
+    /// circuit it is; 0 for none.
+    pub bootstrap: usize,
 }
 
 impl Default for Discovery {
@@ -59,9 +62,13 @@ impl Default for Discovery {
             batch_size: 16,
             activation_checkpointing: false,
             examples: None,
+            bootstrap: 200,
         }
     }
 }
+
+/// The most memory that resamples' sums may take, in bytes.
+const MOST_RESAMPLED: u64 = 16 << 30;
 
 impl Discovery {
     /// Begins to score on `examples`, which are all that will be added.
@@ -103,6 +110,7 @@ impl Discovery {
         if self.examples == Some(0) {
             refuse!("discovery.examples is 0; score on at least one");
         }
+        self.check_bootstrap(model)?;
         let needs = self.method.build()?.needs();
         if needs.all_positions && self.positions != Positions::All {
             refuse!(
@@ -123,6 +131,26 @@ impl Discovery {
             if self.needs_counterfactuals() {
                 self.check_counterfactual(example, needs, why)?;
             }
+        }
+        Ok(())
+    }
+
+    fn check_bootstrap(&self, model: &dyn Model) -> Result<()> {
+        if self.bootstrap == 1 {
+            refuse!(
+                "discovery.bootstrap is 1, and one resample has no spread; give 2 or more, or 0"
+            );
+        }
+        let edges = model.graph().subset(&self.nodes).edge_count();
+        let bytes = (self.bootstrap as u64).saturating_mul(8 * edges as u64);
+        if bytes > MOST_RESAMPLED {
+            refuse!(
+                "discovery.bootstrap is {}, and so many resamples of {edges} edges take {} GiB; give at \
+                 most {}",
+                self.bootstrap,
+                bytes >> 30,
+                MOST_RESAMPLED / (8 * edges as u64)
+            );
         }
         Ok(())
     }

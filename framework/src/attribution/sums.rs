@@ -11,6 +11,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::by_example::ExampleScores;
 use super::observation::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
 use super::{Ablation, Discovery};
 use crate::graph::Graph;
@@ -31,10 +32,12 @@ const PARTS: usize = 4;
 pub struct Difference {
     pub(super) view: Arc<BatchView>,
     /// By site: a − ã where ã is not a mean, a where it is.
-    sites: Sites,
+    pub(super) sites: Sites,
+    /// By site: a − ã where ã is a mean, and scores are asked for by example.
+    pub(super) centred: Option<Sites>,
 }
 
-type Sites = Vec<Option<SiteWrites>>;
+pub(super) type Sites = Vec<Option<SiteWrites>>;
 
 /// The running sums.
 pub(super) struct Sums {
@@ -103,7 +106,7 @@ impl Sums {
             }
             sites[site] = Some(writes);
         }
-        Ok(Difference { view, sites })
+        Ok(Difference { view, sites, centred: None })
     }
 
     fn add_to_mean(&mut self, site: usize, writes: &SiteWrites, sum: Tensor) -> Result<()> {
@@ -115,14 +118,17 @@ impl Sums {
         Ok(())
     }
 
-    /// Adds `fraction` times the products with the gradients that a backward pass left.
+    /// Adds `fraction` times the products with the gradients that a backward pass left, and where they are
+    /// asked for those of each example.
     pub(super) fn add_gradients(
         &mut self,
         graph: &Graph,
-        Difference { view, sites }: &Difference,
+        difference: &Difference,
         mut gradients: Vec<SiteGradients>,
         fraction: f64,
+        mut examples: Option<&mut ExampleScores>,
     ) -> Result<()> {
+        let Difference { view, sites, centred } = difference;
         gradients.sort_by_key(SiteGradients::site);
         check_sites(graph, &gradients)?;
         let gathered = gradients.first().map_or(0, |gradients| gradients.stream().dims()[0]);
@@ -130,10 +136,22 @@ impl Sums {
         let averages = view.clean.averages();
         let chunk = if averages { gathered.max(1) } else { CHUNK };
         let (mut writes, mut group) = (Stack::of_writers(graph), Group::new(graph));
+        let mut own_writes = centred.as_ref().map(|_| Stack::of_writers(graph));
         for start in (0..gathered).step_by(chunk) {
             let rows = start..gathered.min(start + chunk);
             let score_rows = if averages { 0..view.score_rows() } else { rows.clone() };
             self.expand(graph, sites, score_rows.clone(), &mut writes)?;
+            if let Some((centred, own_writes)) = centred.as_ref().zip(own_writes.as_mut()) {
+                self.expand(graph, centred, score_rows.clone(), own_writes)?;
+            }
+            let mut multiply = |sums: &mut Self, group: &mut Group| -> Result<()> {
+                if let Some(examples) = &mut examples {
+                    let writes = own_writes.as_ref().unwrap_or(&writes);
+                    let readers = (&group.stack, &group.sites[..]);
+                    examples.multiply(graph, difference, &score_rows, readers, writes, fraction)?;
+                }
+                sums.multiply(graph, &writes, group, fraction)
+            };
             for gradients in &gradients {
                 let (site, stream) = (gradients.site(), gradients.stream());
                 let (readers, d_model) = (graph.readers_of(site).len(), stream.dim(1)?);
@@ -150,10 +168,10 @@ impl Sums {
                     self.add_gradient_sum(site, view, score_rows.clone(), &place, fraction)?;
                 }
                 if group.stack.nodes >= GROUP {
-                    self.multiply(graph, &writes, &mut group, fraction)?;
+                    multiply(self, &mut group)?;
                 }
             }
-            self.multiply(graph, &writes, &mut group, fraction)?;
+            multiply(self, &mut group)?;
         }
         Ok(())
     }
@@ -232,20 +250,26 @@ impl Sums {
     }
 
     /// The scores, the means' share taken off.
-    pub(super) fn finish(mut self, graph: &Graph) -> Result<Vec<f32>> {
+    pub(super) fn finish(&mut self, graph: &Graph) -> Result<Vec<f32>> {
         if self.places > 0 {
             self.subtract_means(graph)?;
         }
         Ok(self.scores.iter().map(|&score| score as f32).collect())
     }
 
-    fn subtract_means(&mut self, graph: &Graph) -> Result<()> {
+    /// By site: the mean of what was written at each place, [places, width].
+    pub(super) fn means(&self) -> Result<Sites> {
         let inverse: Vec<f64> = self.counts.iter().map(|&n| 1.0 / n.max(1.0)).collect();
         let inverse = Tensor::from_vec(inverse, (self.places, 1), &Device::Cpu)?;
         let mut means = self.writes.clone();
         for mean in means.iter_mut().flatten() {
             mean.values = mean.values.broadcast_mul(&like(&inverse, &mean.values)?)?;
         }
+        Ok(means)
+    }
+
+    fn subtract_means(&mut self, graph: &Graph) -> Result<()> {
+        let means = self.means()?;
         let sums = std::mem::take(&mut self.gradients);
         let (mut writes, mut group) = (Stack::of_writers(graph), Group::new(graph));
         for start in (0..self.places).step_by(CHUNK) {
@@ -270,21 +294,28 @@ impl Sums {
 /// add up to [readers, writers]. On a CPU each is of a part of the long sums: with so few rows and columns
 /// the time goes into bringing both sides into shape, which candle leaves to one thread.
 fn products(readers: &Stack, writers: &Tensor) -> Result<Vec<Vec<Vec<f64>>>> {
-    let readers = readers.first(readers.nodes)?;
+    let readers = readers.filled()?;
     let length = readers.dim(1)?;
     let parts = if is_fused(writers) { PARTS } else { 1 };
     let part = length.div_ceil(parts).max(1);
-    let term = |start: usize| -> Result<Vec<Vec<f64>>> {
-        let of = |nodes: &Tensor| nodes.narrow(1, start, part.min(length - start));
-        let product = of(&readers)?.matmul(&of(writers)?.t()?)?;
-        Ok(product.to_dtype(DType::F64)?.to_vec2()?)
-    };
+    let term = |start: usize| product(&readers, writers, start..length.min(start + part));
     (0..length).into_par_iter().step_by(part).map(term).collect()
+}
+
+/// Some columns of readers [readers, length] times those of the transpose of writers [writers, length].
+pub(super) fn product(
+    readers: &Tensor,
+    writers: &Tensor,
+    columns: Range<usize>,
+) -> Result<Vec<Vec<f64>>> {
+    let of = |nodes: &Tensor| nodes.narrow(1, columns.start, columns.len());
+    let product = of(readers)?.matmul(&of(writers)?.t()?)?;
+    Ok(product.to_dtype(DType::F64)?.to_vec2()?)
 }
 
 /// Nodes' vectors [nodes, rows, d_model], one node behind the other. The place they take is filled
 /// again and again: clearing it anew would take longer than the products.
-struct Stack {
+pub(super) struct Stack {
     /// [capacity, rows, d_model], once there is anything.
     tensor: Option<Tensor>,
     capacity: usize,
@@ -318,11 +349,16 @@ impl Stack {
     }
 
     /// The first so many nodes' vectors [nodes, rows · d_model].
-    fn first(&self, nodes: usize) -> Result<Tensor> {
+    pub(super) fn first(&self, nodes: usize) -> Result<Tensor> {
         let Some(tensor) = &self.tensor else {
             return Err(Error::input("the graph has no nodes of these kinds"));
         };
         Ok(tensor.narrow(0, 0, nodes)?.flatten_from(1)?)
+    }
+
+    /// All nodes' vectors [nodes, rows · d_model].
+    pub(super) fn filled(&self) -> Result<Tensor> {
+        self.first(self.nodes)
     }
 }
 

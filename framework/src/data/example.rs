@@ -1,9 +1,10 @@
 //! What a task gives the engine: pre-tokenised examples, and batches of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::{Result, refuse};
 
@@ -26,19 +27,58 @@ pub struct Counterfactual {
     pub key_positions: Vec<usize>,
 }
 
+/// A value that a task gives an example for a metric of the same author, by a name that both know: a year,
+/// candidates, a verb. The metric reads it from its batch's examples, by [`Example::number`] say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number, a list of token ids or a text")]
+pub enum Value {
+    Number(f64),
+    Tokens(Vec<u32>),
+    Text(String),
+}
+
+/// Tokens that a task marks, by name: the subject, an attractor, a name. Positions are from 0, ascending.
+pub type Spans = BTreeMap<String, Vec<usize>>;
+
 /// One sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     pub tokens: Vec<u32>,
     /// The tokens that the loss is taken over, by index; within 1..tokens.len().
     pub predicted: Range<usize>,
     pub keys: Vec<Key>,
     pub counterfactual: Option<Counterfactual>,
+    /// What analyses look at by name.
+    pub spans: Spans,
+    /// What a metric made for the task reads by name.
+    pub values: BTreeMap<String, Value>,
     /// Where it came from, for messages: "file:line".
     pub origin: String,
 }
 
 impl Example {
+    /// The number that the task gave the example under a name.
+    ///
+    /// # Errors
+    /// If it gave none.
+    pub fn number(&self, name: &str) -> Result<f64> {
+        match self.values.get(name) {
+            Some(Value::Number(number)) => Ok(*number),
+            _ => refuse!("{}: the task gives no number `{name}`", self.origin),
+        }
+    }
+
+    /// The token ids that the task gave the example under a name.
+    ///
+    /// # Errors
+    /// If it gave none.
+    pub fn token_ids(&self, name: &str) -> Result<&[u32]> {
+        match self.values.get(name) {
+            Some(Value::Tokens(tokens)) => Ok(tokens),
+            _ => refuse!("{}: the task gives no token ids `{name}`", self.origin),
+        }
+    }
+
     /// Refuses what no model with this vocabulary and context could run.
     pub fn check(&self, vocabulary: usize, context: usize) -> Result<()> {
         let origin = &self.origin;
@@ -79,6 +119,16 @@ impl Example {
         }
         for &position in counterfactual.map_or(&[][..], |c| &c.key_positions) {
             check_position(origin, position, corrupt_tokens.len())?;
+        }
+        for (name, span) in &self.spans {
+            let last = span.last().copied().unwrap_or(usize::MAX);
+            if last >= self.tokens.len() || !span.is_sorted_by(|a, b| a < b) {
+                refuse!(
+                    "{origin}: span `{name}` is {span:?}; it is at least one position of a token, from 0 \
+                     to {}, ascending",
+                    self.tokens.len() - 1
+                );
+            }
         }
         Ok(())
     }
@@ -125,6 +175,15 @@ impl<'a> Batch<'a> {
     pub fn new(examples: Vec<&'a Example>, device: &Device) -> Result<Self> {
         let (tokens, seq) = pad(examples.iter().map(|example| &example.tokens[..]), device)?;
         Ok(Self { examples, tokens, seq })
+    }
+
+    /// One of its examples alone, as long as it was.
+    ///
+    /// # Errors
+    /// If there is no such example.
+    pub fn only(&self, index: usize) -> Result<Self> {
+        let tokens = self.tokens.narrow(0, index, 1)?;
+        Ok(Self { examples: vec![self.examples[index]], tokens, seq: self.seq })
     }
 
     /// The row of a position.

@@ -1,7 +1,11 @@
 //! A model's tokenizer with what the engine has to know beside it.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
+use crate::data::example::Spans;
 use crate::{Error, Result, refuse};
 
 /// A tokenizer and its special tokens.
@@ -32,6 +36,30 @@ impl Tokenizer {
             .map_err(|error| Error::input(format!("can't tokenise {text:?}: {error}")))
     }
 
+    /// The tokens that marks, ranges of bytes of a text, overlap: their positions where the text stands
+    /// behind what the tokenizer puts before texts. Marks of one name are joined; one without a token is none.
+    ///
+    /// # Errors
+    /// If the tokenizer can't encode the text.
+    pub fn spans<'m>(
+        &self,
+        text: &str,
+        marks: impl IntoIterator<Item = (&'m str, Range<usize>)>,
+    ) -> Result<Spans> {
+        let encoding = self.encoding(text)?;
+        let prefix = usize::from(self.prefix().is_some());
+        let mut spans: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        for (name, mark) in marks {
+            let offsets = encoding.get_offsets().iter().enumerate();
+            let overlapping = offsets
+                .filter(|(_, (start, end))| *start < mark.end && mark.start < *end)
+                .map(|(index, _)| prefix + index);
+            spans.entry(name.to_owned()).or_default().extend(overlapping);
+        }
+        spans.retain(|_, span| !span.is_empty());
+        Ok(spans.into_iter().map(|(name, span)| (name, span.into_iter().collect())).collect())
+    }
+
     /// The text of tokens, special ones left out.
     ///
     /// # Errors
@@ -51,7 +79,7 @@ impl Tokenizer {
         self.beginning.filter(|_| self.add_beginning)
     }
 
-    /// The same token as text.
+    /// The token that texts are begun with, as text.
     pub fn prefix_text(&self) -> Option<String> {
         self.prefix().and_then(|id| self.inner.id_to_token(id))
     }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::data::example::{Batch, Example, pad};
@@ -11,6 +11,7 @@ use crate::evaluation::batches;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::pass::{Ablated, Pass, Written};
+use crate::peers::Peers;
 use crate::{Error, Result, refuse};
 
 /// What replaces a writer's output along an ablated edge.
@@ -92,6 +93,11 @@ impl AblatedValues {
     /// # Errors
     /// If a tensor operation fails.
     pub fn add(&mut self, model: &dyn Model, batch: &Batch) -> Result<()> {
+        self.join(self.of_batch(model, batch)?)
+    }
+
+    /// The sums of a batch's clean run alone.
+    fn of_batch(&self, model: &dyn Model, batch: &Batch) -> Result<Self> {
         let places = self.counts.len();
         let (mut rows, mut at) = (Vec::new(), Vec::new());
         for (index, example) in batch.examples.iter().enumerate() {
@@ -100,19 +106,54 @@ impl AblatedValues {
                 at.push(if places == 1 { 0 } else { position as u32 });
             }
         }
-        at.iter().for_each(|&place| self.counts[place as usize] += 1.0);
-        for (site, written) in observe(model, &batch.tokens)?.into_iter().enumerate() {
+        let mut counts = vec![0.0; places];
+        at.iter().for_each(|&place| counts[place as usize] += 1.0);
+        let mut sums = Vec::new();
+        for written in observe(model, &batch.tokens)? {
             let values = written.values()?;
             let index = Tensor::new(&rows[..], values.device())?;
             let values = values.index_select(&index, 0)?;
             let zeros = Tensor::zeros((places, values.dim(1)?), values.dtype(), values.device())?;
             let sum = zeros.index_add(&Tensor::new(&at[..], values.device())?, &values, 0)?;
-            match self.sums.get_mut(site) {
-                Some((_, before)) => *before = (&*before + sum)?,
-                None => self.sums.push((written, sum)),
-            }
+            sums.push((written, sum));
+        }
+        Ok(Self { ablation: self.ablation, graph: self.graph.clone(), sums, counts })
+    }
+
+    /// Adds what a batch gave.
+    fn join(&mut self, batch: Self) -> Result<()> {
+        self.counts.iter_mut().zip(batch.counts).for_each(|(count, more)| *count += more);
+        if self.sums.is_empty() {
+            self.sums = batch.sums;
+            return Ok(());
+        }
+        for ((_, sum), (_, more)) in self.sums.iter_mut().zip(batch.sums) {
+            *sum = (&*sum + more)?;
         }
         Ok(())
+    }
+
+    /// The counts and the sums as numbers, which processes exchange.
+    fn flattened(&self) -> Result<Vec<f64>> {
+        let mut all = self.counts.clone();
+        for (_, sum) in &self.sums {
+            all.extend(sum.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?);
+        }
+        Ok(all)
+    }
+
+    /// Adds what a batch gave another process, whose sites are those of `like`.
+    fn join_flattened(&mut self, like: &Self, values: &[f64]) -> Result<()> {
+        let (counts, mut rest) = values.split_at(self.counts.len());
+        let mut sums = Vec::new();
+        for (written, sum) in &like.sums {
+            let (own, others) = rest.split_at(sum.elem_count());
+            let own = Tensor::from_slice(own, sum.shape(), &Device::Cpu)?;
+            sums.push((written.clone(), own.to_dtype(sum.dtype())?.to_device(sum.device())?));
+            rest = others;
+        }
+        let graph = self.graph.clone();
+        self.join(Self { ablation: self.ablation, graph, sums, counts: counts.to_vec() })
     }
 
     /// What is read along ablated edges on a batch.
@@ -120,17 +161,17 @@ impl AblatedValues {
     /// # Errors
     /// If an example has no counterfactual where it is wanted, or a tensor operation fails.
     pub fn of(&self, model: &dyn Model, batch: &Batch) -> Result<Ablated> {
-        match self.of_any()? {
+        match self.independent_of_tokens()? {
             Some(ablated) => Ok(ablated),
             None => Ok(Ablated::Values(values_of(model, &counterfactual_tokens(model, batch)?)?)),
         }
     }
 
-    /// What is read along ablated edges on whatever tokens; none where it hangs on the tokens.
+    /// What is read along ablated edges whatever the tokens are; none where it depends on them.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn of_any(&self) -> Result<Option<Ablated>> {
+    pub fn independent_of_tokens(&self) -> Result<Option<Ablated>> {
         Ok(match self.ablation {
             Ablation::Zero => Some(Ablated::Zero),
             Ablation::Corrupt => None,
@@ -142,7 +183,7 @@ impl AblatedValues {
     /// The means [writers, places, d_model].
     fn means(&self) -> Result<Tensor> {
         let inverse: Vec<f64> = self.counts.iter().map(|&count| 1.0 / count.max(1.0)).collect();
-        let inverse = Tensor::new(inverse, &candle_core::Device::Cpu)?.unsqueeze(1)?;
+        let inverse = Tensor::new(inverse, &Device::Cpu)?.unsqueeze(1)?;
         let outputs = self.sums.iter().map(|(written, sum)| {
             let inverse = inverse.to_dtype(sum.dtype())?.to_device(sum.device())?;
             let writers = self.graph.writers_of(written.site()).len();
@@ -189,7 +230,8 @@ pub fn counterfactual_tokens(model: &dyn Model, batch: &Batch) -> Result<Tensor>
     Ok(pad(counterfactuals.iter().map(|tokens| &tokens[..]), &model.device())?.0)
 }
 
-/// The ablated values of examples, of which means are formed in batches of `batch_size`.
+/// The ablated values of examples, of which means are formed in batches of `batch_size`, which
+/// `peers` share.
 ///
 /// # Errors
 /// If an example doesn't fit the model, or a tensor operation fails.
@@ -198,12 +240,30 @@ pub fn values_over(
     ablation: Ablation,
     examples: &[Example],
     batch_size: usize,
+    peers: &dyn Peers,
 ) -> Result<AblatedValues> {
     let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
     let mut values = AblatedValues::new(model, ablation, longest);
-    if values.is_mean() {
-        for batch in batches(model, examples, batch_size) {
-            values.add(model, &batch?)?;
+    if !values.is_mean() {
+        return Ok(values);
+    }
+    let (mut own, mut count, mut like) = (Vec::new(), 0, None);
+    for (index, batch) in batches(model, examples, batch_size).enumerate() {
+        count += 1;
+        let is_own = peers.does(index);
+        // A process that does none needs one to know the sites by.
+        if !is_own && like.is_some() {
+            continue;
+        }
+        let of_batch = values.of_batch(model, &batch?)?;
+        if is_own {
+            own.push(of_batch.flattened()?);
+        }
+        like.get_or_insert(of_batch);
+    }
+    if let Some(like) = like {
+        for of_batch in peers.exchange(count, own)? {
+            values.join_flattened(&like, &of_batch)?;
         }
     }
     Ok(values)

@@ -11,7 +11,7 @@ use crate::graph::edge_set::EdgeSet;
 use crate::graph::{Node, Writer};
 use crate::{Result, refuse};
 
-/// What a circuit came to.
+/// The figures of a circuit that was run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CircuitFigures {
     /// How many edges it has.

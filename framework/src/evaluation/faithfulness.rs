@@ -16,6 +16,7 @@ use crate::graph::Kind;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::pass::{AblatedEdges, Pass, scalar};
+use crate::peers::Peers;
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result, refuse};
 
@@ -89,6 +90,8 @@ pub struct CircuitEvaluation<'a> {
     pub prune: bool,
     pub batch_size: usize,
     pub report: &'a Report<'a>,
+    /// The processes that share the examples' batches.
+    pub peers: &'a dyn Peers,
 }
 
 /// The metric of the whole model and of none of the graph's edges, between which faithfulness is a share
@@ -177,15 +180,19 @@ impl<'a> CircuitEvaluation<'a> {
     /// The metric with only the edges of each set kept. A batch's ablated values serve for all of them.
     fn run(&self, kept: &[&EdgeSet]) -> Result<Vec<f64>> {
         let (model, graph) = (self.model, self.model.graph());
-        let values = values_over(model, self.ablation, self.examples, self.batch_size)?;
-        let mut sums = vec![0.0; kept.len()];
-        let total = kept.len() * self.examples.len().div_ceil(self.batch_size.max(1));
-        let mut done = 0;
-        for batch in batches(model, self.examples, self.batch_size) {
+        let values = values_over(model, self.ablation, self.examples, self.batch_size, self.peers)?;
+        let count = self.examples.len().div_ceil(self.batch_size.max(1));
+        let (mut done, total) = (0, kept.len() * count);
+        let mut own = Vec::new();
+        for (index, batch) in batches(model, self.examples, self.batch_size).enumerate() {
+            if !self.peers.does(index) {
+                continue;
+            }
             progress::check_stop()?;
             let batch = batch?;
             let by = values.of(model, &batch)?;
-            for (sum, &kept) in sums.iter_mut().zip(kept) {
+            let mut of_batch = Vec::with_capacity(kept.len());
+            for &kept in kept {
                 let pass = match *kept == self.all {
                     true => Pass::forward_only(),
                     false => {
@@ -195,10 +202,15 @@ impl<'a> CircuitEvaluation<'a> {
                     }
                 };
                 let readout = model.forward(&pass, &batch.tokens)?;
-                *sum += scalar(&self.metric.sum(&readout, &batch)?)?;
+                of_batch.push(scalar(&self.metric.sum(&readout, &batch)?)?);
                 done += 1;
                 (self.report)(Progress { stage: "faithfulness", done, total, figure: None });
             }
+            own.push(of_batch);
+        }
+        let mut sums = vec![0.0; kept.len()];
+        for of_batch in self.peers.exchange(count, own)? {
+            sums.iter_mut().zip(of_batch).for_each(|(sum, value)| *sum += value);
         }
         let weights = self.examples.iter().map(|example| self.metric.weight(example));
         let weight = weights.sum::<f64>();

@@ -69,15 +69,26 @@ impl Evaluation<'_> {
                 context - 1
             );
         }
-        let mut answers = vec![Vec::new(); prompts.len()];
+        let order = by_length(prompts, Vec::len);
+        let batches: Vec<&[usize]> = order.chunks(self.batch_size.max(1)).collect();
         let mut done = 0;
-        for batch in by_length(prompts, Vec::len).chunks(self.batch_size.max(1)) {
-            for sequence in self.generate_batch(prompts, batch, options, stop)? {
-                answers[sequence.prompt] = sequence.written;
+        let mut own = Vec::new();
+        for (index, batch) in batches.iter().enumerate() {
+            if self.peers.does(index) {
+                own.push(flattened(self.generate_batch(prompts, batch, options, stop)?));
             }
             done += batch.len();
             let total = prompts.len();
             (self.report)(Progress { stage: "generate", done, total, figure: None });
+        }
+        let mut answers = vec![Vec::new(); prompts.len()];
+        for of_batch in self.peers.exchange(batches.len(), own)? {
+            let mut rest = &of_batch[..];
+            while let [prompt, length, following @ ..] = rest {
+                let (written, others) = following.split_at(*length as usize);
+                answers[*prompt as usize] = written.iter().map(|&token| token as u32).collect();
+                rest = others;
+            }
         }
         Ok(answers)
     }
@@ -187,4 +198,13 @@ impl Generation {
         }
         best as u32
     }
+}
+
+/// Sequences as numbers, which processes exchange: of each its prompt, its length and its tokens.
+fn flattened(sequences: Vec<Sequence>) -> Vec<f64> {
+    let of = |Sequence { prompt, written, .. }: Sequence| {
+        let head = [prompt as f64, written.len() as f64];
+        head.into_iter().chain(written.into_iter().map(f64::from))
+    };
+    sequences.into_iter().flat_map(of).collect()
 }

@@ -6,6 +6,7 @@ use crate::evaluation::ablation::{AblatedValues, Ablation, values_over};
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::pass::{Ablated, AblatedEdges, Pass};
+use crate::peers::Peers;
 use crate::{Result, refuse};
 
 /// A circuit that alone is in force: all other edges of the graph are ablated.
@@ -17,7 +18,8 @@ pub struct CircuitInForce {
 
 impl CircuitInForce {
     /// The circuit `kept` of the graph `all`. Means are of what the model writes on `examples`, run in
-    /// batches of `batch_size`.
+    /// batches of `batch_size`, which
+    /// `peers` share.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -27,8 +29,9 @@ impl CircuitInForce {
         ablation: Ablation,
         examples: &[Example],
         batch_size: usize,
+        peers: &dyn Peers,
     ) -> Result<Self> {
-        let values = values_over(model, ablation, examples, batch_size)?;
+        let values = values_over(model, ablation, examples, batch_size, peers)?;
         Ok(Self { ablated: all.minus(kept), ablation, values })
     }
 
@@ -40,7 +43,7 @@ impl CircuitInForce {
 
     /// A pass over tokens that are generated.
     pub(super) fn continuing(&self, model: &dyn Model, pass: Pass) -> Result<Pass> {
-        match self.values.of_any()? {
+        match self.values.independent_of_tokens()? {
             Some(by) => Ok(self.ablating(model, pass, by)),
             None => refuse!(
                 "with a circuit in force, ablation `corrupt` would need a counterfactual for every new \

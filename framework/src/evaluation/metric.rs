@@ -88,12 +88,11 @@ pub trait PatchingMetric: Send + Sync {
 ///
 /// impl MeasuringMetric for Length {
 ///     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
-///         let mut tokens = 0;
-///         evaluation.for_each_batch(examples, |_, batch, _| {
-///             tokens += batch.examples.iter().map(|example| example.tokens.len()).sum::<usize>();
-///             Ok(())
+///         let [tokens] = evaluation.sums(examples, |batch, _| {
+///             let tokens = batch.examples.iter().map(|example| example.tokens.len());
+///             Ok([tokens.sum::<usize>() as f64])
 ///         })?;
-///         Ok(tokens as f64 / examples.len() as f64)
+///         Ok(tokens / examples.len() as f64)
 ///     }
 /// }
 ///

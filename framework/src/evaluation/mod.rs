@@ -9,7 +9,7 @@ pub mod figures;
 pub mod generation;
 mod in_force;
 pub mod metric;
-mod plot;
+pub(crate) mod plot;
 pub mod ranking;
 pub mod task;
 
@@ -32,8 +32,9 @@ use crate::model::Model;
 use crate::ops::cross_entropy::Target;
 use crate::pass::cache::Cache;
 use crate::pass::{Pass, Readout, scalar, values};
+use crate::peers::Peers;
 use crate::progress::{self, Progress, Report};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, refuse};
 
 /// A model and how to run it.
 #[derive(Clone, Copy)]
@@ -42,6 +43,8 @@ pub struct Evaluation<'a> {
     pub setting: Setting<'a>,
     pub batch_size: usize,
     pub report: &'a Report<'a>,
+    /// The processes that share the evaluation's batches.
+    pub peers: &'a dyn Peers,
     /// Where the evaluation's files go, made when the first is written; without it none are.
     pub folder: Option<&'a Path>,
     /// The parameters before tuning, to compare with; none where the model is untuned.
@@ -116,32 +119,76 @@ impl Evaluation<'_> {
         f()
     }
 
-    /// Runs all examples in batches of similar length. `f` is given the batch's indices in
-    /// `examples`, which come in no order of note.
+    /// The numbers that `f` makes of each batch, added up. Batches hold examples of similar length.
     ///
     /// # Errors
-    /// If an example doesn't fit the model, naming it.
-    pub fn for_each_batch(
+    /// If an example doesn't fit the model, naming it, and as `f`.
+    pub fn sums<const N: usize>(
         &self,
         examples: &[Example],
-        mut f: impl FnMut(&[usize], &Batch, &Readout) -> Result<()>,
-    ) -> Result<()> {
+        mut f: impl FnMut(&Batch, &Readout) -> Result<[f64; N]>,
+    ) -> Result<[f64; N]> {
+        let of_batches =
+            self.by_batch(examples, |batch, readout| Ok(f(batch, readout)?.to_vec()))?;
+        let mut sums = [0.0; N];
+        for (_, values) in of_batches {
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(sums)
+    }
+
+    /// One number an example, in the order of `examples`: `f` makes them of each batch, in the order of the
+    /// batch's examples.
+    ///
+    /// # Errors
+    /// If an example doesn't fit the model, naming it, if `f` makes more or fewer numbers than the batch
+    /// has examples, and as `f`.
+    pub fn by_example(
+        &self,
+        examples: &[Example],
+        f: impl FnMut(&Batch, &Readout) -> Result<Vec<f64>>,
+    ) -> Result<Vec<f64>> {
+        let mut all = vec![0.0; examples.len()];
+        for (indices, values) in self.by_batch(examples, f)? {
+            if values.len() != indices.len() {
+                refuse!(
+                    "an evaluation made {} numbers of a batch of {} examples; it must make one each",
+                    values.len(),
+                    indices.len()
+                );
+            }
+            indices.into_iter().zip(values).for_each(|(index, value)| all[index] = value);
+        }
+        Ok(all)
+    }
+
+    /// What `f` makes of each batch, with the batch's indices in `examples`, in the batches' order. The
+    /// batches are shared with the process's peers.
+    fn by_batch(
+        &self,
+        examples: &[Example],
+        mut f: impl FnMut(&Batch, &Readout) -> Result<Vec<f64>>,
+    ) -> Result<Vec<(Vec<usize>, Vec<f64>)>> {
         for example in examples {
             example.check(self.model.vocabulary(), self.model.context())?;
         }
-        let mut done = 0;
         let order = by_length(examples, |example| example.tokens.len());
-        for chunk in order.chunks(self.batch_size.max(1)) {
-            let batch = chunk.iter().map(|&index| &examples[index]).collect();
-            let batch = Batch::new(batch, &self.model.device())?;
-            progress::check_stop()?;
-            let readout = self.forward(&batch)?;
-            f(chunk, &batch, &readout)?;
+        let chunks: Vec<&[usize]> = order.chunks(self.batch_size.max(1)).collect();
+        let mut done = 0;
+        let mut own = Vec::new();
+        for (index, chunk) in chunks.iter().enumerate() {
+            if self.peers.does(index) {
+                let batch = chunk.iter().map(|&index| &examples[index]).collect();
+                let batch = Batch::new(batch, &self.model.device())?;
+                progress::check_stop()?;
+                own.push(f(&batch, &self.forward(&batch)?)?);
+            }
             done += chunk.len();
             let total = examples.len();
             (self.report)(Progress { stage: "evaluate", done, total, figure: None });
         }
-        Ok(())
+        let all = self.peers.exchange(chunks.len(), own)?;
+        Ok(chunks.into_iter().map(<[usize]>::to_vec).zip(all).collect())
     }
 
     /// `loss` over all predicted tokens, and its `perplexity`; with right and wrong answers,
@@ -149,44 +196,42 @@ impl Evaluation<'_> {
     /// right answer beats every wrong one).
     ///
     /// # Errors
-    /// As for [`Evaluation::for_each_batch`].
+    /// If an example doesn't fit the model, naming it.
     pub fn language_modelling(&self, examples: &[Example]) -> Result<Figures> {
-        let (mut loss, mut predicted) = (0.0, 0usize);
-        let (mut differences, mut wins) = (Vec::new(), 0usize);
-        self.for_each_batch(examples, |_, batch, readout| {
+        let [loss, predicted, difference, wins, keys] = self.sums(examples, |batch, readout| {
             let (mut rows, mut targets) = (Vec::new(), Vec::new());
             for (index, position, row) in batch.predicted() {
                 let token = batch.examples[index].tokens[position];
                 rows.push(row);
                 targets.push(Target { token, weight: 1.0 });
             }
-            predicted += rows.len();
-            loss += scalar(&readout.cross_entropy(&rows, targets)?)?;
+            let predicted = rows.len() as f64;
+            let loss = scalar(&readout.cross_entropy(&rows, targets)?)?;
             let keys: Vec<_> = batch.keys().filter(|(_, key, _)| !key.wrong.is_empty()).collect();
             if keys.is_empty() {
-                return Ok(());
+                return Ok([loss, predicted, 0.0, 0.0, 0.0]);
             }
-            differences.extend(values(&answers::logit_differences(readout, &keys)?)?);
+            let differences = values(&answers::logit_differences(readout, &keys)?)?;
             let right = values(&answers::best_logits(readout, &keys, Side::Right)?)?;
             let wrong = values(&answers::best_logits(readout, &keys, Side::Wrong)?)?;
-            wins += right.iter().zip(&wrong).filter(|(right, wrong)| right > wrong).count();
-            Ok(())
+            let wins = right.iter().zip(&wrong).filter(|(right, wrong)| right > wrong).count();
+            let difference = differences.into_iter().sum();
+            Ok([loss, predicted, difference, wins as f64, keys.len() as f64])
         })?;
         let mut figures = Figures::new();
-        let loss = loss / predicted as f64;
+        let loss = loss / predicted;
         figures.insert("loss".into(), loss);
         figures.insert("perplexity".into(), loss.exp());
-        if !differences.is_empty() {
-            let n = differences.len() as f64;
-            figures.insert("logit_diff".into(), differences.iter().sum::<f64>() / n);
-            figures.insert("right_share".into(), wins as f64 / n);
+        if keys > 0.0 {
+            figures.insert("logit_diff".into(), difference / keys);
+            figures.insert("right_share".into(), wins / keys);
         }
         Ok(figures)
     }
 }
 
 /// Examples in batches of similar length on a model's device, each checked against the model.
-fn batches<'e>(
+pub(crate) fn batches<'e>(
     model: &dyn Model,
     examples: &'e [Example],
     batch_size: usize,

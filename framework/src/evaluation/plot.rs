@@ -170,7 +170,8 @@ fn stroke(
     )
 }
 
-fn text(
+/// A line of text.
+pub(crate) fn text(
     out: &mut String,
     (x, y): (f64, f64),
     size: usize,
@@ -185,6 +186,7 @@ fn text(
     )
 }
 
-fn escape(text: &str) -> String {
+/// Text with what SVG would read as a tag or an entity written out.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -69,8 +69,8 @@ impl<'a> Setting<'a> {
 ///             tokens: vec![token, 9, token],
 ///             predicted: 1..3,
 ///             keys: vec![Key { position: 2, correct: vec![token], wrong: vec![9] }],
-///             counterfactual: None,
 ///             origin: format!("repeat {token}"),
+///             ..Example::default()
 ///         };
 ///         let examples: Vec<Example> = (0..8).map(example).collect();
 ///         Ok(Box::new(examples))

@@ -5,10 +5,11 @@ pub(crate) mod tensors;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
@@ -25,21 +26,44 @@ pub(crate) fn write_with(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
 ) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let file = as_readable_as_any(tempfile::Builder::new().prefix(UNFINISHED[0]))
-        .tempfile_in(folder)
-        .map_err(Error::io(path))?;
-    let mut buffered = BufWriter::new(file.as_file());
+    let unfinished = Unfinished::new(path)?;
+    let mut buffered = BufWriter::new(unfinished.file());
     write(&mut buffered)?;
     buffered.flush().map_err(Error::io(path))?;
     drop(buffered);
-    // Else a machine that goes down may have the name without the content.
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|error| Error::io(path)(error.error))?;
-    Ok(())
+    unfinished.finish()
+}
+
+/// A file that has its name only when it is finished, and is gone where it isn't.
+pub(crate) struct Unfinished {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+impl Unfinished {
+    /// Begins the file that is to be at `path`.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let file = as_readable_as_any(tempfile::Builder::new().prefix(UNFINISHED[0]))
+            .tempfile_in(folder)
+            .map_err(Error::io(path))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        self.file.as_file()
+    }
+
+    /// Gives it its name.
+    pub(crate) fn finish(self) -> Result<()> {
+        // Else a machine that goes down may have the name without the content.
+        self.file().sync_all().map_err(Error::io(&self.path))?;
+        self.file.persist(&self.path).map_err(|error| Error::io(&self.path)(error.error))?;
+        Ok(())
+    }
 }
 
 /// Temporary files are the owner's alone; results are as readable as the umask lets any new file be.

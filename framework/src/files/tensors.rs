@@ -18,27 +18,36 @@ pub(crate) struct Piece<'a> {
     pub(crate) values: Box<dyn Fn() -> Result<Tensor> + 'a>,
 }
 
+/// What stands before the data of tensors of these names, types and shapes.
+pub(crate) fn header<'a>(
+    metadata: Map<String, Value>,
+    tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>,
+) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), metadata.into());
+    let mut end = 0;
+    for (name, dtype, shape) in tensors {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.size_in_bytes();
+        let dtype: safetensors::Dtype = dtype.into();
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.to_owned(), entry);
+    }
+    let mut header = Value::from(header).to_string().into_bytes();
+    // The data begins at a multiple of 8 bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes(), &header[..]].concat()
+}
+
 /// Writes pieces in their order, behind metadata.
 ///
 /// # Errors
 /// If a piece can't be formed, isn't what it was said to be, or the file can't be written.
 pub(crate) fn write(path: &Path, metadata: Map<String, Value>, pieces: &[Piece]) -> Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), metadata.into());
-    let mut end = 0;
-    for Piece { name, dtype, shape, .. } in pieces {
-        let start = end;
-        end += shape.iter().product::<usize>() * dtype.size_in_bytes();
-        let dtype: safetensors::Dtype = (*dtype).into();
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
-        header.insert(name.clone(), entry);
-    }
-    let mut header = Value::from(header).to_string().into_bytes();
-    // The data begins at a multiple of 8 bytes.
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let entries = pieces.iter().map(|piece| (&piece.name[..], piece.dtype, &piece.shape[..]));
+    let header = header(metadata, entries);
     files::write_with(path, |file| {
         let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(path));
-        put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
         for Piece { name, dtype, shape, values } in pieces {
             let tensor = values()?.to_device(&Device::Cpu)?.contiguous()?;

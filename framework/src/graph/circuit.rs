@@ -16,6 +16,19 @@ pub struct Edge {
     pub writer: Node,
     pub reader: Input,
     pub score: f32,
+    /// The score's, where there was a bootstrap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standard_error: Option<f32>,
+    /// The share of resamples in whose circuit it is, where there was a bootstrap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resample_share: Option<f32>,
+}
+
+impl Edge {
+    /// An edge of which a score is all that is known.
+    pub fn new(writer: Node, reader: Input, score: f32) -> Self {
+        Self { writer, reader, score, standard_error: None, resample_share: None }
+    }
 }
 
 /// The best edges, best first.

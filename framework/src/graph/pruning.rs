@@ -36,6 +36,9 @@ pub struct Pruning {
     pub same_layer: bool,
 }
 
+/// An edge with its rank.
+type Ranked = (f64, (Writer, Reader));
+
 /// The number of edges kept where nobody says how many.
 const DEFAULT_TOP_N: usize = 500;
 
@@ -83,18 +86,22 @@ impl Pruning {
                 (graph.writers()[writer.0].layer(), graph.readers()[reader.0].node.layer());
             layers.0.zip(layers.1)
         };
-        let mut ranked: Vec<(f64, (Writer, Reader))> = graph
+        let mut ranked: Vec<Ranked> = graph
             .edges()
             .filter(|&edge| !self.same_layer || layer_of(edge).is_some_and(|(a, b)| a == b))
             .filter(|&edge| at(edge) >= self.threshold)
             .map(|edge| (rank(edge), edge))
             .collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        ranked.truncate(top_n);
-        let edge = |(writer, reader): (Writer, Reader)| Edge {
-            writer: graph.writers()[writer.0],
-            reader: graph.readers()[reader.0],
-            score: scores.of(writer, reader),
+        let better = |a: &Ranked, b: &Ranked| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        // Most edges are none of the best, and need no order among themselves.
+        if top_n < ranked.len() {
+            ranked.select_nth_unstable_by(top_n, better);
+            ranked.truncate(top_n);
+        }
+        ranked.sort_unstable_by(better);
+        let edge = |(writer, reader): (Writer, Reader)| {
+            let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
+            Edge::new(ends.0, ends.1, scores.of(writer, reader))
         };
         Circuit { edges: ranked.into_iter().map(|(_, indices)| edge(indices)).collect() }
     }

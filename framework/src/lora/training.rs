@@ -55,7 +55,7 @@ impl Training {
         })
     }
 
-    /// The same for a writing projection, of input [n, rows] and output [n, d_model].
+    /// Adds the adapters of a writing projection, of input [n, rows], to its output [n, d_model].
     pub(crate) fn write(
         &self,
         weight: ParamId,

@@ -24,7 +24,7 @@ pub struct Checkpoint {
     /// float32 or float64, what the model computes in, or bfloat16 for float32 with matrices kept in
     /// bfloat16.
     pub dtype: DType,
-    /// What it computes on.
+    /// The device that the model computes on.
     pub device: Device,
     /// What messages call it: its file or folder.
     pub origin: String,

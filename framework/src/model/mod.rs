@@ -198,7 +198,7 @@ impl Place {
 const SMALL: usize = 100_000;
 
 impl Precision {
-    /// Of a model with these weights.
+    /// The type that a model with these weights computes in.
     pub fn dtype(self, weights: &Weights) -> DType {
         match (self, weights) {
             (Self::Float64, _) => DType::F64,

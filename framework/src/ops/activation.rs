@@ -22,7 +22,7 @@ pub enum Activation {
     Gelu,
     /// x [..., 2·width], the gate before the up projection → silu(gate) ⊙ up [..., width].
     Swiglu,
-    /// The same with gelu, in its tanh form, for silu.
+    /// x [..., 2·width], the gate before the up projection → gelu(gate) ⊙ up, GELU in its tanh form.
     GegluTanh,
 }
 
@@ -40,7 +40,7 @@ impl Activation {
         self.apply_with(x, &Running::default())
     }
 
-    /// The same; how the backward pass goes is asked of `running`.
+    /// [`Activation::apply`], whose backward pass goes as `running` says by then.
     pub(crate) fn apply_with(self, x: &Tensor, running: &Running) -> Result<Tensor> {
         let input = x.detach().contiguous()?;
         let output = match is_fused(&input) {

@@ -30,7 +30,7 @@ pub(crate) fn is_small(values: &Tensor, width: usize) -> bool {
     is_fused(values) && width <= CACHED
 }
 
-/// The same on the CPU, with `then(i, row)` done to every block's i-th row while it is in the cache.
+/// [`multiply_blocks_into`] on the CPU, with `then(i, row)` done to every block's i-th row while it is in the cache.
 pub(super) fn multiply_blocks_then<T: Real>(
     values: &Tensor,
     weight: &Tensor,

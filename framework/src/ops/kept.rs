@@ -78,7 +78,7 @@ impl Kept {
         }
     }
 
-    /// The same rows of zeros otherwise [rows, width], of a tensor [kept, width].
+    /// All rows [rows, width] of a tensor that has the kept ones [kept, width]; the others are zero.
     pub(crate) fn scatter(&self, tensor: Tensor) -> Result<Tensor> {
         match self {
             Self::All => Ok(tensor),

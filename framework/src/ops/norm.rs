@@ -125,7 +125,7 @@ impl Norm {
         Tensor::from_vec(y, (rows, d), self.weight.tensor.device())
     }
 
-    /// The same row by row, on the CPU.
+    /// The norm of single rows, on the CPU.
     pub(super) fn row<T: Real>(&self) -> Result<Row<T>> {
         let of = |tensor: &Tensor| Ok::<_, candle_core::Error>(values::<T>(tensor)?.to_vec());
         let bias = self.bias.as_ref().map(|bias| of(&bias.tensor)).transpose()?;
@@ -230,7 +230,7 @@ impl Norm {
         })
     }
 
-    /// Of each row.
+    /// Mean and 1/√(variance + ε) of each row.
     fn statistics<T: Real>(&self, x: &[T], d: usize) -> Vec<(T, T)> {
         x.par_chunks(d).map(|x| statistics(x, self.centred(), self.epsilon)).collect()
     }

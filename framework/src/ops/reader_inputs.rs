@@ -157,7 +157,7 @@ fn sum_row<T: Real>(
     }
 }
 
-/// The same as one product of factors [inputs, before] and the differences.
+/// A row of every input, as one product of factors [inputs, before] and the differences.
 fn sum_row_by_product<T: Real>(
     factors: &[T],
     x: &[T],

@@ -42,7 +42,7 @@ use tape::Tape;
 
 #[derive(Default)]
 struct Record {
-    /// Of the metric or loss, while candle goes back through it.
+    /// What the metric or loss has captured, while candle goes back through it.
     captured: Vec<Captured>,
     tape: Tape,
     /// Whether a backward pass has used the tape up.
@@ -92,12 +92,12 @@ impl Pass {
         Ok(Self { anchor: Some(Var::zeros((), DType::F32, device)?), ..Self::forward_only() })
     }
 
-    /// The same, with adapters beside the projections; [`Pass::backward`] leaves their gradients too.
+    /// This pass with adapters beside the projections; [`Pass::backward`] leaves their gradients too.
     pub fn with_adapters(self, adapters: Option<Training>) -> Self {
         Self { adapters, ..self }
     }
 
-    /// The same, with activation checkpointing or without: of a site whose attention or activation the
+    /// This pass with activation checkpointing or without: of a site whose attention or activation the
     /// pass knows, nothing is kept but the stream it read, from which the rest is formed again, to
     /// the same bits, in every backward pass.
     pub fn with_checkpoints(self, checkpoints: bool) -> Self {
@@ -126,7 +126,7 @@ impl Pass {
         self.go_back(scalar, Backward::default(), false, sink)
     }
 
-    /// The same, as far back and by the rules that `how` says. Another backward pass can follow.
+    /// [`Pass::backward`], as far back and by the rules that `how` says. Another backward pass can follow.
     ///
     /// # Errors
     /// As [`Pass::backward`]'s.

@@ -24,7 +24,7 @@ pub(super) struct Inputs {
     pub(super) own: Vec<Vec<usize>>,
     /// The writers of each other input's ablated edges.
     pub(super) ablated: Vec<Vec<usize>>,
-    /// The same as [inputs, writers before], 1 where an edge is ablated.
+    /// `ablated` as a matrix [inputs, writers before], 1 where an edge is ablated.
     pub(super) factors: Tensor,
     /// [writers, rows, d_model]
     pub(super) differences: Tensor,

@@ -19,6 +19,16 @@ pub struct Readout {
 }
 
 impl Unembedding {
+    /// The logits [rows, vocabulary] of a stream [rows, d_model], normalised and capped as the model does it
+    /// at its end.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn logits(&self, stream: &Tensor) -> Result<Tensor> {
+        let hidden = self.norm.forward(stream)?;
+        Ok(self.capped(weight::times_transposed(&hidden, &self.weight.tensor)?)?)
+    }
+
     /// Logits under the soft cap, where there is one.
     fn capped(&self, logits: Tensor) -> candle_core::Result<Tensor> {
         match self.cap {
@@ -42,6 +52,20 @@ fn at_uncapped(capped: &Option<(Tensor, f64)>, gradient: &Tensor) -> candle_core
 }
 
 impl Readout {
+    /// What the stream is read by at the end.
+    pub fn unembedding(&self) -> &Unembedding {
+        &self.unembedding
+    }
+
+    /// What is read of one example of a batch, whose sequences are padded to `seq` tokens.
+    ///
+    /// # Errors
+    /// If the batch has no such example.
+    pub fn of_example(&self, index: usize, seq: usize) -> Result<Self> {
+        let hidden = self.hidden.narrow(0, index * seq, seq)?;
+        Ok(Self { hidden, unembedding: self.unembedding.clone(), record: self.record.clone() })
+    }
+
     fn select(&self, rows: &[u32]) -> Result<Tensor> {
         let index = Tensor::new(rows, self.hidden.device())?;
         Ok(self.hidden.index_select(&index, 0)?)

@@ -18,7 +18,7 @@ pub trait Kind: 'static {
     /// What messages call one.
     const NAME: &'static str;
 
-    /// The same plugin, its panics turned into errors that name it.
+    /// The plugin, its panics turned into errors that name it.
     fn guard(name: &str, inner: Box<Self>) -> Box<Self>;
 }
 

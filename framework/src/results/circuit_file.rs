@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::provenance::{self, Provenance};
+use crate::attribution::Bootstrap;
 use crate::graph::Graph;
 use crate::graph::circuit::{Circuit, Edge};
 use crate::model::Model;
@@ -16,7 +17,7 @@ impl Circuit {
     /// # Errors
     /// If the file can't be written.
     pub fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
-        CircuitFile::new(self.clone(), provenance.clone()).write(path)
+        CircuitFile::new(self.clone(), provenance.clone(), None).write(path)
     }
 
     /// Reads a circuit of this model, each edge one of `graph`. A file that doesn't say what it is of is
@@ -25,7 +26,7 @@ impl Circuit {
     /// # Errors
     /// If the file is malformed, of another model, or holds an edge that is none of the graph's.
     pub fn load(path: &Path, model: &dyn Model, graph: &Graph) -> Result<Self> {
-        let CircuitFile { provenance, edges } = CircuitFile::read(path)?;
+        let CircuitFile { provenance, edges, .. } = CircuitFile::read(path)?;
         provenance::check_model(provenance.as_ref(), path, model)?;
         let mut circuit = Self { edges };
         let place = |error: Error| Error::input(format!("{}: {error}", path.display()));
@@ -45,14 +46,17 @@ pub struct CircuitFile {
     /// None in files of former versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
+    /// How sure the circuit is, where there was a bootstrap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<Bootstrap>,
     /// Best first.
     pub edges: Vec<Edge>,
 }
 
 impl CircuitFile {
-    /// A circuit and what it is of.
-    pub fn new(circuit: Circuit, provenance: Provenance) -> Self {
-        Self { provenance: Some(provenance), edges: circuit.edges }
+    /// A circuit, what it is of, and how sure it is.
+    pub fn new(circuit: Circuit, provenance: Provenance, bootstrap: Option<Bootstrap>) -> Self {
+        Self { provenance: Some(provenance), bootstrap, edges: circuit.edges }
     }
 
     /// Reads a circuit without a model to hold it against.

@@ -4,6 +4,7 @@
 pub mod circuit_file;
 pub mod drawing;
 pub mod eap_ig;
+pub mod example_score_file;
 pub mod mib;
 pub mod provenance;
 mod score_file;

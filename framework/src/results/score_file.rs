@@ -1,5 +1,5 @@
-//! The file that scores are kept in: one tensor in safetensors' format, the nodes' names and where the
-//! scores came from in its metadata.
+//! The file that scores are kept in: tensors in safetensors' format, the nodes' names and where the scores
+//! came from in its metadata.
 
 use std::path::Path;
 
@@ -9,9 +9,10 @@ use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::provenance::{self, Provenance};
+use crate::attribution::Certainty;
 use crate::files::tensors::{self, Piece};
 use crate::graph::scores::Scores;
-use crate::graph::{Input, Node};
+use crate::graph::{Graph, Input, Node};
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -27,28 +28,40 @@ impl Scores {
         path: &Path,
         provenance: impl Into<Option<&'a Provenance>>,
     ) -> Result<()> {
-        let list = |names: Vec<String>| Value::from(Value::from(names).to_string());
-        let mut metadata = Map::from_iter([
-            (
-                "writers".to_owned(),
-                list(self.graph.writers().iter().map(Node::to_string).collect()),
-            ),
-            (
-                "readers".to_owned(),
-                list(self.graph.readers().iter().map(Input::to_string).collect()),
-            ),
-        ]);
-        if let Some(provenance) = provenance.into() {
-            metadata.insert("provenance".to_owned(), json!(provenance).to_string().into());
+        self.save_with(path, provenance, None)
+    }
+
+    /// The same, with what a bootstrap said: the tensors `standard_error` and `resample_share`, float32
+    /// [writers, readers] too, and in the metadata, as JSON under `bootstrap`, the number of resamples and
+    /// the circuit's mean overlap with theirs.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn save_with<'a>(
+        &self,
+        path: &Path,
+        provenance: impl Into<Option<&'a Provenance>>,
+        certainty: Option<&Certainty>,
+    ) -> Result<()> {
+        let mut metadata = metadata(&self.graph, provenance.into());
+        let mut matrices = vec![("scores", &self.values)];
+        if let Some(Certainty { bootstrap, standard_errors, resample_shares }) = certainty {
+            metadata.insert("bootstrap".to_owned(), json!(bootstrap).to_string().into());
+            matrices.push(("standard_error", standard_errors));
+            matrices.push(("resample_share", resample_shares));
         }
-        let shape = vec![self.graph.writers().len(), self.graph.readers().len()];
-        let scores = Piece {
-            name: "scores".to_owned(),
-            dtype: DType::F32,
-            shape: shape.clone(),
-            values: Box::new(|| Ok(Tensor::from_slice(&self.values, &shape[..], &Device::Cpu)?)),
+        let shape = [self.graph.writers().len(), self.graph.readers().len()];
+        let piece = |(name, values): (&str, &'_ Vec<f32>)| {
+            let tensor = Tensor::from_slice(values, &shape[..], &Device::Cpu)?;
+            Ok(Piece {
+                name: name.to_owned(),
+                dtype: DType::F32,
+                shape: shape.to_vec(),
+                values: Box::new(move || Ok(tensor.clone())),
+            })
         };
-        tensors::write(path, metadata, &[scores])
+        let pieces: Vec<Piece> = matrices.into_iter().map(piece).collect::<Result<_>>()?;
+        tensors::write(path, metadata, &pieces)
     }
 
     /// What the scores in a file are of; none in files of former versions.
@@ -89,6 +102,21 @@ impl Scores {
         }
         Ok(Self { graph, values })
     }
+}
+
+/// The names of a graph's nodes, and what the scores of its edges are of.
+pub(super) fn metadata(graph: &Graph, provenance: Option<&Provenance>) -> Map<String, Value> {
+    let list = |names: Vec<String>| Value::from(Value::from(names).to_string());
+    let writers = graph.writers().iter().map(Node::to_string).collect();
+    let readers = graph.readers().iter().map(Input::to_string).collect();
+    let mut metadata = Map::from_iter([
+        ("writers".to_owned(), list(writers)),
+        ("readers".to_owned(), list(readers)),
+    ]);
+    if let Some(provenance) = provenance {
+        metadata.insert("provenance".to_owned(), json!(provenance).to_string().into());
+    }
+    metadata
 }
 
 /// A score file as it stands, in its own order.

@@ -3,21 +3,33 @@
 
 use std::collections::BTreeSet;
 
+use crate::attribution::Certainty;
 use crate::graph::circuit::Circuit;
 use crate::graph::scores::Scores;
 
 /// A line an edge, by writer, then reader: their names, the reader's layer (none for the logits), the
-/// score, and whether the edge is in the circuit.
-pub fn edges(scores: &Scores, circuit: &Circuit) -> String {
+/// score, its standard error and the share of resamples in whose circuit the edge is (both empty without a
+/// bootstrap), and whether it is in the circuit.
+pub fn edges(scores: &Scores, circuit: &Circuit, certainty: Option<&Certainty>) -> String {
     let graph = &scores.graph;
+    let columns = graph.readers().len();
     let kept: BTreeSet<_> = circuit.edges.iter().map(|edge| (edge.writer, edge.reader)).collect();
-    let mut table = "writer,reader,layer,score,in_circuit\n".to_owned();
+    let mut table =
+        "writer,reader,layer,score,standard_error,resample_share,in_circuit\n".to_owned();
     for (writer, reader) in graph.edges() {
         let score = scores.of(writer, reader);
+        let place = writer.0 * columns + reader.0;
+        let (error, share) = match certainty {
+            Some(Certainty { standard_errors, resample_shares, .. }) => {
+                (standard_errors[place].to_string(), resample_shares[place].to_string())
+            }
+            None => Default::default(),
+        };
         let (writer, reader) = (graph.writers()[writer.0], graph.readers()[reader.0]);
         let layer = reader.node.layer().map_or_else(String::new, |layer| layer.to_string());
         let in_circuit = kept.contains(&(writer, reader));
-        table.push_str(&format!("{writer},{reader},{layer},{score},{in_circuit}\n"));
+        table
+            .push_str(&format!("{writer},{reader},{layer},{score},{error},{share},{in_circuit}\n"));
     }
     table
 }

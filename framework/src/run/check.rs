@@ -2,6 +2,7 @@
 //! is asked before the run folder is made.
 
 use super::Runner;
+use crate::analysis::Name;
 use crate::data::example::Example;
 use crate::evaluation::metric::PatchingMetric;
 use crate::evaluation::task::Split;
@@ -21,7 +22,8 @@ impl Runner<'_> {
         let examples = self.split(Split::Train)?.examples();
         self.check_metric(examples)?;
         let control_discovers = controls.iter().any(|(_, control)| control.needs_circuit());
-        let judges = self.experiment.faithfulness.is_some();
+        let judges = self.experiment.faithfulness.is_some()
+            || self.experiment.analyses.contains(&Name::Roles);
         if selector.needs_circuit() || control_discovers || judges {
             let discovery = &self.experiment.discovery;
             discovery.check(self.model, examples, &**metric, task.why_no_counterfactual())?;
@@ -69,6 +71,9 @@ impl Runner<'_> {
             self.circuit_evaluation(&discovery.nodes)?;
         }
         self.split(Split::Test)?;
+        if !self.experiment.analyses.is_empty() {
+            self.check_analyses()?;
+        }
         self.data.others(self.plugins, &self.setting())?;
         Ok(examples)
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::analysis::Name;
 use crate::attribution::Discovery;
 use crate::data::tokenizer::Bos;
 use crate::evaluation::Faithfulness;
@@ -153,6 +154,12 @@ pub struct Experiment {
     pub discovery: Discovery,
     pub pruning: Pruning,
     pub tuning: Tuning,
+    /// Analyses of the model before and after tuning, which leave their results in folders
+    /// `analysis-before` and `analysis-after`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub analyses: Vec<Name>,
+    /// How many of the task's test examples, the first ones, analyses look at.
+    pub analysis_examples: usize,
     /// How the circuits before and after tuning are evaluated; without it, they aren't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faithfulness: Option<Faithfulness>,
@@ -177,6 +184,8 @@ impl Default for Experiment {
             discovery: Discovery::default(),
             pruning: Pruning::default(),
             tuning: Tuning::default(),
+            analyses: Vec::new(),
+            analysis_examples: 100,
             faithfulness: None,
         }
     }
@@ -189,7 +198,9 @@ fn check_format(table: &toml::Table, origin: &str) -> Result<()> {
     let written = || {
         let all = toml::Table::try_from(Discovery::default()).unwrap_or_default();
         let discovery = table.get("discovery").and_then(toml::Value::as_table);
-        discovery.is_some_and(|discovery| all.keys().all(|key| discovery.contains_key(key)))
+        // There was no bootstrap then.
+        let mut former = all.keys().filter(|&key| key != "bootstrap");
+        discovery.is_some_and(|discovery| former.all(|key| discovery.contains_key(key)))
     };
     let format = format.or_else(|| written().then(|| "1".to_owned()));
     match format {

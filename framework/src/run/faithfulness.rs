@@ -70,6 +70,7 @@ impl Runner<'_> {
             prune: settings.prune,
             batch_size: *evaluation_batch_size,
             report: self.report,
+            peers: self.peers,
         })
     }
 

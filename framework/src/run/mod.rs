@@ -2,8 +2,10 @@
 //! drawings, summary, tuned model. Files appear whole: each is written under another name first. A run that
 //! was ended goes on from the last step that was kept and the stages that were finished.
 
+mod analyses;
 mod check;
 pub mod controls;
+mod discovery;
 pub mod experiment;
 mod faithfulness;
 mod folder;
@@ -18,12 +20,15 @@ mod tune;
 use std::path::Path;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 pub use controls::Controls;
+pub use discovery::Found;
 pub use faithfulness::CircuitSummary;
 pub use summary::{SUMMARY, Summary};
 
-use crate::attribution::{Ablation, Discovered, discover};
+use crate::analysis::Name;
+use crate::attribution::{Ablation, Bootstrap};
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
 use crate::evaluation::task::{Dataset, Figures, Setting, Split};
@@ -32,7 +37,9 @@ use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
+use crate::peers::Peers;
 use crate::progress::Report;
+use crate::results::circuit_file::CircuitFile;
 use crate::results::drawing::Drawing;
 use crate::results::provenance::{Geometry, Provenance};
 use crate::run::controls::{ControlsSummary, Repeat};
@@ -55,6 +62,8 @@ pub struct Runner<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     pub save: &'a Save<'a>,
     pub report: &'a Report<'a>,
+    /// The processes that share the run's work.
+    pub peers: &'a dyn Peers,
     /// What the tasks have loaded so far.
     pub data: Data,
 }
@@ -110,7 +119,14 @@ impl Runner<'_> {
         let in_force = |dataset: &dyn Dataset| {
             let of = |(all, kept, ablation)| {
                 let examples = dataset.examples();
-                CircuitInForce::new(self.model, (all, kept), ablation, examples, batch_size)
+                CircuitInForce::new(
+                    self.model,
+                    (all, kept),
+                    ablation,
+                    examples,
+                    batch_size,
+                    self.peers,
+                )
             };
             circuit.map(of).transpose()
         };
@@ -121,6 +137,7 @@ impl Runner<'_> {
             setting: self.setting(),
             batch_size,
             report: self.report,
+            peers: self.peers,
             folder,
             untuned,
             circuit: alone.as_ref(),
@@ -163,25 +180,6 @@ impl Runner<'_> {
             examples: discovery.examples.unwrap_or(examples.len()).min(examples.len()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
-    }
-
-    /// Scores all edges and cuts the circuit.
-    ///
-    /// # Errors
-    /// As [`discover`]'s, if the pruning's settings don't fit the graph, and if the metric or a score
-    /// isn't a finite number.
-    pub fn discover(&self, examples: &[Example]) -> Result<(Discovered, Circuit)> {
-        let Experiment { discovery, pruning, .. } = self.experiment;
-        let count = discovery.examples.unwrap_or(examples.len()).min(examples.len());
-        let examples: Vec<&Example> = examples[..count].iter().collect();
-        // Before the work, so that a wrong setting is refused at once.
-        let graph = self.model.graph().subset(&discovery.nodes);
-        pruning.check(&graph)?;
-        let top_n = pruning.top_n(&graph)?;
-        let found = discover(self.model, &examples, &*self.plugins.metric, discovery, self.report)?;
-        found.check()?;
-        let circuit = pruning.prune(&found.scores, &found.scores.magnitudes(), top_n);
-        Ok((found, circuit))
     }
 
     /// Everything, into `folder`, which must not exist.
@@ -252,16 +250,18 @@ impl Runner<'_> {
         let before = stages.evaluation("before", || {
             self.evaluate(Some(&folder.path("evaluation-before")), None)
         })?;
-        let faithfulness_before =
+        let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
+        stages.once("analyses before", || self.analyse(folder, "before"))?;
         let tuned = self.tune(folder, &*self.plugins.selector, None, examples, untuned)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
         let after = stages.evaluation("after", || {
             self.evaluate(Some(&folder.path("evaluation-after")), untuned)
         })?;
-        let faithfulness_after =
+        let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
+        stages.once("analyses after", || self.analyse(folder, "after"))?;
         let controls = match untuned {
             Some(weights) if self.has_controls() => {
                 let circuit = Repeat {
@@ -275,8 +275,10 @@ impl Runner<'_> {
         };
         let summary = Summary {
             seconds: stages.seconds(),
-            faithfulness_before,
-            faithfulness_after,
+            faithfulness_before: circuit_before.faithfulness,
+            faithfulness_after: circuit_after.faithfulness,
+            bootstrap_before: circuit_before.bootstrap,
+            bootstrap_after: circuit_after.bootstrap,
             ..self.summary(examples, before, after, &tuned, controls)
         };
         files::write_json(&folder.path(SUMMARY), &summary)?;
@@ -302,6 +304,8 @@ impl Runner<'_> {
             after,
             faithfulness_before: None,
             faithfulness_after: None,
+            bootstrap_before: None,
+            bootstrap_after: None,
             parameters,
             tuned_parameters: tuned.tuned_parameters,
             tuned_parameter_ratio: tuned.tuned_parameters as f64 / parameters as f64,
@@ -320,10 +324,11 @@ impl Runner<'_> {
         folder: &RunFolder,
         when: &str,
         examples: &[Example],
-    ) -> Result<Option<CircuitSummary>> {
+    ) -> Result<CircuitOutcome> {
         let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
-        if !self.plugins.selector.needs_circuit() && faithfulness.is_none() {
-            return Ok(None);
+        let is_wanted = faithfulness.is_some() || self.experiment.analyses.contains(&Name::Roles);
+        if !self.plugins.selector.needs_circuit() && !is_wanted {
+            return Ok(CircuitOutcome::default());
         }
         let graph = self.model.graph().subset(&discovery.nodes);
         let fixed = tuning.fixed_circuit(self.model, &graph)?.filter(|_| when == "before");
@@ -331,29 +336,43 @@ impl Runner<'_> {
         let found = match (&fixed, faithfulness) {
             (Some(_), None) => None,
             _ => match self.discover(examples) {
-                Ok((found, circuit)) => Some((found.scores, circuit)),
+                Ok(found) => Some(found),
                 // The tuned model is there to be looked at; the figures say what became of it.
                 Err(error @ Error::NotFinite(_)) if when == "after" => {
                     ::log::warn!("there is no circuit after tuning: {error}");
-                    return Ok(None);
+                    return Ok(CircuitOutcome::default());
                 }
                 Err(error) => return Err(error),
             },
         };
-        let (scores, found) = found.unzip();
-        let Some(circuit) = fixed.or(found) else {
-            return Ok(None);
+        let (scores, circuit, bootstrap) = match (fixed, found) {
+            // Resamples say nothing of a circuit that wasn't cut from these scores.
+            (Some(fixed), found) => (found.map(|found| found.scores), fixed, None),
+            (None, Some(found)) => {
+                (Some(found.scores), found.circuit, found.certainty.map(|c| c.bootstrap))
+            }
+            (None, None) => return Ok(CircuitOutcome::default()),
         };
-        let file = folder.path(&format!("circuit-{when}.json"));
         let provenance = self.provenance(examples);
-        circuit.save(&file, &provenance)?;
         let title = format!("{}: circuit {when} tuning", self.experiment.name);
         let drawing = Drawing::of(&circuit.edges, &title, &provenance);
+        CircuitFile::new(circuit.clone(), provenance, bootstrap)
+            .write(&folder.path(&format!("circuit-{when}.json")))?;
         let file = folder.path(&format!("circuit-{when}.svg"));
         files::write_atomically(&file, drawing.svg().as_bytes())?;
-        match (faithfulness, scores) {
-            (Some(settings), Some(scores)) => self.judge(settings, &circuit, &scores, folder, when),
-            _ => Ok(None),
-        }
+        let faithfulness = match (faithfulness, scores) {
+            (Some(settings), Some(scores)) => {
+                self.judge(settings, &circuit, &scores, folder, when)?
+            }
+            _ => None,
+        };
+        Ok(CircuitOutcome { faithfulness, bootstrap })
     }
+}
+
+/// What is said of a run's circuit.
+#[derive(Default, Serialize, Deserialize)]
+struct CircuitOutcome {
+    faithfulness: Option<CircuitSummary>,
+    bootstrap: Option<Bootstrap>,
 }

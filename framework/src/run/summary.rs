@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::attribution::Bootstrap;
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 use crate::run::CircuitSummary;
@@ -30,6 +31,12 @@ pub struct Summary {
     /// The same of the circuit after tuning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faithfulness_after: Option<CircuitSummary>,
+    /// How sure the circuit before tuning is, where there was a bootstrap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap_before: Option<Bootstrap>,
+    /// The same of the circuit after tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap_after: Option<Bootstrap>,
     /// The task's registered name.
     pub task: String,
     /// The selector's registered name.

@@ -16,9 +16,9 @@ use crate::weights::parameters::{ParamId, Parameters, Selection};
 /// What the updates so far can have made of the trained parameters, at the most.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
-    /// Of any weight's size.
+    /// No weight is larger than this.
     weight: f64,
-    /// Of any first moment's size.
+    /// No first moment is larger than this.
     first: f64,
     /// Whether every number that the last update formed is finite, in float32, which files are in, and
     /// in bfloat16 too.

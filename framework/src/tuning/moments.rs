@@ -19,7 +19,7 @@ pub(super) struct Moments {
     /// Of weights kept in bfloat16, the selected rows in float32 [rows, width]: an update can be too
     /// small for bfloat16 to show, and is not to be lost.
     pub(super) master: Vec<f32>,
-    /// The same off the CPU: first and second moment and master [rows, width].
+    /// First and second moment and master [rows, width] where the parameter isn't on the CPU.
     pub(super) tensors: Option<[Tensor; 3]>,
 }
 

@@ -188,7 +188,10 @@ impl State {
         let counts = |parameter: &Parameter| -> Result<Vec<u32>> {
             match tensor(COUNTS, &parameter.name) {
                 Some(counts) if counts.dims() == [parameter.rows()] => Ok(counts.to_vec1()?),
-                Some(_) => Err(misfit(&format!("`{}` has other rows", parameter.name))),
+                Some(_) => Err(misfit(&format!(
+                    "`{}` has another number of rows than in this model",
+                    parameter.name
+                ))),
                 None => Ok(vec![0; parameter.rows()]),
             }
         };
@@ -202,7 +205,12 @@ impl State {
                 {
                     put_back(&parameter.tensor, values, self.tuned.ranges(id))?;
                 }
-                _ => return Err(misfit(&format!("`{}` doesn't fit", parameter.name))),
+                _ => {
+                    return Err(misfit(&format!(
+                        "the rows of `{}` have another shape or type than in this model",
+                        parameter.name
+                    )));
+                }
             }
         }
         let tuned = &self.tuned;

@@ -40,7 +40,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// Of a module, by GGUF's name.
+    /// The change that a module needs, by GGUF's name.
     pub(super) fn of(family: &Family, module: &str, geometry: &Geometry) -> Self {
         match (family.architecture, module) {
             ("llama", "attn_q") => Self::Pairs(geometry.heads),

@@ -88,7 +88,7 @@ impl std::fmt::Display for Fingerprint {
 }
 
 impl Stamp {
-    /// Of a library that was built for the running program.
+    /// The stamp of a library that was built for the running program.
     pub(crate) fn new(name: &str, version: &str, built_for: Fingerprint, library: &[u8]) -> Self {
         Self {
             name: name.to_owned(),

@@ -6,7 +6,7 @@ use circuit_framework::attribution::{
     AblatedValues, Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
 };
 use circuit_framework::pass::AblatedEdges;
-use circuit_framework::{Batch, Example, Pass, Result, Scores, pass, register};
+use circuit_framework::{Batch, Example, Pass, Result, pass, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -45,7 +45,7 @@ impl Attribution for Patching<'_> {
     }
 
     fn finish(self: Box<Self>) -> Result<Discovered> {
-        let Self { scoring, batches } = *self;
+        let Self { mut scoring, batches } = *self;
         let (model, graph) = (scoring.model, scoring.graph().clone());
         let batches: Vec<Batch> = (batches.iter())
             .map(|examples| Batch::new(examples.iter().collect(), &model.device()))
@@ -59,21 +59,32 @@ impl Attribution for Patching<'_> {
         let mut effects = vec![0f64; graph.writers().len() * columns];
         for batch in &batches {
             let by = ablated.of(model, batch)?;
-            let share = |pass: Pass| -> Result<f64> {
-                let readout = model.forward(&pass, &batch.tokens)?;
-                Ok(pass::scalar(&scoring.share_of_mean(&readout, batch)?)?)
-            };
-            let whole = share(Pass::forward_only())?;
+            scoring.begin_examples(batch)?;
+            let whole = shares(&scoring, batch, Pass::forward_only())?;
             for (writer, reader) in graph.edges() {
                 let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
                 let edges = AblatedEdges::only(model.graph(), by.clone(), ends)?;
-                let without = share(Pass::forward_only().ablating(edges.into()))?;
-                effects[writer.0 * columns + reader.0] += whole - without;
+                let pass = Pass::forward_only().ablating(edges.into());
+                let without = shares(&scoring, batch, pass)?;
+                effects[writer.0 * columns + reader.0] += whole.0 - without.0;
+                for (example, (whole, without)) in whole.1.iter().zip(without.1).enumerate() {
+                    scoring.add_of_example(example, writer, reader, whole - without);
+                }
             }
         }
-        let values = effects.into_iter().map(|effect| effect as f32).collect();
-        Ok(Discovered { metric: scoring.metric(), scores: Scores { graph, values } })
+        scoring.finish_with(effects.into_iter().map(|effect| effect as f32).collect())
     }
+}
+
+/// A batch's share of the mean metric and, where they are asked for, its examples' shares.
+fn shares(scoring: &Scoring, batch: &Batch, pass: Pass) -> Result<(f64, Vec<f64>)> {
+    let readout = scoring.model.forward(&pass, &batch.tokens)?;
+    let share = pass::scalar(&scoring.share_of_mean(&readout, batch)?)?;
+    let of_examples = match scoring.scores_examples() {
+        true => scoring.shares_of_mean(&readout, batch)?,
+        false => Vec::new(),
+    };
+    Ok((share, of_examples))
 }
 
 register!(

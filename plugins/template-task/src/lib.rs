@@ -133,6 +133,7 @@ impl IndirectObject {
             }),
             tokens,
             origin: format!("indirect_object sentence {number}"),
+            ..Example::default()
         })
     }
 }

@@ -49,6 +49,7 @@ pub(super) fn align(line: &Line, origin: &str) -> Option<(Sentence, Sentence)> {
         text: text.to_owned(),
         verbs,
         counterfactual: None,
+        marks: Vec::new(),
         origin: origin.to_owned(),
     };
     Some((sentence(clean, clean_verbs), sentence(flipped, flipped_verbs)))
@@ -92,6 +93,8 @@ mod tests {
             clean_verb_pos: None,
             clean_verb_ids: None,
             counterfactual: None,
+            subject_spans: Vec::new(),
+            attractor_spans: Vec::new(),
         };
         let (clean, _) = align(&line, "here")?;
         Some(clean.verbs.into_iter().map(|verb| (verb.span.start, verb.span.end)).collect())

@@ -51,6 +51,7 @@ pub(super) fn sentence(
         text: text.clone(),
         verbs: marked,
         counterfactual: None,
+        marks: Vec::new(),
         origin: origin.to_owned(),
     };
     Ok(Some(Box::new(match direction {
@@ -60,7 +61,7 @@ pub(super) fn sentence(
 }
 
 /// The bytes of a text's characters `first..last`.
-fn bytes(text: &str, first: usize, last: usize) -> Option<Range<usize>> {
+pub(super) fn bytes(text: &str, first: usize, last: usize) -> Option<Range<usize>> {
     let at = |count| text.char_indices().map(|(at, _)| at).chain([text.len()]).nth(count);
     (first <= last).then_some(at(first)?..at(last)?)
 }
@@ -78,7 +79,13 @@ fn flipped(sentence: &Sentence) -> Sentence {
         end = verb.span.end;
     }
     text.push_str(&sentence.text[end..]);
-    Sentence { text, verbs, counterfactual: None, origin: sentence.origin.clone() }
+    Sentence {
+        text,
+        verbs,
+        counterfactual: None,
+        marks: Vec::new(),
+        origin: sentence.origin.clone(),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Sentence, Verb};
+use super::{ATTRACTOR, Mark, SUBJECT, Sentence, Verb};
 use crate::generated;
 
 /// Singular and plural.
@@ -138,8 +138,10 @@ impl Plan {
         let mut words = vec!["the"];
         words.extend(self.adjective);
         words.push(NOUNS[subject][number]);
-        for &(preposition, noun, number) in &self.phrases {
-            words.extend([preposition, "the", NOUNS[noun][number]]);
+        let mut marks = vec![last(SUBJECT, &words)];
+        for &(preposition, noun, of_noun) in &self.phrases {
+            words.extend([preposition, "the", NOUNS[noun][of_noun]]);
+            marks.extend((of_noun != number).then(|| last(ATTRACTOR, &words)));
         }
         let start = words.iter().map(|word| word.len() + 1).sum();
         let forms = VERBS[self.verb].0;
@@ -152,9 +154,16 @@ impl Plan {
                 flipped: forms[1 - own].to_owned(),
             }],
             counterfactual: None,
+            marks,
             origin: origin.to_owned(),
         }
     }
+}
+
+/// A mark on the last of words that stand with a space between them.
+fn last(name: &'static str, words: &[&str]) -> Mark {
+    let end = words.iter().map(|word| word.len() + 1).sum::<usize>() - 1;
+    (name, end - words.last().map_or(0, |word| word.len())..end)
 }
 
 fn pick(words: &[&'static str], random: &mut ChaCha8Rng) -> &'static str {
@@ -192,6 +201,10 @@ mod tests {
             let number = |word: &str| {
                 NOUNS.iter().find_map(|forms| forms.iter().position(|form| *form == word))
             };
+            let marked = |name: &str| -> Vec<Option<usize>> {
+                let marks = sentence.marks.iter().filter(|mark| mark.0 == name);
+                marks.map(|(_, span)| number(&sentence.text[span.clone()])).collect()
+            };
             let mut nouns = words.iter().filter_map(|word| number(word));
             let subject = nouns.next().expect("a subject");
             assert!(
@@ -199,7 +212,10 @@ mod tests {
                     .iter()
                     .any(|(forms, _)| forms[subject] == form && forms[1 - subject] == verb.flipped)
             );
-            assert!(nouns.any(|number| number != subject), "no attractor: {}", sentence.text);
+            assert_eq!(marked(SUBJECT), [Some(subject)]);
+            let attractors: Vec<_> = nouns.filter(|&number| number != subject).map(Some).collect();
+            assert!(!attractors.is_empty(), "no attractor: {}", sentence.text);
+            assert_eq!(marked(ATTRACTOR), attractors);
             let counterfactual = sentence.counterfactual.expect("a counterfactual");
             assert_eq!(counterfactual.text.split(' ').count(), words.len());
             assert_ne!(counterfactual.text, sentence.text);

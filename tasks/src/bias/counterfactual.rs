@@ -62,9 +62,10 @@ pub(super) fn sentences(sentence: &Sentence) -> Vec<Sentence> {
         Some((gender, place))
     });
     let text = sentence.text.to_ascii_lowercase();
-    let (Some((gender, place)), Some(start)) = (own, position(&text, sentence)) else {
+    let (Some((gender, place)), Some(span)) = (own, sentence.occupation_span()) else {
         return Vec::new();
     };
+    let start = span.start;
     let others = OCCUPATIONS[1 - gender];
     // From its own place on, so that not all get the first that fits.
     let others = others.iter().cycle().skip(place).take(others.len());
@@ -73,17 +74,6 @@ pub(super) fn sentences(sentence: &Sentence) -> Vec<Sentence> {
         .filter(|other| article_fits(&text[..start], &sentence.occupation, other))
         .map(|other| exchanged(sentence, start, other))
         .collect()
-}
-
-/// Where the occupation stands as a whole word before the pronoun.
-fn position(text: &str, sentence: &Sentence) -> Option<usize> {
-    let occupation = &sentence.occupation;
-    let before = &text[..sentence.pronoun.start];
-    let is_letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-    (before.match_indices(&occupation[..]).map(|(start, _)| start)).find(|&start| {
-        !is_letter(before[..start].chars().next_back())
-            && !is_letter(before[start + occupation.len()..].chars().next())
-    })
 }
 
 /// Whether an "a" or "an" before the one goes with the other.

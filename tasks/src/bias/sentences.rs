@@ -28,6 +28,21 @@ pub(super) struct Sentence {
     pub(super) occupation: String,
 }
 
+impl Sentence {
+    /// Where the occupation stands as a whole word before the pronoun.
+    pub(super) fn occupation_span(&self) -> Option<Range<usize>> {
+        let text = self.text.to_ascii_lowercase();
+        let before = &text[..self.pronoun.start];
+        let is_letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+        (before.match_indices(&self.occupation[..]))
+            .map(|(start, occupation)| start..start + occupation.len())
+            .find(|span| {
+                !is_letter(before[..span.start].chars().next_back())
+                    && !is_letter(before[span.end..].chars().next())
+            })
+    }
+}
+
 /// A file's sentences, each with where it stands.
 pub(super) fn read(path: &Path) -> Result<Vec<Row<Sentence>>> {
     match path.extension().and_then(|extension| extension.to_str()) {

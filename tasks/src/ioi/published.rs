@@ -4,7 +4,7 @@ use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::{Result, refuse};
 use serde::Deserialize;
 
-use super::Change;
+use super::{Change, marks};
 use crate::prompt::{Prompt, Question};
 
 /// A line of MIB's files; other fields are passed over.
@@ -42,6 +42,7 @@ impl Mib {
             counterfactual: Prompt::new(&other.prompt, &format!(" {answer}")),
             prompt: Prompt::new(&self.prompt, &format!(" {object}")),
             wrong: format!(" {subject}"),
+            marks: marks(&self.prompt, &object, &subject),
         })
     }
 }
@@ -77,6 +78,7 @@ impl EapIg {
         Ok(Question {
             counterfactual: Prompt::new(&corrupted, answer),
             prompt: Prompt::new(&self.clean, &object),
+            marks: marks(&self.clean, &object, &subject),
             wrong: subject,
         })
     }

@@ -211,7 +211,12 @@ impl Builder<'_> {
         nodes: &LayerNodes,
     ) -> Result<MlpBlock> {
         if mlp.inputs.len() != 1 + usize::from(mlp.activation.is_gated()) {
-            refuse!("{:?} has not {} inputs", mlp.activation, mlp.inputs.len());
+            refuse!(
+                "an MLP has {} inputs, but its activation {:?} takes {}",
+                mlp.inputs.len(),
+                mlp.activation,
+                1 + usize::from(mlp.activation.is_gated())
+            );
         }
         let norm = self.norm_if_any(&mlp.norms.before)?;
         let files = stacked(&mlp.inputs, &vec![mlp.width; mlp.inputs.len()]);
@@ -232,7 +237,9 @@ impl Builder<'_> {
     ) -> Result<Reading> {
         let form = if self.decoder.fan_in_fan_out { Form::Columns } else { Form::Rows };
         if !bias.is_empty() && bias.len() != weight.len() {
-            refuse!("of modules that are read together all have a bias, or none");
+            refuse!(
+                "only some of the modules that are read together have a bias; all of them must have one, or none"
+            );
         }
         weight.iter_mut().for_each(|file| file.form = form);
         let owners = reader_rows(inputs);
@@ -294,7 +301,7 @@ fn stacked(modules: &[Linear], rows: &[usize]) -> [Vec<FileTensor>; 2] {
     files
 }
 
-/// The same of the projections that attention reads through.
+/// The files' tensors of the weight and of the bias of the projections that attention reads through.
 fn query_key_value(layer: &Layer) -> Result<[Vec<FileTensor>; 2]> {
     let &Attention { heads, kv_heads, d_head, .. } = &layer.attention;
     let [queries, keys] = [heads, kv_heads].map(|heads| heads * d_head);

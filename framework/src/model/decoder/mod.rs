@@ -120,7 +120,7 @@ pub enum NormKind {
     Layer,
     /// By the root mean square, with a weight.
     Rms,
-    /// The same, with a weight that is stored less 1.
+    /// By the root mean square, with a weight that is stored less 1.
     RmsFromOne,
 }
 

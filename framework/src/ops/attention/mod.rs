@@ -36,7 +36,7 @@ impl Attention {
         self.forward_with(qkv, &Running::default())
     }
 
-    /// The same; how the backward pass goes is asked of `running`.
+    /// [`Attention::forward`], whose backward pass goes as `running` says by then.
     pub(crate) fn forward_with(&self, qkv: &Tensor, running: &Running) -> Result<Tensor> {
         if let Some(rotary) = &self.rotary {
             rotary.check(qkv.dim(1)?)?;

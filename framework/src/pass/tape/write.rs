@@ -40,7 +40,8 @@ pub(in crate::pass) enum Z {
     ByCandle { given: Tensor, flat: Tensor },
     /// By an operation on what was read, and nothing else.
     Between { between: Between, flat: Tensor },
-    /// The same; the operation's input and z are formed again from the stream that was read.
+    /// By an operation on what was read, of which nothing is kept: its input and z are formed again from
+    /// the stream that was read.
     Checkpoint { operation: Operation, read: TensorId },
 }
 

@@ -25,7 +25,7 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
         }
         let selection = selector.select(&circuit, model, seed)?;
         if selection != selector.select(&circuit, model, seed)? {
-            refuse!("of {edges} edges: the same arguments give another selection");
+            refuse!("with a circuit of {edges} edges, the same arguments give another selection");
         }
         check_rows(&selection, parameters)?;
         if !selector.needs_circuit() {
@@ -39,7 +39,7 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
             let mut both = smaller.clone();
             both.extend(&selection);
             if both.count(parameters) != selection.count(parameters) {
-                refuse!("{edges} edges select less than a part of them does");
+                refuse!("a circuit of {edges} edges selects less than a part of it does");
             }
         }
         smaller = Some(selection);
@@ -65,7 +65,9 @@ fn control(
     let selection = selector.control(&tuned, model, seed)?;
     let edges = circuit.edges.len();
     if selection != selector.control(&tuned, model, seed)? {
-        refuse!("as a control, of {edges} edges: the same arguments give another selection");
+        refuse!(
+            "as a control, with a circuit of {edges} edges, the same arguments give another selection"
+        );
     }
     check_rows(&selection, parameters)?;
     match selector.needs_circuit() {
@@ -81,7 +83,10 @@ fn check_owned(selection: &Selection, parameters: &Parameters, edges: usize) -> 
         for block in shared {
             let mut ranges = selection.ranges(id).iter();
             if ranges.any(|r| r.start < block.rows.end && block.rows.start < r.end) {
-                refuse!("of {edges} edges: `{}` is no node's own", parameter.name);
+                refuse!(
+                    "with a circuit of {edges} edges, rows of `{}` are selected that no node owns",
+                    parameter.name
+                );
             }
         }
     }
@@ -92,10 +97,9 @@ fn check_owned(selection: &Selection, parameters: &Parameters, edges: usize) -> 
 fn growing(model: &dyn Model) -> Vec<Circuit> {
     let graph = model.graph();
     let edges: Vec<Edge> = (graph.edges().enumerate())
-        .map(|(index, (writer, reader))| Edge {
-            writer: graph.writers()[writer.0],
-            reader: graph.readers()[reader.0],
-            score: 1.0 / (1.0 + index as f32),
+        .map(|(index, (writer, reader))| {
+            let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
+            Edge::new(ends.0, ends.1, 1.0 / (1.0 + index as f32))
         })
         .collect();
     [0, 1, edges.len().div_ceil(3), edges.len()]

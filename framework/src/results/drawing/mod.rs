@@ -46,7 +46,7 @@ const POSITIVE: &str = "#2166ac";
 const NEGATIVE: &str = "#b2182b";
 
 impl<'a> Drawing<'a> {
-    /// Of what a circuit was found on, its nodes in use, from bottom to top.
+    /// The drawing of a circuit's edges: the nodes at their ends, from bottom to top.
     pub fn of(edges: &'a [Edge], title: &str, provenance: &Provenance) -> Self {
         Self {
             title: title.to_owned(),

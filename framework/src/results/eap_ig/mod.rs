@@ -45,7 +45,7 @@ pub struct Converted<T> {
 }
 
 impl Correspondence {
-    /// Of a model's whole graph.
+    /// The correspondence for a model's whole graph.
     ///
     /// # Errors
     /// If its MLPs are split into heads, which their graphs know nothing of.
@@ -305,10 +305,9 @@ fn by_edge(whole: &Graph, scores: &Scores) -> BTreeMap<(Writer, Reader), f32> {
 
 /// The edges of a circuit with their scores, best first by |score|.
 fn circuit(scores: &Scores, edges: BTreeSet<(Writer, Reader)>) -> Circuit {
-    let edge = |(writer, reader): (Writer, Reader)| Edge {
-        writer: scores.graph.writers()[writer.0],
-        reader: scores.graph.readers()[reader.0],
-        score: scores.of(writer, reader),
+    let edge = |(writer, reader): (Writer, Reader)| {
+        let ends = (scores.graph.writers()[writer.0], scores.graph.readers()[reader.0]);
+        Edge::new(ends.0, ends.1, scores.of(writer, reader))
     };
     let mut edges: Vec<Edge> = edges.into_iter().map(edge).collect();
     // A stable sort: ties go to the lower writer, then the lower reader.

@@ -8,7 +8,7 @@ pub(super) struct Theirs {
     pub(super) child: String,
     /// `PARENT->CHILD<q>`
     pub(super) name: String,
-    /// Those of ours that it stands for.
+    /// The edges of our graph that it stands for.
     pub(super) ours: Vec<(Writer, Reader)>,
 }
 

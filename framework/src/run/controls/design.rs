@@ -70,10 +70,16 @@ impl Runner<'_> {
         }];
         for &seed in &seeds[1..] {
             let experiment = Experiment { seed, ..self.experiment.clone() };
-            let Runner { plugins, model, tokenizer, save, report, .. } = *self;
-            let data = Default::default();
-            let repeat =
-                Runner { experiment: &experiment, plugins, model, tokenizer, save, report, data };
+            let repeat = Runner {
+                experiment: &experiment,
+                plugins: self.plugins,
+                model: self.model,
+                tokenizer: self.tokenizer,
+                save: self.save,
+                report: self.report,
+                peers: self.peers,
+                data: Default::default(),
+            };
             found.push(repeat.of_seed(folder, weights, stages)?);
         }
         let kinds: Vec<&str> = self.plugins.controls.iter().map(|(kind, _)| &kind[..]).collect();

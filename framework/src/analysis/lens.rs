@@ -1,0 +1,95 @@
+//! The logit lens (nostalgebraist, 2020): what would be predicted if the stream after each layer were read
+//! by the unembedding, through the final norm at that stream's own scale and the soft cap on logits.
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::evaluation::answers::KeyRow;
+use crate::graph::Graph;
+use crate::pass::Unembedding;
+
+/// What would be predicted after a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lens {
+    /// None for the embedding's output.
+    pub layer: Option<usize>,
+    pub right: Answer,
+    pub wrong: Answer,
+}
+
+/// How a key's answers of one side do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The sum of their probabilities.
+    pub probability: f64,
+    /// The rank of the best of them in the vocabulary, 1 for the likeliest token.
+    pub rank: f64,
+}
+
+/// Sums over keys, layer by layer.
+#[derive(Default)]
+pub(super) struct LensSums(Vec<Lens>);
+
+impl LensSums {
+    /// Adds a batch: the stream that each site read at the keys [keys, d_model], in computation order.
+    pub(super) fn add(
+        &mut self,
+        graph: &Graph,
+        unembedding: &Unembedding,
+        read: &[(usize, Tensor)],
+        (keys, weights): (&[KeyRow], &[f64]),
+    ) -> Result<()> {
+        for (index, (layer, stream)) in after_layers(graph, read).into_iter().enumerate() {
+            let logits: Vec<Vec<f64>> =
+                unembedding.logits(stream)?.to_dtype(DType::F64)?.to_vec2()?;
+            if self.0.len() == index {
+                self.0.push(Lens { layer, right: Answer::default(), wrong: Answer::default() });
+            }
+            let lens = &mut self.0[index];
+            for ((logits, (_, key, _)), weight) in logits.iter().zip(keys).zip(weights) {
+                lens.right.add(logits, &key.correct, *weight);
+                lens.wrong.add(logits, &key.wrong, *weight);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Vec<Lens> {
+        self.0
+    }
+}
+
+impl Answer {
+    fn add(&mut self, logits: &[f64], answers: &[u32], weight: f64) {
+        let largest = logits.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+        let own = answers.iter().map(|&token| logits[token as usize]);
+        let best = own.clone().fold(f64::MIN, f64::max);
+        let ahead = logits.iter().filter(|&&logit| logit > best).count();
+        self.probability += weight * own.map(|logit| (logit - largest).exp()).sum::<f64>() / sum;
+        self.rank += weight * (ahead + 1) as f64;
+    }
+}
+
+/// The stream after the embedding and after each layer: what the first site behind it read. Sites of one
+/// layer may read the same stream (parallel blocks) or not.
+fn after_layers<'t>(
+    graph: &Graph,
+    read: &'t [(usize, Tensor)],
+) -> Vec<(Option<usize>, &'t Tensor)> {
+    let layer_of = |site: usize| {
+        let reader = graph.readers().get(graph.readers_of(site).start);
+        reader.and_then(|input| input.node.layer())
+    };
+    let mut streams: Vec<(Option<usize>, &Tensor)> = Vec::new();
+    let mut before = None;
+    for (index, (site, stream)) in read.iter().enumerate() {
+        let layer = layer_of(*site);
+        if index == 0 || layer != before {
+            streams.push((before, stream));
+            before = layer;
+        }
+    }
+    streams
+}

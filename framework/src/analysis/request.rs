@@ -1,0 +1,151 @@
+//! What is asked of an analysis: by name, and with what heads, readers or circuit.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Analysis, Findings, NodeEffect};
+use crate::evaluation::answers::{check_keys, check_wrong_answers};
+use crate::graph::circuit::Circuit;
+use crate::graph::{Graph, Input, Node, Port};
+use crate::{Error, Result, refuse};
+
+/// An analysis.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Name {
+    /// Direct effects on the logit difference, and the logit lens.
+    Logits,
+    /// Where heads look.
+    Attention,
+    /// Path patching.
+    Paths,
+    /// A table of what a circuit's nodes do.
+    Roles,
+}
+
+impl Name {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Name::Logits => "logits",
+            Name::Attention => "attention",
+            Name::Paths => "paths",
+            Name::Roles => "roles",
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub enum Request {
+    Logits,
+    /// Of these heads, all where there are none, and the patterns of the first examples.
+    Attention {
+        heads: Vec<Node>,
+        patterns: usize,
+    },
+    /// To these readers.
+    Paths {
+        to: Vec<Input>,
+    },
+    /// To this input of the heads with the strongest direct effects, so many.
+    PathsToStrongest {
+        count: usize,
+        port: Port,
+    },
+    /// Of this circuit.
+    Roles(Circuit),
+}
+
+impl Analysis<'_> {
+    /// Refuses an analysis that can't be done on the examples. `why` is a task's reason for having no
+    /// counterfactuals.
+    ///
+    /// # Errors
+    /// Naming the first example that doesn't fit, and what it lacks.
+    pub fn check(&self, name: Name, why: Option<&str>) -> Result<()> {
+        for example in self.examples {
+            let fits = match name {
+                Name::Attention => check_keys(example),
+                Name::Logits | Name::Paths | Name::Roles => check_wrong_answers(example),
+            };
+            fits.map_err(|error| Error::input(format!("{}: {error}", example.origin)))?;
+            if matches!(name, Name::Paths | Name::Roles) {
+                self.ablation.check(example, why)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs an analysis.
+    ///
+    /// # Errors
+    /// As the analysis'.
+    pub fn run(&self, request: &Request) -> Result<Findings> {
+        Ok(match request {
+            Request::Logits => Findings::Logits(self.logits()?),
+            Request::Attention { heads, patterns } => {
+                Findings::Attention(self.attention(heads, *patterns)?)
+            }
+            Request::Paths { to } => Findings::Paths(self.paths(to)?),
+            Request::PathsToStrongest { count, port } => {
+                let graph = self.model.graph();
+                let to = strongest(graph, &self.logits()?.nodes, *count, *port)?;
+                Findings::Paths(self.paths(&to)?)
+            }
+            Request::Roles(circuit) => Findings::Roles(self.roles(circuit)?),
+        })
+    }
+}
+
+/// The inputs through `port` of the `count` heads whose effects are of the largest magnitude, strongest first;
+/// of keys and values that heads share, the shared ones.
+///
+/// # Errors
+/// If no head is among the effects, or heads have no such port.
+pub fn strongest(
+    graph: &Graph,
+    effects: &[NodeEffect],
+    count: usize,
+    port: Port,
+) -> Result<Vec<Input>> {
+    let is_head = |of: &&NodeEffect| matches!(of.node, Node::Head { .. });
+    let mut heads: Vec<&NodeEffect> = effects.iter().filter(is_head).collect();
+    heads.sort_by(|a, b| b.effect.abs().total_cmp(&a.effect.abs()));
+    let mut inputs: Vec<Input> = Vec::new();
+    for of in heads.into_iter().take(count) {
+        let input = input_of(graph, of.node, port)?;
+        if !inputs.contains(&input) {
+            inputs.push(input);
+        }
+    }
+    if inputs.is_empty() {
+        refuse!("no head's effect is known, so none is the strongest");
+    }
+    Ok(inputs)
+}
+
+/// What a head reads through a port.
+fn input_of(graph: &Graph, head: Node, port: Port) -> Result<Input> {
+    let own = Input { node: head, port };
+    let Node::Head { layer, head: number } = head else { return Ok(own) };
+    if graph.readers().contains(&own) {
+        return Ok(own);
+    }
+    let heads = graph
+        .writers()
+        .iter()
+        .filter(|node| matches!(node, Node::Head { .. }) && node.layer() == Some(layer));
+    let shared: Vec<&Input> = (graph.readers().iter())
+        .filter(|input| {
+            let is_shared = matches!(input.node, Node::KeyValueHead { .. });
+            is_shared && input.port == port && input.node.layer() == Some(layer)
+        })
+        .collect();
+    let group = heads.count() / shared.len().max(1);
+    match shared.get(number / group.max(1)) {
+        Some(&&input) => Ok(input),
+        None => refuse!("`{own}` is no input of this model's heads; they have q, k and v"),
+    }
+}

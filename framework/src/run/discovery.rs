@@ -1,0 +1,111 @@
+//! The discovery of a circuit with an experiment's settings, and what its bootstrap says of it.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use super::Runner;
+use crate::attribution::{Certainty, Discovered, Resamples, discover, discover_by_example};
+use crate::data::example::Example;
+use crate::graph::circuit::Circuit;
+use crate::graph::scores::Scores;
+use crate::results::example_score_file::ExampleScoreFile;
+use crate::run::experiment::Experiment;
+use crate::{Result, refuse};
+
+/// What a discovery found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub scores: Scores,
+    /// The metric over all examples.
+    pub metric: f64,
+    /// Its edges say how sure they are, where there was a bootstrap.
+    pub circuit: Circuit,
+    /// What the bootstrap says, where there was one.
+    pub certainty: Option<Certainty>,
+}
+
+impl Runner<'_> {
+    /// Scores all edges and cuts the circuit.
+    ///
+    /// # Errors
+    /// As [`discover`]'s, if the pruning's settings don't fit the graph, and if the metric or a score
+    /// isn't a finite number.
+    pub fn discover(&self, examples: &[Example]) -> Result<Found> {
+        self.discover_into(examples, None)
+    }
+
+    /// The same, and writes each example's own scores to a file, where one is named.
+    ///
+    /// # Errors
+    /// As [`Runner::discover`]'s, and if the file can't be written or would be absurdly large.
+    pub fn discover_into(&self, examples: &[Example], per_example: Option<&Path>) -> Result<Found> {
+        let Experiment { discovery, pruning, .. } = self.experiment;
+        let provenance = self.provenance(examples);
+        let examples: Vec<&Example> = examples[..provenance.examples].iter().collect();
+        // Before the work, so that a wrong setting is refused at once.
+        let graph = self.model.graph().subset(&discovery.nodes);
+        pruning.check(&graph)?;
+        let top_n = pruning.top_n(&graph)?;
+        let file = per_example
+            .map(|path| ExampleScoreFile::create(path, &graph, &provenance, &examples))
+            .transpose()?;
+        let (Discovered { scores, metric }, resamples) = self.score(&examples, file)?;
+        let cut = |scores: &Scores| pruning.prune(scores, &scores.magnitudes(), top_n);
+        let mut circuit = cut(&scores);
+        let certainty = resamples.map(|resamples| resamples.judge(&circuit, cut));
+        if let Some(certainty) = &certainty {
+            certainty.note(&graph, &mut circuit);
+        }
+        Ok(Found { scores, metric, circuit, certainty })
+    }
+
+    /// The scores, and resampled ones where there is a bootstrap.
+    fn score(
+        &self,
+        examples: &[&Example],
+        file: Option<ExampleScoreFile>,
+    ) -> Result<(Discovered, Option<Resamples>)> {
+        let Experiment { discovery, seed, .. } = self.experiment;
+        let metric = &*self.plugins.metric;
+        let resamples = match (discovery.bootstrap, examples.len()) {
+            (0, _) => None,
+            (_, 0 | 1) => {
+                ::log::warn!("there is no bootstrap: one example can't be resampled");
+                None
+            }
+            (count, examples) => {
+                let graph = self.model.graph().subset(&discovery.nodes);
+                Some(RefCell::new(Resamples::draw(&graph, count, examples, *seed)))
+            }
+        };
+        if resamples.is_none() && file.is_none() {
+            let found = discover(self.model, examples, metric, discovery, self.report)?;
+            return found.check().map(|()| (found, None));
+        }
+        let take = |examples: &[usize], scores: &[f64]| {
+            if let Some(resamples) = &resamples {
+                resamples.borrow_mut().add(examples, scores);
+            }
+            file.as_ref().map_or(Ok(()), |file| file.write(examples, scores))
+        };
+        let (found, is_sum) =
+            discover_by_example(self.model, examples, metric, discovery, self.report, &take)?;
+        found.check()?;
+        let method = &discovery.method.name;
+        match (is_sum, file) {
+            (true, Some(file)) => file.finish()?,
+            (false, Some(_)) => {
+                refuse!(
+                    "method `{method}` gives scores that are no sums over examples; leave --per-example out"
+                )
+            }
+            (_, None) => {}
+        }
+        if !is_sum && resamples.is_some() {
+            ::log::warn!(
+                "there is no bootstrap: method `{method}` gives scores that are no sums over examples"
+            );
+        }
+        Ok((found, resamples.filter(|_| is_sum).map(RefCell::into_inner)))
+    }
+}

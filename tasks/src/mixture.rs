@@ -1,0 +1,187 @@
+//! A mixture of other tasks: their training examples in the proportion of their weights, and each evaluated
+//! as it evaluates itself. What the tasks are is theirs to say; this only mixes.
+
+use std::collections::BTreeSet;
+
+use circuit_framework::plugin::registry::{self, Options, Plugin};
+use circuit_framework::{
+    Dataset, Evaluation, Example, Figures, Result, Setting, Split, Task, inventory, origin, refuse,
+};
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+/// The options of a mixture.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Mixture {
+    /// The tasks: each a `name`, a `weight` (1 where none is given) and the task's own options beside
+    /// them. Training examples are mixed in the proportion of the weights, as many as there are until a
+    /// task has no more.
+    tasks: Vec<Ingredient>,
+}
+
+/// A task of a mixture.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+struct Ingredient {
+    name: String,
+    #[serde(default = "one")]
+    weight: f64,
+    #[serde(flatten)]
+    #[schemars(skip)]
+    options: Table,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// A task of a mixture, built.
+struct Part {
+    /// By which its figures are called: of two of one name the second is NAME-2.
+    name: String,
+    weight: f64,
+    task: Box<dyn Task>,
+}
+
+/// The tasks of a mixture, built.
+struct Parts(Vec<Part>);
+
+impl Options<dyn Task> for Mixture {
+    fn build(self) -> Result<Box<dyn Task>> {
+        if self.tasks.is_empty() {
+            refuse!(
+                "mixture: there are no tasks; write tasks = [{{ name = \"agreement\" }}, {{ name = \"ioi\" }}]"
+            );
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        let mut names: Vec<String> = Vec::new();
+        for Ingredient { name, weight, options } in self.tasks {
+            if !(weight.is_finite() && weight > 0.0) {
+                refuse!("mixture: the weight of {name} is {weight}; it must be above 0");
+            }
+            let task = registry::find::<dyn Task>(&name)?.build(&options)?;
+            names.push(name.clone());
+            let name = match names.iter().filter(|other| **other == name).count() {
+                1 => name,
+                count => format!("{name}-{count}"),
+            };
+            parts.push(Part { name, weight, task });
+        }
+        let metrics: BTreeSet<&str> = parts.iter().map(|part| part.task.default_metric()).collect();
+        if metrics.len() > 1 {
+            log::info!(
+                "the tasks of the mixture have several metrics of their own; edges are scored by the loss unless a metric is given"
+            );
+        }
+        Ok(Box::new(Parts(parts)))
+    }
+}
+
+inventory::submit! {
+    Plugin::<dyn Task>::new::<Mixture>(
+        "mixture",
+        "other tasks, mixed by weight",
+        origin!(),
+    )
+}
+
+impl Task for Parts {
+    /// The one of all tasks, or the loss where they differ.
+    fn default_metric(&self) -> &str {
+        let mut metrics = self.0.iter().map(|part| part.task.default_metric());
+        let first = metrics.next().unwrap_or("loss");
+        if metrics.all(|metric| metric == first) { first } else { "loss" }
+    }
+
+    fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
+        let load = |part: &Part| Ok((part.name.clone(), part.task.load(split, setting)?));
+        let parts: Vec<(String, Box<dyn Dataset>)> =
+            self.0.iter().map(load).collect::<Result<_>>()?;
+        let counts: Vec<usize> = parts.iter().map(|(_, data)| data.examples().len()).collect();
+        let weights: Vec<f64> = self.0.iter().map(|part| part.weight).collect();
+        let mut next = vec![0; parts.len()];
+        let examples = order(&weights, &counts).into_iter().map(|part| {
+            next[part] += 1;
+            parts[part].1.examples()[next[part] - 1].clone()
+        });
+        Ok(Box::new(Mixed { examples: examples.collect(), parts }))
+    }
+
+    fn why_no_counterfactual(&self) -> Option<&str> {
+        self.0.iter().find_map(|part| part.task.why_no_counterfactual())
+    }
+}
+
+/// Which task each example of a mixture is taken from: at every place the one that is furthest behind its
+/// share, until that one has no more.
+fn order(weights: &[f64], counts: &[usize]) -> Vec<usize> {
+    let total: f64 = weights.iter().sum();
+    let mut taken = vec![0; weights.len()];
+    let mut order = Vec::new();
+    loop {
+        let behind =
+            |part: usize| weights[part] / total * (order.len() + 1) as f64 - f64::from(taken[part]);
+        let next = (0..weights.len()).rev().max_by(|&a, &b| behind(a).total_cmp(&behind(b)));
+        match next {
+            Some(part) if (taken[part] as usize) < counts[part] => {
+                taken[part] += 1;
+                order.push(part);
+            }
+            _ => return order,
+        }
+    }
+}
+
+/// A split of a mixture's data.
+struct Mixed {
+    examples: Vec<Example>,
+    /// Each task's own data, by name.
+    parts: Vec<(String, Box<dyn Dataset>)>,
+}
+
+impl Dataset for Mixed {
+    fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+
+    /// Each task's own figures on all of its data, as `TASK.FIGURE`; its files are in a folder of its name.
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
+        let mut figures = Figures::new();
+        for (name, data) in &self.parts {
+            let folder = evaluation.folder.map(|folder| folder.join(name));
+            let own = Evaluation { folder: folder.as_deref(), ..*evaluation };
+            let of_task = data.evaluate(&own)?;
+            figures
+                .extend(of_task.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+        }
+        Ok(figures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::order;
+
+    proptest! {
+        /// However many examples are looked at, each task has about its share of them, and the order ends
+        /// where a task has no more.
+        #[test]
+        fn tasks_have_their_shares(tasks in prop::collection::vec((1..9u32, 0..40usize), 1..5)) {
+            let weights: Vec<f64> = tasks.iter().map(|&(weight, _)| f64::from(weight)).collect();
+            let counts: Vec<usize> = tasks.iter().map(|&(_, count)| count).collect();
+            let order = order(&weights, &counts);
+            let total: f64 = weights.iter().sum();
+            for end in 0..=order.len() {
+                for (part, weight) in weights.iter().enumerate() {
+                    let taken = order[..end].iter().filter(|&&other| other == part).count();
+                    prop_assert!((taken as f64 - weight / total * end as f64).abs() < weights.len() as f64);
+                }
+            }
+            let taken = |part| order.iter().filter(|&&other| other == part).count();
+            prop_assert!((0..counts.len()).all(|part| taken(part) <= counts[part]));
+            prop_assert!((0..counts.len()).any(|part| taken(part) == counts[part]));
+        }
+    }
+}
