@@ -19,7 +19,7 @@
 //! | [`results`] | files of scores and circuits and where they came from, drawings, other tools' formats |
 //! | [`tuning`] | [`ParamSelector`], a step, the optimizer, the state between steps |
 //! | [`plugin`] | the registry, the guard, the conformance suite |
-//! | [`run`] | experiments, sweeps, run folders, going on with a run |
+//! | [`run`] | experiments, controls, sweeps, run folders, going on with a run |
 //!
 //! Terms are TransformerLens', EAP-IG's and Hugging Face's; what is computed is defined in the paper, arXiv
 //! 2502.06106.

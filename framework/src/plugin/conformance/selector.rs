@@ -66,7 +66,7 @@ fn control(
     let edges = circuit.edges.len();
     if selection != selector.control(&tuned, model, seed)? {
         refuse!(
-            "as a control of a circuit of {edges} edges, the same arguments give another selection"
+            "as a control, with a circuit of {edges} edges, the same arguments give another selection"
         );
     }
     check_rows(&selection, parameters)?;

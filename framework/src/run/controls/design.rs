@@ -70,17 +70,15 @@ impl Runner<'_> {
         }];
         for &seed in &seeds[1..] {
             let experiment = Experiment { seed, ..self.experiment.clone() };
-            let Runner { plugins, model, tokenizer, save, report, peers, .. } = *self;
-            let data = Default::default();
             let repeat = Runner {
                 experiment: &experiment,
-                plugins,
-                model,
-                tokenizer,
-                save,
-                report,
-                peers,
-                data,
+                plugins: self.plugins,
+                model: self.model,
+                tokenizer: self.tokenizer,
+                save: self.save,
+                report: self.report,
+                peers: self.peers,
+                data: Default::default(),
             };
             found.push(repeat.of_seed(folder, weights, stages)?);
         }
