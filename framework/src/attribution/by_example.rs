@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::observation::SiteWrites;
-use super::sums::{Difference, Sites, Stack, product};
+use super::products::{Difference, Stack, product};
+use super::site_values::{SiteWrites, Sites};
 use crate::Result;
 use crate::graph::{Graph, Reader, Writer};
 

@@ -4,13 +4,15 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
+use super::score_rows::{Fold, Places, places_of_keys};
+use super::site_values::{ReadBy, SiteGradients, SiteWrites, Source};
 use super::{Ablation, Discovery, Positions};
 use crate::data::example::Batch;
 use crate::graph::Graph;
-use crate::ops::{Kept, add_by_place, multiply_blocks_into, sum_rows, weight};
-use crate::pass::{Captured, Reading, Rules, Unembedding, Writing, Written};
+use crate::ops::{Kept, sum_rows};
+use crate::pass::{Captured, Rules, Written};
 use crate::{Error, Result, refuse};
 
 /// The rows of a batch that count. A score row is a token or, with key positions, an example, whose
@@ -28,113 +30,6 @@ pub(super) struct BatchView {
     pub(super) places: Places,
     /// The score rows of each example.
     pub(super) examples: Vec<Range<usize>>,
-}
-
-/// Rows to gather and, where an example has several key positions, how they are averaged.
-pub(super) struct Fold {
-    rows: Vec<u32>,
-    average: Option<Average>,
-}
-
-/// Gathered rows averaged example by example.
-struct Average {
-    examples: usize,
-    /// The example of each gathered row.
-    example_of: Vec<u32>,
-    /// What each counts in its example's mean.
-    weights: Vec<f64>,
-}
-
-/// A mean ablation's means, each of a place: a position, or all tokens together.
-pub(super) enum Places {
-    /// Each score row has one.
-    One(Vec<u32>),
-    /// Examples with several key positions have several, each with a share.
-    Several { score_rows: Vec<u32>, places: Vec<u32>, shares: Vec<f64> },
-}
-
-impl Fold {
-    /// `keys[i]` are example i's key positions; a row is the position before.
-    fn of_keys(keys: &[Vec<usize>], seq: usize) -> Self {
-        let (mut rows, mut example_of, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        for (example, positions) in keys.iter().enumerate() {
-            for position in positions {
-                rows.push((example * seq + position - 1) as u32);
-                example_of.push(example as u32);
-                weights.push(1.0 / positions.len() as f64);
-            }
-        }
-        let average = Average { examples: keys.len(), example_of, weights };
-        let one_each = keys.iter().all(|positions| positions.len() == 1);
-        Self { rows, average: (!one_each).then_some(average) }
-    }
-
-    /// Whether several rows make one score row.
-    pub(super) fn averages(&self) -> bool {
-        self.average.is_some()
-    }
-
-    /// values [batch·seq, width] → [score rows, width].
-    fn fold(&self, values: &Tensor) -> Result<Tensor> {
-        let gathered = Kept::All.choose(values, &self.rows)?;
-        Ok(self.average_rows(gathered.unsqueeze(0)?)?.squeeze(0)?)
-    }
-
-    /// [nodes, gathered rows, width] → [nodes, score rows, width].
-    pub(super) fn average_rows(&self, gathered: Tensor) -> Result<Tensor> {
-        let Some(Average { examples, example_of, weights }) = &self.average else {
-            return Ok(gathered);
-        };
-        let (nodes, _, width) = gathered.dims3()?;
-        let sums = Tensor::zeros((nodes, *examples, width), gathered.dtype(), gathered.device())?;
-        Ok(add_by_place(sums, example_of, &scale_rows(&gathered, weights)?, 1.0)?)
-    }
-}
-
-impl Places {
-    /// Adds to sums [nodes, places, width] `fraction` times the gradients [nodes, score rows, width] of
-    /// some score rows; where there are several places a row, of all of them.
-    pub(super) fn add(
-        &self,
-        sums: Tensor,
-        score_rows: Range<usize>,
-        gradients: &Tensor,
-        fraction: f64,
-    ) -> Result<Tensor> {
-        match self {
-            Places::One(places) => {
-                Ok(add_by_place(sums, &places[score_rows], gradients, fraction)?)
-            }
-            Places::Several { score_rows, places, shares } => {
-                let index = Tensor::new(&score_rows[..], gradients.device())?;
-                let gradients = scale_rows(&gradients.index_select(&index, 1)?, shares)?;
-                Ok(add_by_place(sums, places, &gradients, fraction)?)
-            }
-        }
-    }
-
-    /// The mean of each of `rows` score rows, [rows, width], from those of all places, [places, width];
-    /// where there are several places a row, their mean.
-    pub(super) fn rows_of(&self, means: &Tensor, rows: usize) -> Result<Tensor> {
-        let chosen = |places: &[u32]| -> Result<Tensor> {
-            Ok(means.index_select(&Tensor::new(places, means.device())?, 0)?)
-        };
-        match self {
-            Places::One(places) => chosen(places),
-            Places::Several { score_rows, places, shares } => {
-                let means = scale_rows(&chosen(places)?.unsqueeze(0)?, shares)?;
-                let sums = (1, rows, means.dim(2)?);
-                let sums = Tensor::zeros(sums, means.dtype(), means.device())?;
-                Ok(add_by_place(sums, score_rows, &means, 1.0)?.squeeze(0)?)
-            }
-        }
-    }
-}
-
-/// [nodes, rows, width] with each row multiplied by its own factor.
-fn scale_rows(values: &Tensor, factors: &[f64]) -> Result<Tensor> {
-    let factors = Tensor::new(factors, &Device::Cpu)?.unsqueeze(1)?;
-    Ok(values.broadcast_mul(&like(&factors, values)?)?)
 }
 
 impl BatchView {
@@ -269,27 +164,11 @@ impl BatchView {
     }
 }
 
-/// The places where examples with these key positions are read.
-fn places_of_keys(keys: &[Vec<usize>]) -> Places {
-    if keys.iter().all(|positions| positions.len() == 1) {
-        return Places::One(keys.iter().map(|positions| positions[0] as u32 - 1).collect());
-    }
-    let (mut score_rows, mut places, mut shares) = (Vec::new(), Vec::new(), Vec::new());
-    for (example, positions) in keys.iter().enumerate() {
-        for &position in positions {
-            score_rows.push(example as u32);
-            places.push(position as u32 - 1);
-            shares.push(1.0 / positions.len() as f64);
-        }
-    }
-    Places::Several { score_rows, places, shares }
-}
-
 /// What a pass wrote, site by site.
 #[derive(Clone, Default)]
 pub(super) struct Watched(Arc<Mutex<Vec<Folded>>>);
 
-/// Of one site.
+/// What one site wrote.
 pub(super) struct Folded {
     pub(super) site: usize,
     /// At the score rows.
@@ -312,123 +191,4 @@ impl Watched {
     pub(super) fn take(&self) -> Vec<Folded> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-/// What one site's writers wrote, row by row, before or after its projection.
-#[derive(Clone)]
-pub(super) struct SiteWrites {
-    pub(super) source: Source,
-    /// [rows, writers × width], or [rows, d_model] for the embedding.
-    pub(super) values: Tensor,
-}
-
-#[derive(Clone)]
-pub(super) enum Source {
-    /// The whole output [batch·seq, d_model].
-    Embedding(Tensor),
-    Projection(Arc<Writing>),
-    /// Of a site's only writer, projected already.
-    Output(Arc<Writing>),
-}
-
-impl SiteWrites {
-    pub(super) fn d_model(&self) -> Result<usize> {
-        Ok(match &self.source {
-            Source::Projection(writing) => writing.weight.tensor.dim(1)?,
-            Source::Embedding(_) | Source::Output(_) => self.values.dim(1)?,
-        })
-    }
-
-    /// Puts the writers' outputs for some rows in a place [writers, rows, d_model].
-    pub(super) fn expand_into(
-        &self,
-        rows: Range<usize>,
-        with_bias: bool,
-        place: &Tensor,
-    ) -> Result<()> {
-        let values = self.values.narrow(0, rows.start, rows.len())?;
-        let writing = match &self.source {
-            Source::Embedding(_) => return Ok(place.slice_set(&values.unsqueeze(0)?, 0, 0)?),
-            Source::Output(writing) => {
-                place.slice_set(&values.unsqueeze(0)?, 0, 0)?;
-                writing
-            }
-            Source::Projection(writing) => {
-                multiply_blocks_into(&values, &writing.output_weight()?, place)?;
-                writing
-            }
-        };
-        match &writing.bias {
-            Some(bias) if with_bias && writing.bias_is_written => {
-                Ok(place.slice_set(&place.broadcast_add(&bias.tensor)?, 0, 0)?)
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What one site's readers are given back, at the rows where the graph is read.
-pub(super) struct SiteGradients {
-    source: ReadBy,
-    /// The stream that was read [rows, d_model].
-    x: Tensor,
-    /// The gradient at the normalised stream [rows, d_model] of a site with one reader, at the
-    /// projection's output [rows, readers × width] of others.
-    gradient: Tensor,
-    /// Of the backward pass: the way through the normalisation is its last part.
-    rules: Rules,
-}
-
-enum ReadBy {
-    Projection(Arc<Reading>),
-    Unembedding(Arc<Unembedding>),
-}
-
-impl ReadBy {
-    fn site(&self) -> usize {
-        match self {
-            Self::Projection(reading) => reading.site,
-            Self::Unembedding(unembedding) => unembedding.site,
-        }
-    }
-}
-
-impl SiteGradients {
-    pub(super) fn site(&self) -> usize {
-        self.source.site()
-    }
-
-    /// The stream that was read [rows, d_model].
-    pub(super) fn stream(&self) -> &Tensor {
-        &self.x
-    }
-
-    /// Puts the gradients at the readers' inputs for some rows in a place [readers, rows, d_model]:
-    /// through each reader's rows of the weight, then through the normalisation.
-    pub(super) fn expand_into(&self, rows: Range<usize>, place: &Tensor) -> Result<()> {
-        let x = self.x.narrow(0, rows.start, rows.len())?;
-        let gradient = self.gradient.narrow(0, rows.start, rows.len())?;
-        let pulled = match &self.source {
-            ReadBy::Projection(reading) if place.dim(0)? > 1 => {
-                let weight = weight::widened(&reading.weight.tensor)?;
-                match &reading.norm {
-                    Some(norm) => {
-                        norm.pull_back_blocks_into(&x, &gradient, &weight, place, self.rules)?;
-                    }
-                    None => multiply_blocks_into(&gradient, &weight, place)?,
-                }
-                return Ok(());
-            }
-            ReadBy::Projection(reading) => reading.pull_back(&x, &gradient, self.rules)?,
-            ReadBy::Unembedding(unembedding) => {
-                unembedding.norm.pull_back(&x, &gradient, self.rules)?
-            }
-        };
-        Ok(place.slice_set(&pulled.unsqueeze(0)?.contiguous()?, 0, 0)?)
-    }
-}
-
-/// `tensor` with the type and on the device of `other`.
-pub(super) fn like(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
-    Ok(tensor.to_dtype(other.dtype())?.to_device(other.device())?)
 }

@@ -8,36 +8,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
+use candle_core::{Device, Tensor};
 
 use super::by_example::ExampleScores;
-use super::observation::{BatchView, Folded, SiteGradients, SiteWrites, Watched, like};
+use super::observation::{BatchView, Folded, Watched};
+use super::products::{Difference, Group, Stack, products};
+use super::score_rows::like;
+use super::site_values::{SiteGradients, SiteWrites, Sites};
 use super::{Ablation, Discovery};
 use crate::graph::Graph;
-use crate::ops::is_fused;
 use crate::{Error, Result};
 
 /// Rows expanded at once.
 const CHUNK: usize = 64;
-
-/// Readers whose products are formed at once, at least: a matrix product with few rows spends its
-/// time on bringing the other side into the cache.
-const GROUP: usize = 200;
-
-/// Parts of the sums of products that are formed side by side.
-const PARTS: usize = 4;
-
-/// What a batch's gradients are multiplied with.
-pub struct Difference {
-    pub(super) view: Arc<BatchView>,
-    /// By site: a − ã where ã is not a mean, a where it is.
-    pub(super) sites: Sites,
-    /// By site: a − ã where ã is a mean, and scores are asked for by example.
-    pub(super) centred: Option<Sites>,
-}
-
-pub(super) type Sites = Vec<Option<SiteWrites>>;
 
 /// The running sums.
 pub(super) struct Sums {
@@ -167,7 +150,7 @@ impl Sums {
                 if self.places > 0 {
                     self.add_gradient_sum(site, view, score_rows.clone(), &place, fraction)?;
                 }
-                if group.stack.nodes >= GROUP {
+                if group.is_full() {
                     multiply(self, &mut group)?;
                 }
             }
@@ -186,7 +169,7 @@ impl Sums {
     ) -> Result<()> {
         // A writer's bias cancels in every difference but the one with nothing.
         let with_bias = self.options.ablation == Ablation::Zero;
-        stack.nodes = 0;
+        stack.clear();
         for (site, writes) in sites.iter().enumerate() {
             let writers = graph.writers_of(site).len();
             if writers == 0 {
@@ -245,7 +228,7 @@ impl Sums {
             }
         }
         group.sites.clear();
-        group.stack.nodes = 0;
+        group.stack.clear();
         Ok(())
     }
 
@@ -280,109 +263,13 @@ impl Sums {
                     let sum = sum.narrow(1, start, len)?.contiguous()?;
                     group.place(site, sum.dims3()?, &sum)?.slice_set(&sum, 0, 0)?;
                 }
-                if group.stack.nodes >= GROUP {
+                if group.is_full() {
                     self.multiply(graph, &writes, &mut group, -1.0)?;
                 }
             }
             self.multiply(graph, &writes, &mut group, -1.0)?;
         }
         Ok(())
-    }
-}
-
-/// Readers' gradients times the transpose of writers' outputs [writers, rows · d_model], in terms that
-/// add up to [readers, writers]. On a CPU each is of a part of the long sums: with so few rows and columns
-/// the time goes into bringing both sides into shape, which candle leaves to one thread.
-fn products(readers: &Stack, writers: &Tensor) -> Result<Vec<Vec<Vec<f64>>>> {
-    let readers = readers.filled()?;
-    let length = readers.dim(1)?;
-    let parts = if is_fused(writers) { PARTS } else { 1 };
-    let part = length.div_ceil(parts).max(1);
-    let term = |start: usize| product(&readers, writers, start..length.min(start + part));
-    (0..length).into_par_iter().step_by(part).map(term).collect()
-}
-
-/// Some columns of readers [readers, length] times those of the transpose of writers [writers, length].
-pub(super) fn product(
-    readers: &Tensor,
-    writers: &Tensor,
-    columns: Range<usize>,
-) -> Result<Vec<Vec<f64>>> {
-    let of = |nodes: &Tensor| nodes.narrow(1, columns.start, columns.len());
-    let product = of(readers)?.matmul(&of(writers)?.t()?)?;
-    Ok(product.to_dtype(DType::F64)?.to_vec2()?)
-}
-
-/// Nodes' vectors [nodes, rows, d_model], one node behind the other. The place they take is filled
-/// again and again: clearing it anew would take longer than the products.
-pub(super) struct Stack {
-    /// [capacity, rows, d_model], once there is anything.
-    tensor: Option<Tensor>,
-    capacity: usize,
-    nodes: usize,
-}
-
-impl Stack {
-    fn new(capacity: usize) -> Self {
-        Self { tensor: None, capacity, nodes: 0 }
-    }
-
-    fn of_writers(graph: &Graph) -> Self {
-        Self::new(graph.writers().len())
-    }
-
-    /// The place of the next so many nodes' vectors [nodes, rows, d_model], which may still hold others;
-    /// type and device are those of `like`.
-    fn place(
-        &mut self,
-        (nodes, rows, d_model): (usize, usize, usize),
-        like: &Tensor,
-    ) -> Result<Tensor> {
-        let tensor = match self.tensor.take().filter(|tensor| tensor.dims()[1] == rows) {
-            Some(tensor) => tensor,
-            None => Tensor::zeros((self.capacity, rows, d_model), like.dtype(), like.device())?,
-        };
-        let place = tensor.narrow(0, self.nodes, nodes)?;
-        self.nodes += nodes;
-        self.tensor = Some(tensor);
-        Ok(place)
-    }
-
-    /// The first so many nodes' vectors [nodes, rows · d_model].
-    pub(super) fn first(&self, nodes: usize) -> Result<Tensor> {
-        let Some(tensor) = &self.tensor else {
-            return Err(Error::input("the graph has no nodes of these kinds"));
-        };
-        Ok(tensor.narrow(0, 0, nodes)?.flatten_from(1)?)
-    }
-
-    /// All nodes' vectors [nodes, rows · d_model].
-    pub(super) fn filled(&self) -> Result<Tensor> {
-        self.first(self.nodes)
-    }
-}
-
-/// A few sites' readers, whose products are formed together.
-struct Group {
-    sites: Vec<usize>,
-    stack: Stack,
-}
-
-impl Group {
-    fn new(graph: &Graph) -> Self {
-        let readers = (0..graph.site_count()).map(|site| graph.readers_of(site).len());
-        Self { sites: Vec::new(), stack: Stack::new(GROUP + readers.max().unwrap_or(0)) }
-    }
-
-    /// The place of a site's readers' gradients, as [`Stack::place`]'s.
-    fn place(
-        &mut self,
-        site: usize,
-        shape: (usize, usize, usize),
-        like: &Tensor,
-    ) -> Result<Tensor> {
-        self.sites.push(site);
-        self.stack.place(shape, like)
     }
 }
 

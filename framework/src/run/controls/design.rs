@@ -4,11 +4,9 @@
 use std::path::Path;
 
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
-use super::summary::{ControlsSummary, OfSeed};
+use super::summary::{ControlsSummary, OfSeed, Repeat};
 use crate::Result;
-use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 use crate::files;
 use crate::run::Runner;
@@ -18,17 +16,6 @@ use crate::run::log::{CIRCUITS, STATE};
 use crate::run::resume::Stages;
 use crate::tuning::selector::ParamSelector;
 use crate::tuning::{DiscoveredAt, Matched};
-
-/// A circuit or a control, tuned with one seed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::run) struct Repeat {
-    /// After tuning.
-    #[serde(with = "figures")]
-    pub(in crate::run) figures: Figures,
-    pub(in crate::run) tuned_parameters: usize,
-    /// Discovery and tuning together.
-    pub(in crate::run) seconds: f64,
-}
 
 /// What is tuned in a stage, and where it is written down.
 struct Stage<'a> {

@@ -7,6 +7,6 @@ mod interval;
 mod settings;
 mod summary;
 
-pub(super) use design::Repeat;
 pub use settings::{Controls, Seeds};
+pub(super) use summary::Repeat;
 pub use summary::{ControlSummary, ControlsSummary, Estimate, RepeatsSummary};

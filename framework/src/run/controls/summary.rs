@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::design::Repeat;
 use super::interval::{difference, margins, means};
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
@@ -17,6 +16,17 @@ pub struct ControlsSummary {
     pub circuit: RepeatsSummary,
     /// In the order of `controls.kinds`.
     pub kinds: Vec<ControlSummary>,
+}
+
+/// A circuit or a control, tuned with one seed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::run) struct Repeat {
+    /// After tuning.
+    #[serde(with = "figures")]
+    pub(in crate::run) figures: Figures,
+    pub(in crate::run) tuned_parameters: usize,
+    /// Discovery and tuning together.
+    pub(in crate::run) seconds: f64,
 }
 
 /// Figures with each seed, their mean, and how sure that is.
