@@ -1,7 +1,7 @@
 //! What the tasks that make their own examples have in common: which of them are kept for testing, and
 //! how many are drawn. What a tokenizer can't take is left out and counted.
 
-use circuit_framework::{Example, Result, Split, refuse};
+use circuit_framework::{Result, Split, refuse};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -35,11 +35,11 @@ pub(crate) fn random(split: Split, seed: u64) -> ChaCha8Rng {
 ///
 /// # Errors
 /// If none can be used, with the reason of the first.
-pub(crate) fn take(
+pub(crate) fn take<T>(
     split: Split,
     limit: Option<usize>,
-    made: impl Iterator<Item = Result<Example>>,
-) -> Result<Vec<Example>> {
+    made: impl Iterator<Item = Result<T>>,
+) -> Result<Vec<T>> {
     let count = limit.unwrap_or(match split {
         Split::Train => 2000,
         Split::Test => 500,

@@ -5,7 +5,7 @@
 use super::sentences::Sentence;
 
 /// By the gender that holds them more often: men, women.
-const OCCUPATIONS: [[&str; 20]; 2] = [
+pub(super) const OCCUPATIONS: [[&str; 20]; 2] = [
     [
         "driver",
         "supervisor",
