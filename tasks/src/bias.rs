@@ -413,7 +413,10 @@ mod tests {
             let trained: Vec<&str> = train.sentences.iter().map(|s| &s.text[..]).collect();
             assert!(test.sentences.iter().all(|sentence| !trained.contains(&&sentence.text[..])));
             for (example, sentence) in train.examples.iter().zip(&train.sentences) {
-                assert_eq!(example.keys[0].position, example.tokens.len() - 1);
+                // Several tokens, where tokens are bytes.
+                let pronoun = &example.spans["pronoun"];
+                assert_eq!(pronoun.first(), Some(&example.keys[0].position));
+                assert_eq!(pronoun.last(), Some(&(example.tokens.len() - 1)));
                 let occupation = marked(example, "occupation", tokenizer);
                 assert!(occupation.eq_ignore_ascii_case(&sentence.occupation), "{occupation}");
             }
