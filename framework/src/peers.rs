@@ -17,6 +17,26 @@ pub trait Peers: Send + Sync {
     fn exchange(&self, batches: usize, own: Vec<Vec<f64>>) -> Result<Vec<Vec<f64>>>;
 }
 
+/// What `f` makes of each batch, in the batches' order: of those that this process does, and of the others
+/// as the processes that do them made it.
+///
+/// # Errors
+/// As `f`, and if a process can't be reached.
+pub fn share<T>(
+    peers: &dyn Peers,
+    batches: impl IntoIterator<Item = T>,
+    mut f: impl FnMut(T) -> Result<Vec<f64>>,
+) -> Result<Vec<Vec<f64>>> {
+    let (mut own, mut count) = (Vec::new(), 0);
+    for batch in batches {
+        if peers.does(count) {
+            own.push(f(batch)?);
+        }
+        count += 1;
+    }
+    peers.exchange(count, own)
+}
+
 /// A single process, which does all the work.
 pub struct Alone;
 

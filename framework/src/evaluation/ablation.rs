@@ -11,7 +11,7 @@ use crate::evaluation::batches;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::pass::{Ablated, Pass, Written};
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
 use crate::{Error, Result, refuse};
 
 /// What replaces a writer's output along an ablated edge.
@@ -247,24 +247,24 @@ pub fn values_over(
     if !values.is_mean() {
         return Ok(values);
     }
-    let (mut own, mut count, mut like) = (Vec::new(), 0, None);
-    for (index, batch) in batches(model, examples, batch_size).enumerate() {
-        count += 1;
-        let is_own = peers.does(index);
-        // A process that does none needs one to know the sites by.
-        if !is_own && like.is_some() {
-            continue;
-        }
+    let mut like = None;
+    let of_batches = peers::share(peers, batches(model, examples, batch_size), |batch| {
         let of_batch = values.of_batch(model, &batch?)?;
-        if is_own {
-            own.push(of_batch.flattened()?);
-        }
+        let flattened = of_batch.flattened()?;
         like.get_or_insert(of_batch);
-    }
-    if let Some(like) = like {
-        for of_batch in peers.exchange(count, own)? {
-            values.join_flattened(&like, &of_batch)?;
-        }
+        Ok(flattened)
+    })?;
+    let first = || batches(model, examples, batch_size).next();
+    let like = match like {
+        Some(like) => like,
+        // A process that did none needs one to know the sites by.
+        None => match first() {
+            Some(batch) => values.of_batch(model, &batch?)?,
+            None => return Ok(values),
+        },
+    };
+    for of_batch in of_batches {
+        values.join_flattened(&like, &of_batch)?;
     }
     Ok(values)
 }

@@ -16,7 +16,7 @@ use crate::graph::Kind;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::pass::{AblatedEdges, Pass, scalar};
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result, refuse};
 
@@ -183,16 +183,12 @@ impl<'a> CircuitEvaluation<'a> {
         let values = values_over(model, self.ablation, self.examples, self.batch_size, self.peers)?;
         let count = self.examples.len().div_ceil(self.batch_size.max(1));
         let (mut done, total) = (0, kept.len() * count);
-        let mut own = Vec::new();
-        for (index, batch) in batches(model, self.examples, self.batch_size).enumerate() {
-            if !self.peers.does(index) {
-                continue;
-            }
+        let of_batches = batches(model, self.examples, self.batch_size);
+        let of_batches = peers::share(self.peers, of_batches, |batch| {
             progress::check_stop()?;
             let batch = batch?;
             let by = values.of(model, &batch)?;
-            let mut of_batch = Vec::with_capacity(kept.len());
-            for &kept in kept {
+            let metric = |&kept: &&EdgeSet| {
                 let pass = match *kept == self.all {
                     true => Pass::forward_only(),
                     false => {
@@ -202,14 +198,15 @@ impl<'a> CircuitEvaluation<'a> {
                     }
                 };
                 let readout = model.forward(&pass, &batch.tokens)?;
-                of_batch.push(scalar(&self.metric.sum(&readout, &batch)?)?);
+                let metric = scalar(&self.metric.sum(&readout, &batch)?)?;
                 done += 1;
                 (self.report)(Progress { stage: "faithfulness", done, total, figure: None });
-            }
-            own.push(of_batch);
-        }
+                Ok(metric)
+            };
+            kept.iter().map(metric).collect()
+        })?;
         let mut sums = vec![0.0; kept.len()];
-        for of_batch in self.peers.exchange(count, own)? {
+        for of_batch in of_batches {
             sums.iter_mut().zip(of_batch).for_each(|(sum, value)| *sum += value);
         }
         let weights = self.examples.iter().map(|example| self.metric.weight(example));

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::example::by_length;
 use crate::evaluation::Evaluation;
 use crate::pass::cache::Cache;
+use crate::peers;
 use crate::progress::Progress;
 use crate::{Result, refuse};
 
@@ -70,19 +71,16 @@ impl Evaluation<'_> {
             );
         }
         let order = by_length(prompts, Vec::len);
-        let batches: Vec<&[usize]> = order.chunks(self.batch_size.max(1)).collect();
-        let mut done = 0;
-        let mut own = Vec::new();
-        for (index, batch) in batches.iter().enumerate() {
-            if self.peers.does(index) {
-                own.push(flattened(self.generate_batch(prompts, batch, options, stop)?));
-            }
+        let batches = order.chunks(self.batch_size.max(1));
+        let (mut done, total) = (0, prompts.len());
+        let of_batches = peers::share(self.peers, batches, |batch| {
+            let sequences = self.generate_batch(prompts, batch, options, stop)?;
             done += batch.len();
-            let total = prompts.len();
             (self.report)(Progress { stage: "generate", done, total, figure: None });
-        }
+            Ok(flattened(sequences))
+        })?;
         let mut answers = vec![Vec::new(); prompts.len()];
-        for of_batch in self.peers.exchange(batches.len(), own)? {
+        for of_batch in of_batches {
             let mut rest = &of_batch[..];
             while let [prompt, length, following @ ..] = rest {
                 let (written, others) = following.split_at(*length as usize);

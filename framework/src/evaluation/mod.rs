@@ -32,7 +32,7 @@ use crate::model::Model;
 use crate::ops::cross_entropy::Target;
 use crate::pass::cache::Cache;
 use crate::pass::{Pass, Readout, scalar, values};
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result, files, refuse};
 
@@ -174,20 +174,16 @@ impl Evaluation<'_> {
         }
         let order = by_length(examples, |example| example.tokens.len());
         let chunks: Vec<&[usize]> = order.chunks(self.batch_size.max(1)).collect();
-        let mut done = 0;
-        let mut own = Vec::new();
-        for (index, chunk) in chunks.iter().enumerate() {
-            if self.peers.does(index) {
-                let batch = chunk.iter().map(|&index| &examples[index]).collect();
-                let batch = Batch::new(batch, &self.model.device())?;
-                progress::check_stop()?;
-                own.push(f(&batch, &self.forward(&batch)?)?);
-            }
+        let (mut done, total) = (0, examples.len());
+        let all = peers::share(self.peers, &chunks, |chunk| {
+            let batch = chunk.iter().map(|&index| &examples[index]).collect();
+            let batch = Batch::new(batch, &self.model.device())?;
+            progress::check_stop()?;
+            let values = f(&batch, &self.forward(&batch)?)?;
             done += chunk.len();
-            let total = examples.len();
             (self.report)(Progress { stage: "evaluate", done, total, figure: None });
-        }
-        let all = self.peers.exchange(chunks.len(), own)?;
+            Ok(values)
+        })?;
         Ok(chunks.into_iter().map(<[usize]>::to_vec).zip(all).collect())
     }
 
