@@ -7,6 +7,7 @@ mod layout;
 
 use std::fmt::Write;
 
+use crate::evaluation::plot::escape;
 use crate::graph::circuit::Edge;
 use crate::graph::{Graph, Node, Port};
 use crate::results::provenance::Provenance;
@@ -246,8 +247,4 @@ fn port_name(port: Port) -> &'static str {
         Port::Up => "up",
         Port::Input => "",
     }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
