@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use circuit_framework::analysis::{
-    Findings, HeatMap, Logits, Name, NodeEffect, Pattern, Request, Table, strongest,
+    Findings, Logits, Name, NodeEffect, Pattern, Request, Table, strongest,
 };
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::files;
@@ -211,7 +211,7 @@ fn finish(matches: &ArgMatches, runner: &Runner, found: &[(&str, Findings)]) -> 
         files::write_atomically(&file, whole.as_bytes())?;
     }
     if let Some(file) = path(matches, "svg") {
-        let map: HeatMap = runner.heat_map(found)?;
+        let map = runner.heat_map(&runner.analysis()?, found);
         files::write_atomically(&file, map.svg().as_bytes())?;
     }
     let value = match found {

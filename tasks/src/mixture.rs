@@ -1,8 +1,6 @@
 //! A mixture of other tasks: their training examples in the proportion of their weights, and each evaluated
 //! as it evaluates itself. What the tasks are is theirs to say; this only mixes.
 
-use std::collections::BTreeSet;
-
 use circuit_framework::plugin::registry::{self, Options, Plugin};
 use circuit_framework::{
     Dataset, Evaluation, Example, Figures, Result, Setting, Split, Task, inventory, origin, refuse,
@@ -53,27 +51,31 @@ impl Options<dyn Task> for Mixture {
                 "mixture: there are no tasks; write tasks = [{{ name = \"agreement\" }}, {{ name = \"ioi\" }}]"
             );
         }
-        let mut parts: Vec<Part> = Vec::new();
-        let mut names: Vec<String> = Vec::new();
-        for Ingredient { name, weight, options } in self.tasks {
-            if !(weight.is_finite() && weight > 0.0) {
+        let names = registry::distinct(self.tasks.iter().map(|ingredient| &ingredient.name[..]));
+        let part = |(Ingredient { name, weight, options }, own): (&Ingredient, String)| {
+            if !(weight.is_finite() && *weight > 0.0) {
                 refuse!("mixture: the weight of {name} is {weight}; it must be above 0");
             }
-            let task = registry::find::<dyn Task>(&name)?.build(&options)?;
-            names.push(name.clone());
-            let name = match names.iter().filter(|other| **other == name).count() {
-                1 => name,
-                count => format!("{name}-{count}"),
-            };
-            parts.push(Part { name, weight, task });
-        }
-        let metrics: BTreeSet<&str> = parts.iter().map(|part| part.task.default_metric()).collect();
-        if metrics.len() > 1 {
+            let task = registry::find::<dyn Task>(name)?.build(options)?;
+            Ok(Part { name: own, weight: *weight, task })
+        };
+        let parts = Parts(self.tasks.iter().zip(names).map(part).collect::<Result<_>>()?);
+        if parts.common_metric().is_none() {
             log::info!(
-                "the tasks of the mixture have several metrics of their own; edges are scored by the loss unless a metric is given"
+                "the tasks of the mixture have several metrics of their own; edges are scored by the \
+                 loss unless a metric is given"
             );
         }
-        Ok(Box::new(Parts(parts)))
+        Ok(Box::new(parts))
+    }
+}
+
+impl Parts {
+    /// The metric that all tasks are discovered with, if there is one.
+    fn common_metric(&self) -> Option<&str> {
+        let mut metrics = self.0.iter().map(|part| part.task.default_metric());
+        let first = metrics.next()?;
+        metrics.all(|metric| metric == first).then_some(first)
     }
 }
 
@@ -88,9 +90,7 @@ inventory::submit! {
 impl Task for Parts {
     /// The one of all tasks, or the loss where they differ.
     fn default_metric(&self) -> &str {
-        let mut metrics = self.0.iter().map(|part| part.task.default_metric());
-        let first = metrics.next().unwrap_or("loss");
-        if metrics.all(|metric| metric == first) { first } else { "loss" }
+        self.common_metric().unwrap_or("loss")
     }
 
     fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {

@@ -34,7 +34,7 @@ pub struct Attention {
     /// How many examples have a span before one of their keys.
     pub spans: BTreeMap<String, usize>,
     pub heads: Vec<HeadLooks>,
-    /// Of the first examples, as many as were asked for.
+    /// The patterns of the first examples, as many as were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<Pattern>,
 }

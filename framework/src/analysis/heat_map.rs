@@ -70,7 +70,7 @@ impl Panel {
         Self { title: title.to_owned(), columns, cells, least: 0.0 }
     }
 
-    /// The same, its scale ending at `least` or above.
+    /// This panel with a scale that ends at `least` or above.
     pub fn with_scale_of(self, least: f64) -> Self {
         Self { least, ..self }
     }

@@ -64,7 +64,7 @@ impl<T> Shown<T> {
         Self(Arc::default())
     }
 
-    /// The same collection, for a hook to hold.
+    /// A handle on this collection, for a hook to hold.
     fn handle(&self) -> Self {
         Self(self.0.clone())
     }

@@ -16,7 +16,8 @@ use crate::data::example::Batch;
 use crate::evaluation::ablation::values_over;
 use crate::evaluation::answers::KeyRow;
 use crate::evaluation::batches;
-use crate::graph::{Graph, Input, Node, Port, Reader, Writer};
+use crate::graph::edge_set::served;
+use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::pass::{Ablated, AblatedEdges, Pass, scalar};
 use crate::peers::Alone;
 use crate::progress::{self, Progress};
@@ -41,7 +42,7 @@ pub struct PathEffect {
     pub node: Node,
     /// The metric of the patched run less that of the clean one.
     pub effect: f64,
-    /// The same of the share of attention on each span.
+    /// The share of attention on each span in the patched run, less that in the clean one.
     pub attention: BTreeMap<String, f64>,
 }
 
@@ -157,28 +158,10 @@ fn patching(graph: &Graph, by: Ablated, writer: Writer, readers: &BTreeSet<Reade
 /// The heads that attend by what some of `readers` read: their own, or with shared keys and values those of
 /// their group.
 fn heads_behind(graph: &Graph, readers: &BTreeSet<Reader>) -> Vec<Node> {
-    let behind = |input: Input| -> Vec<Node> {
-        match input.node {
-            Node::Head { .. } => vec![input.node],
-            Node::KeyValueHead { layer, head } => {
-                let of_layer = |node: &&Node| node.layer() == Some(layer);
-                let is_head = |node: &&Node| matches!(node, Node::Head { .. });
-                let heads: Vec<Node> =
-                    graph.writers().iter().filter(of_layer).filter(is_head).copied().collect();
-                let is_own = |other: &&Input| {
-                    let node = other.node;
-                    matches!(node, Node::KeyValueHead { .. })
-                        && node.layer() == Some(layer)
-                        && other.port == Port::Key
-                };
-                let group = heads.len() / graph.readers().iter().filter(is_own).count().max(1);
-                heads.into_iter().skip(head * group).take(group).collect()
-            }
-            _ => Vec::new(),
-        }
-    };
-    let heads: BTreeSet<Node> =
-        readers.iter().flat_map(|reader| behind(graph.readers()[reader.0])).collect();
+    let served = served(graph);
+    let writers = readers.iter().flat_map(|reader| served[reader.0].iter());
+    let nodes = writers.map(|writer| graph.writers()[writer.0]);
+    let heads: BTreeSet<Node> = nodes.filter(|node| matches!(node, Node::Head { .. })).collect();
     heads.into_iter().collect()
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{Analysis, Findings, NodeEffect};
 use crate::evaluation::answers::{check_keys, check_wrong_answers};
 use crate::graph::circuit::Circuit;
-use crate::graph::{Graph, Input, Node, Port};
+use crate::graph::edge_set::served;
+use crate::graph::{Graph, Input, Node, Port, Writer};
 use crate::{Error, Result, refuse};
 
 /// An analysis.
@@ -25,7 +26,7 @@ pub enum Name {
 }
 
 impl Name {
-    /// As it is written.
+    /// The name by which the command line and experiments ask for it.
     pub fn name(self) -> &'static str {
         match self {
             Name::Logits => "logits",
@@ -40,21 +41,22 @@ impl Name {
 #[derive(Clone, Debug)]
 pub enum Request {
     Logits,
-    /// Of these heads, all where there are none, and the patterns of the first examples.
+    /// Where these heads look, all of them where none are named, and the patterns of so many examples, the
+    /// first ones.
     Attention {
         heads: Vec<Node>,
         patterns: usize,
     },
-    /// To these readers.
+    /// Path patching to these readers.
     Paths {
         to: Vec<Input>,
     },
-    /// To this input of the heads with the strongest direct effects, so many.
+    /// Path patching to this input of so many heads, those with the strongest direct effects.
     PathsToStrongest {
         count: usize,
         port: Port,
     },
-    /// Of this circuit.
+    /// The roles of this circuit's nodes.
     Roles(Circuit),
 }
 
@@ -81,7 +83,7 @@ impl Analysis<'_> {
     /// Runs an analysis.
     ///
     /// # Errors
-    /// As the analysis'.
+    /// As [`Analysis::logits`], [`Analysis::attention`], [`Analysis::paths`] and [`Analysis::roles`].
     pub fn run(&self, request: &Request) -> Result<Findings> {
         Ok(match request {
             Request::Logits => Findings::Logits(self.logits()?),
@@ -126,26 +128,17 @@ pub fn strongest(
     Ok(inputs)
 }
 
-/// What a head reads through a port.
+/// What a head reads through a port: its own input, or the one that it shares.
 fn input_of(graph: &Graph, head: Node, port: Port) -> Result<Input> {
-    let own = Input { node: head, port };
-    let Node::Head { layer, head: number } = head else { return Ok(own) };
-    if graph.readers().contains(&own) {
-        return Ok(own);
-    }
-    let heads = graph
-        .writers()
-        .iter()
-        .filter(|node| matches!(node, Node::Head { .. }) && node.layer() == Some(layer));
-    let shared: Vec<&Input> = (graph.readers().iter())
-        .filter(|input| {
-            let is_shared = matches!(input.node, Node::KeyValueHead { .. });
-            is_shared && input.port == port && input.node.layer() == Some(layer)
-        })
-        .collect();
-    let group = heads.count() / shared.len().max(1);
-    match shared.get(number / group.max(1)) {
-        Some(&&input) => Ok(input),
-        None => refuse!("`{own}` is no input of this model's heads; they have q, k and v"),
+    let writer = graph.writer_of(head);
+    let reads = |(input, serves): &(&Input, Vec<Writer>)| {
+        input.port == port && serves.iter().any(|&served| Some(served) == writer)
+    };
+    match graph.readers().iter().zip(served(graph)).find(reads) {
+        Some((&input, _)) => Ok(input),
+        None => {
+            let own = Input { node: head, port };
+            refuse!("`{own}` is no input of this model's heads; they have q, k and v")
+        }
     }
 }

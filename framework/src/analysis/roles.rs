@@ -76,7 +76,7 @@ impl Analysis<'_> {
         Ok(Roles { nodes: roles })
     }
 
-    /// Of each head the span that it looks at most; of equals a marked one.
+    /// The span that each head looks at most, a marked one among equals, and its share of the attention.
     fn looks_at(&self, heads: &[Node]) -> Result<BTreeMap<Node, (String, f64)>> {
         if heads.is_empty() {
             return Ok(BTreeMap::new());

@@ -92,7 +92,7 @@ impl<'a> Scoring<'a> {
         })
     }
 
-    /// The same, which also gives `take` each example's own scores. Where the ablation is a mean, `batches`
+    /// This scoring, which also gives `take` each example's own scores. Where the ablation is a mean, `batches`
     /// have all examples: they are run once before, since an example's score is against the mean of all.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl<'a> Scoring<'a> {
         sums.means()
     }
 
-    /// The same, its backward passes by other rules than the gradient's.
+    /// This scoring with backward passes by other rules than the gradient's.
     pub fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
     }
@@ -314,7 +314,7 @@ impl<'a> Scoring<'a> {
         self.finish_with(values)
     }
 
-    /// The same of a method that summed its scores itself, `values` [writers, readers].
+    /// The scores of a method that summed them itself, `values` [writers, readers].
     ///
     /// # Errors
     /// If what takes the last examples' scores can't.

@@ -2,6 +2,8 @@
 //! with a doc comment a field, that builds the running object; one [`register!`](crate::register) line
 //! next to it makes every command know it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -192,6 +194,17 @@ pub(crate) fn refuse_twins(mut sorted: impl Iterator<Item = (&'static str, Origi
         before = Some((name, origin));
     }
     Ok(())
+}
+
+/// Names of which each stands once: of two alike the second is NAME-2.
+pub fn distinct<'n>(names: impl IntoIterator<Item = &'n str>) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let distinct = |name: &'n str| {
+        let count = counts.entry(name).or_default();
+        *count += 1;
+        if *count == 1 { name.to_owned() } else { format!("{name}-{count}") }
+    };
+    names.into_iter().map(distinct).collect()
 }
 
 /// The plugin of this name; an unknown one is answered with the nearest known, and with how one that was

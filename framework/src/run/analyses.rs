@@ -46,16 +46,12 @@ impl Runner<'_> {
         self.experiment.analyses.iter().try_for_each(|&name| analysis.check(name, why))
     }
 
-    /// Findings of one model or several as one heat map.
-    ///
-    /// # Errors
-    /// If the task's data can't be loaded.
-    pub fn heat_map(&self, found: &[(&str, Findings)]) -> Result<HeatMap> {
-        let analysis = self.analysis()?;
+    /// Findings of an analysis of one model or several as one heat map.
+    pub fn heat_map(&self, analysis: &Analysis, found: &[(&str, Findings)]) -> HeatMap {
         let provenance = self.provenance(analysis.examples);
         let what = found.first().map(|(_, findings)| findings.title()).unwrap_or_default();
         let panels = |findings: &Findings| findings.panels(self.model.graph());
-        Ok(HeatMap {
+        HeatMap {
             title: format!("{}: {what}", provenance.task),
             subtitle: format!(
                 "{}, {} examples; layers down, heads across; above 0 blue, below red",
@@ -63,7 +59,7 @@ impl Runner<'_> {
                 analysis.examples.len()
             ),
             lines: found.iter().map(|(name, of)| ((*name).to_owned(), panels(of))).collect(),
-        })
+        }
     }
 
     /// Runs the experiment's analyses and writes what they find.
@@ -89,7 +85,7 @@ impl Runner<'_> {
             let file = |extension: &str| own.path(&format!("{}.{extension}", name.name()));
             files::write_json(&file("json"), &findings)?;
             files::write_atomically(&file("csv"), findings.table().csv("").as_bytes())?;
-            let map = self.heat_map(&[("", findings)])?;
+            let map = self.heat_map(&analysis, &[("", findings)]);
             files::write_atomically(&file("svg"), map.svg().as_bytes())?;
         }
         Ok(())

@@ -34,7 +34,7 @@ impl Runner<'_> {
         self.discover_into(examples, None)
     }
 
-    /// The same, and writes each example's own scores to a file, where one is named.
+    /// [`Runner::discover`], which also writes each example's own scores to a file, where one is named.
     ///
     /// # Errors
     /// As [`Runner::discover`]'s, and if the file can't be written or would be absurdly large.

@@ -283,15 +283,8 @@ fn named<T: Kind + ?Sized>(choices: &[Choice]) -> Result<Vec<(String, Box<T>)>>
 where
     Plugin<T>: inventory::Collect,
 {
-    let named = |(index, choice): (usize, &Choice)| {
-        let before = &choices[..index];
-        let name = match before.iter().filter(|before| before.name == choice.name).count() {
-            0 => choice.name.clone(),
-            same => format!("{}-{}", choice.name, same + 1),
-        };
-        Ok((name, choice.build::<T>()?))
-    };
-    choices.iter().enumerate().map(named).collect()
+    let names = registry::distinct(choices.iter().map(|choice| &choice.name[..]));
+    choices.iter().zip(names).map(|(choice, name)| Ok((name, choice.build::<T>()?))).collect()
 }
 
 /// The plugins an experiment is made of.

@@ -232,6 +232,17 @@ impl Selection {
         Self { ranges: parameters.iter().map(rows).collect() }
     }
 
+    /// These rows, which may overlap.
+    pub fn of_rows(
+        parameters: &Parameters,
+        rows: impl IntoIterator<Item = (ParamId, Range<usize>)>,
+    ) -> Self {
+        let mut chosen: Vec<Vec<bool>> =
+            parameters.iter().map(|(_, parameter)| vec![false; parameter.rows()]).collect();
+        rows.into_iter().for_each(|(id, rows)| chosen[id.0][rows].fill(true));
+        Self::rows_where(parameters, |id, row| chosen[id.0][row])
+    }
+
     /// The selected rows of a parameter: sorted, disjoint, not touching.
     pub fn ranges(&self, id: ParamId) -> &[Range<usize>] {
         self.ranges.get(id.0).map_or(&[], Vec::as_slice)

@@ -35,16 +35,15 @@ impl ParamSelector for Complement {
         let parameters = model.parameters();
         let owned = blocks_by_owner(model);
         let mut left = tuned.selection.count(parameters);
-        let mut chosen: Vec<Vec<bool>> =
-            parameters.iter().map(|(_, parameter)| vec![false; parameter.rows()]).collect();
+        let mut chosen = Vec::new();
         // Of the last node only the first rows are left.
         for (id, rows) in lowest.iter().filter_map(|(_, owner)| owned.get(owner)).flatten() {
             let width = parameters.get(*id).width();
             let fit = rows.len().min(left / width);
-            chosen[id.0][rows.start..rows.start + fit].fill(true);
+            chosen.push((*id, rows.start..rows.start + fit));
             left -= fit * width;
         }
-        Ok(Selection::rows_where(parameters, |id, row| chosen[id.0][row]))
+        Ok(Selection::of_rows(parameters, chosen))
     }
 
     fn needs_node_scores(&self) -> bool {

@@ -37,8 +37,7 @@ impl ParamSelector for Random {
 fn drawn(selection: &Selection, model: &dyn Model, seed: u64) -> Selection {
     let parameters = model.parameters();
     let images = permutation(model.graph(), seed);
-    let mut chosen: Vec<Vec<bool>> =
-        parameters.iter().map(|(_, parameter)| vec![false; parameter.rows()]).collect();
+    let mut chosen = Vec::new();
     for (id, parameter) in parameters.iter() {
         for block in &parameter.blocks {
             for range in selection.ranges(id) {
@@ -50,11 +49,11 @@ fn drawn(selection: &Selection, model: &dyn Model, seed: u64) -> Selection {
                 // Nodes of a kind and layer own alike blocks of the same parameters.
                 let to = first_row(parameters, id, *image, block.module);
                 let to = to.unwrap_or(block.rows.start) + rows.start - block.rows.start;
-                chosen[id.0][to..to + rows.len()].fill(true);
+                chosen.push((id, to..to + rows.len()));
             }
         }
     }
-    Selection::rows_where(parameters, |id, row| chosen[id.0][row])
+    Selection::of_rows(parameters, chosen)
 }
 
 /// Where the block of an owner in a module of a parameter begins.

@@ -100,7 +100,7 @@ pub(super) struct OfSeed {
 }
 
 impl ControlsSummary {
-    /// Of controls by their names, with every seed, on a model of so many parameters.
+    /// The summary of controls by their names, with every seed, on a model of so many parameters.
     pub(super) fn of(kinds: &[&str], seeds: Vec<u64>, found: &[OfSeed], parameters: usize) -> Self {
         let circuits: Vec<&Repeat> = found.iter().map(|of_seed| &of_seed.circuit).collect();
         let control = |(index, kind): (usize, &&str)| {
