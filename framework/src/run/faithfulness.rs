@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Runner;
 use super::folder::RunFolder;
+use crate::evaluation::ranking;
 use crate::evaluation::task::Split;
 use crate::evaluation::{CircuitEvaluation, CircuitFigures, Curve, Faithfulness, Scale, Smallest};
 use crate::graph::Kind;
@@ -38,6 +39,8 @@ struct CurveFile<'a> {
     #[serde(flatten)]
     summary: &'a CircuitSummary,
     curve: &'a Curve,
+    /// The curve of a random ranking, to hold it against.
+    random: &'a Curve,
 }
 
 impl Runner<'_> {
@@ -85,9 +88,10 @@ impl Runner<'_> {
         when: &str,
     ) -> Result<Option<CircuitSummary>> {
         match self.circuit_summary(settings, circuit, scores) {
-            Ok((summary, curve)) => {
+            Ok((summary, [curve, random])) => {
                 let file = folder.path(&format!("faithfulness-{when}.json"));
-                files::write_json(&file, &CurveFile { summary: &summary, curve: &curve })?;
+                let all = CurveFile { summary: &summary, curve: &curve, random: &random };
+                files::write_json(&file, &all)?;
                 Ok(Some(summary))
             }
             Err(error @ (Error::NoEffect { .. } | Error::NotFinite(_))) => {
@@ -103,17 +107,19 @@ impl Runner<'_> {
         settings: &Faithfulness,
         circuit: &Circuit,
         scores: &Scores,
-    ) -> Result<(CircuitSummary, Curve)> {
+    ) -> Result<(CircuitSummary, [Curve; 2])> {
         let evaluation = self.circuit_evaluation(&self.experiment.discovery.nodes)?;
         let order = settings.ranking.order(self.model.graph(), &evaluation.all, scores)?;
         let smallest = evaluation.smallest(&order, settings.reach)?;
-        let (Scale { metric_full, metric_empty }, curve) =
-            evaluation.curve(order, &settings.fractions)?;
+        let random = ranking::random(&evaluation.all, self.experiment.seed);
+        let (Scale { metric_full, metric_empty }, mut curves) =
+            evaluation.curves(&[order, random], &settings.fractions)?;
+        let (random, curve) = (curves.remove(1), curves.remove(0));
         let (_, circuit) = evaluation.circuit(circuit, &[], false)?;
         let (cpr, cmd) = (curve.cpr, curve.cmd);
         let edges = evaluation.all.len();
         let summary =
             CircuitSummary { metric_full, metric_empty, edges, circuit, cpr, cmd, smallest };
-        Ok((summary, curve))
+        Ok((summary, [curve, random]))
     }
 }

@@ -10,6 +10,8 @@ pub mod experiment;
 mod faithfulness;
 mod folder;
 mod log;
+mod movement;
+mod observed;
 mod resume;
 pub mod settings;
 pub mod splits;
@@ -25,6 +27,8 @@ use serde::{Deserialize, Serialize};
 pub use controls::Controls;
 pub use discovery::Found;
 pub use faithfulness::CircuitSummary;
+pub use movement::Movement;
+pub use observed::Observing;
 pub use summary::{SUMMARY, Summary};
 
 use crate::analysis::Name;
@@ -253,6 +257,7 @@ impl Runner<'_> {
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
+        stages.once("observed before", || self.observe(folder, "before", None))?;
         let tuned = self.tune(folder, &*self.plugins.selector, None, examples, untuned)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
@@ -262,6 +267,7 @@ impl Runner<'_> {
         let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
         stages.once("analyses after", || self.analyse(folder, "after"))?;
+        stages.once("observed after", || self.observe(folder, "after", untuned))?;
         let controls = match untuned {
             Some(weights) if self.has_controls() => {
                 let circuit = Repeat {
