@@ -38,8 +38,8 @@ function matrix(example: Example, weights: number[]): SVGSVGElement {
   const [left, top] = [74, 66];
   const size = tokens.length * cell;
   const rows = predicting(example);
-  const picture = s("svg", { viewBox: `0 0 ${left + size + 4} ${top + size + 4}`, role: "img", "aria-label": "attention, rows look at columns" });
-  picture.style.maxWidth = `${1.35 * (left + size + 4)}px`;
+  const picture = s("svg", { viewBox: `0 0 ${left + size + 34} ${top + size + 4}`, role: "img", "aria-label": "attention, rows look at columns" });
+  picture.style.maxWidth = `${1.35 * (left + size + 34)}px`;
   tokens.forEach((text, index) => {
     const middle = index * cell + cell / 2;
     picture.append(

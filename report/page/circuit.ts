@@ -5,7 +5,7 @@ import type { Run, Stop } from "./data";
 import { choice, csv, download, h, slider, tick } from "./dom";
 import { Drawing } from "./drawing";
 import { allEdges, filtered, jaccard, nodeScores, reference, stopOf, type Edge } from "./edges";
-import { count, estimate, signed } from "./format";
+import { count, estimate, number, signed } from "./format";
 import { layoutOf, type Layout } from "./layout";
 import type { State, Store } from "./state";
 
@@ -33,6 +33,8 @@ class Panel {
   private otherCaption = h("p", { class: "caption" });
   private inspector = h("aside", { class: "inspector", "aria-label": "What is at the chosen node" });
   private playing = 0;
+  /** The largest |score| of the circuit that is shown. */
+  private largest = 0;
   private sliders;
   private key = h("ul", { class: "legend" });
 
@@ -50,7 +52,7 @@ class Panel {
     this.sliders = {
       stop: slider("circuit", (value) => stops[value]?.label ?? "", (stop) => store.set({ stop })),
       top: slider("edges", (value) => `best ${count(value)}`, (top) => store.set({ top: top === most ? 0 : top }), 1),
-      least: slider("hide below", (value) => `${value / 10} % of the largest`, (least) => store.set({ least })),
+      least: slider("|score| from", (value) => number((value / 1000) ** 2 * this.largest), (least) => store.set({ least })),
       from: slider("from layer", String, (from) => store.set({ from })),
       to: slider("to layer", String, (to) => store.set({ to: to === layers ? -1 : to })),
     };
@@ -99,10 +101,10 @@ class Panel {
       "div",
       { class: "controls" },
       h("div", { class: "line" }, this.sliders.stop.element, jump("before", 0), jump("after", last), play),
-      h("div", { class: "line" }, this.sliders.top.element, this.sliders.least.element, tick("side by side with the first", state.side, (side) => store.set({ side }))),
+      h("div", { class: "line" }, this.sliders.top.element, this.sliders.least.element, tick("side by side with the first", state.side, (side) => store.set(side && store.state.stop === 0 ? { side, stop: last } : { side }))),
       h(
         "details",
-        { open: true },
+        { open: window.innerWidth > 700 },
         h("summary", {}, "Colours and filters"),
         h(
           "div",
@@ -145,11 +147,13 @@ class Panel {
     const layers = Math.max(0, this.layout.layers - 1);
     this.sliders.stop.set(index, run.circuits.stops.length - 1);
     this.sliders.top.set(state.top || most, most);
-    this.sliders.least.set(state.least, 1000);
+
     this.sliders.from.set(state.from, layers);
     this.sliders.to.set(state.to < 0 ? layers : state.to, layers);
     const every = allEdges(run, index, state.top);
     const edges = filtered(every, state);
+    this.largest = every.reduce((most, edge) => Math.max(most, Math.abs(edge.score)), 0);
+    this.sliders.least.set(state.least, 1000);
     this.main.update(edges, this.shares(stop), state);
     this.caption.textContent = this.title(stop, every, edges);
     this.element.classList.toggle("side", state.side);
@@ -178,7 +182,8 @@ class Panel {
 
   private showKey({ colour }: State): void {
     const keys: Record<State["colour"], [string, string][]> = {
-      input: INPUTS.map(([, name, of]) => [of, name]),
+      // The boxes to tick have them.
+      input: [],
       change: [["kept", "kept"], ["new", "new"], ["lost", "lost"]],
       sign: [["plus", "raises the metric"], ["minus", "lowers it"]],
     };

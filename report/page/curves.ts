@@ -21,23 +21,25 @@ function column(log: Columns, name: string): Points {
 }
 
 /** A held-out figure over steps: before tuning, on the way, after it. */
-function heldOut(run: Run, evaluations: Evaluation[], name: string): Points {
+function heldOut(run: Run | null, evaluations: Evaluation[], name: string): Points {
   const points: Points = [];
   const add = (step: number, value: unknown): void => {
     const number = finite(value as number);
     if (number !== null) points.push([step, number]);
   };
-  add(0, run.summary?.before[name]);
+  add(0, run?.summary?.before[name]);
   evaluations.forEach(({ step, figures }) => add(step + 1, figures[name]));
-  const steps = run.summary?.steps ?? 0;
-  if (evaluations.every(({ step }) => step + 1 !== steps)) add(steps, run.summary?.after[name]);
+  const steps = run?.summary?.steps ?? 0;
+  if (evaluations.every(({ step }) => step + 1 !== steps)) add(steps, run?.summary?.after[name]);
   return points;
 }
 
 /** What is tuned beside the circuit, each kind a class of lines of its own. */
 export function kinds(run: Run): { label: string; class: string }[] {
   const names = [...new Set(run.others.map((other) => other.kind))].sort();
-  const controls = names.filter((name) => name !== "circuit");
+  // As the figures have them.
+  const listed = run.summary?.controls?.kinds.map((control) => control.kind) ?? [];
+  const controls = [...listed, ...names.filter((name) => !listed.includes(name) && name !== "circuit")];
   const own = [{ label: "circuit", class: "after" }];
   if (names.includes("circuit")) own.push({ label: "circuit, other seeds", class: "seed" });
   return [...own, ...controls.map((label, index) => ({ label, class: `control-${index % 4}` }))];
@@ -71,10 +73,14 @@ export function curvesPanel(run: Run, store: Store): HTMLElement | null {
   if ((run.log.step ?? []).length === 0) return null;
   const element = h("div", {});
   const plots = h("div", { class: "plots" });
+  const more = h("div", { class: "plots" });
+  const rest = h("details", {}, h("summary", {}, "Side tasks, measuring metrics, gradient norm, learning rate"), more);
   let drawn: Plot[] = [];
   const build = (): void => {
-    drawn = all(run, store);
-    plots.replaceChildren(...drawn.map((plot) => plot.element));
+    const [first, others] = [main(run, store), further(run, store)];
+    drawn = [...first, ...others];
+    plots.replaceChildren(...first.map((plot) => plot.element));
+    more.replaceChildren(...others.map((plot) => plot.element));
     mark(store.state);
   };
   const mark = (state: State): void => {
@@ -91,6 +97,7 @@ export function curvesPanel(run: Run, store: Store): HTMLElement | null {
       h("span", { class: "note" }, hint),
     ),
     plots,
+    rest,
   );
   build();
   store.listen((state, changed) => {
@@ -101,52 +108,69 @@ export function curvesPanel(run: Run, store: Store): HTMLElement | null {
   return element;
 }
 
-function all(run: Run, store: Store): Plot[] {
-  const logY = store.state.log;
+/** A plot over steps; none where there is nothing to draw a line through. */
+function overSteps(run: Run, store: Store, title: string, lines: Line[], more: { logY?: boolean; includes?: number[] } = {}): Plot[] {
+  const { stops } = run.circuits;
   const pick = (step: number): void => {
-    const { stops } = run.circuits;
     let best = -1;
     stops.forEach((stop, index) => {
       if (stop.step !== null && stop.step <= step) best = index;
     });
     if (best >= 0) store.set({ stop: best });
   };
-  const make = (title: string, lines: Line[], more: { logY?: boolean; includes?: number[] } = {}): Plot | null =>
-    lines.some((line) => line.points.length > 1)
-      ? plot({ title, lines, logY, x: (step) => `step ${step}`, pick, ...more })
-      : null;
-  const metric = run.provenance?.metric ?? "metric";
-  const overlap = overlaps(run);
-  const held = run.evaluations.length > 0 ? Object.keys(run.summary?.before ?? run.evaluations[0].figures) : [];
+  const drawn = lines.some((line) => line.points.length > 1);
+  return drawn ? [plot({ title, lines, logY: store.state.log, x: (step) => `step ${step}`, pick, ...more })] : [];
+}
+
+/** The names of held-out figures: the task's own, and those of side tasks and measuring metrics. */
+function heldNames(run: Run): { own: string[]; others: string[] } {
+  const names = run.evaluations.length > 0 ? Object.keys(run.summary?.before ?? run.evaluations[0].figures) : [];
+  return { own: names.filter((name) => !name.includes(".")), others: names.filter((name) => name.includes(".")) };
+}
+
+/** A held-out figure of the circuit's run and of what was tuned beside it. */
+function heldLines(run: Run, name: string): Line[] {
   const controls = kinds(run);
-  const heldLines = (name: string): Line[] => [
-    ...run.others
-      .filter((other) => other.evaluations.length > 0)
-      .map((other): Line => ({
+  const seeds = run.summary?.controls?.seeds ?? [];
+  const beside = run.others
+    .filter((other) => other.evaluations.length > 0)
+    .map((other): Line => {
+      const before = run.summary?.controls?.before.repeats[seeds.indexOf(other.seed)]?.[name];
+      const start = finite(before);
+      const points = heldOut(null, other.evaluations, name);
+      return {
         label: `${other.kind} ${other.seed}`,
-        points: heldOut({ ...run, summary: null }, other.evaluations, name),
+        points: start === null ? points : [[0, start], ...points],
         class: `${other.kind === "circuit" ? "seed" : (controls.find((of) => of.label === other.kind)?.class ?? "seed")} thin`,
         quiet: run.others.length > 3,
-      })),
-    { label: "circuit", points: heldOut(run, run.evaluations, name), class: "after", dots: true },
+      };
+    });
+  return [...beside, { label: "circuit", points: heldOut(run, run.evaluations, name), class: "after", dots: true }];
+}
+
+function main(run: Run, store: Store): Plot[] {
+  const overlap = overlaps(run);
+  const dots = overlap.first.length < 40;
+  const circuits: Line[] = [
+    { label: "with the first", points: overlap.first, class: "after", dots },
+    { label: "with the one before", points: overlap.before, class: "before", dots },
   ];
-  const found = [
-    make("loss, on each step's examples", linesOf(run, "loss")),
-    make(`${metric}, on each step's examples`, linesOf(run, "metric")),
-    ...held.map((name) => make(`${name}, held out`, heldLines(name))),
-    make("share of parameters tuned", linesOf(run, "tuned_share")),
-    make(
-      "overlap of circuits (Jaccard)",
-      [
-        { label: "with the first", points: overlap.first, class: "after", dots: overlap.first.length < 40 },
-        { label: "with the one before", points: overlap.before, class: "before", dots: overlap.before.length < 40 },
-      ],
-      { logY: false, includes: [0, 1] },
-    ),
-    make("gradient norm", linesOf(run, "gradient_norm")),
-    make("learning rate", [{ label: "learning rate", points: column(run.log, "learning_rate"), class: "after" }]),
+  return [
+    ...overSteps(run, store, "loss, on each step's examples", linesOf(run, "loss")),
+    ...overSteps(run, store, `${run.provenance?.metric ?? "metric"}, on each step's examples`, linesOf(run, "metric")),
+    ...overSteps(run, store, "overlap of circuits: with the first (blue), with the one before (grey)", circuits, { logY: false, includes: [0, 1] }),
+    ...heldNames(run).own.flatMap((name) => overSteps(run, store, `${name}, held out`, heldLines(run, name))),
+    ...overSteps(run, store, "share of parameters tuned", linesOf(run, "tuned_share"), { includes: [0] }),
   ];
-  return found.filter((plot): plot is Plot => plot !== null);
+}
+
+function further(run: Run, store: Store): Plot[] {
+  const rate: Line[] = [{ label: "learning rate", points: column(run.log, "learning_rate"), class: "after" }];
+  return [
+    ...heldNames(run).others.flatMap((name) => overSteps(run, store, `${name}, held out`, heldLines(run, name))),
+    ...overSteps(run, store, "gradient norm", linesOf(run, "gradient_norm"), { includes: [0] }),
+    ...overSteps(run, store, "learning rate", rate, { includes: [0] }),
+  ];
 }
 
 /** A run's curve of one column, small. */

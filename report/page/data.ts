@@ -129,7 +129,7 @@ export interface Summary {
   seconds: number;
   bootstrap_before?: { resamples: number; overlap: number };
   bootstrap_after?: { resamples: number; overlap: number };
-  controls?: { seeds: number[] };
+  controls?: { seeds: number[]; before: { repeats: Figures[] }; kinds: { kind: string }[] };
 }
 
 export interface Run {

@@ -47,7 +47,7 @@ export class Drawing {
       "aria-label": label,
       "font-family": "system-ui, sans-serif",
     });
-    this.svg.style.minWidth = `${Math.min(layout.width, 0.62 * layout.width + 130)}px`;
+    this.svg.style.minWidth = `${Math.min(layout.width, 0.6 * layout.width + 80)}px`;
     this.svg.style.maxWidth = `${1.5 * layout.width}px`;
     this.svg.append(s("style", {}, STYLE));
     layout.rows.forEach((y, layer) => {

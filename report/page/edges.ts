@@ -60,7 +60,7 @@ export function allEdges(run: Run, index: number, top: number): Edge[] {
 /** What the filters leave. Lost edges are there only where they are asked for. */
 export function filtered(edges: Edge[], state: State): Edge[] {
   const largest = edges.reduce((most, of) => Math.max(most, Math.abs(of.score)), 0);
-  const least = (state.least / 1000) * largest;
+  const least = (state.least / 1000) ** 2 * largest;
   const last = state.to < 0 ? Infinity : state.to;
   const withLost = state.change === "lost" || state.colour === "change";
   const within = (name: string): boolean => {

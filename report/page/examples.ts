@@ -4,7 +4,7 @@
 import { attentionView } from "./attention";
 import type { Example, Run } from "./data";
 import { choice, h, select } from "./dom";
-import { signed, token } from "./format";
+import { difference, token } from "./format";
 import { legend, plot, type Line } from "./plot";
 import type { State, Store } from "./state";
 import { table } from "./table";
@@ -34,7 +34,7 @@ function pairs(run: Run): Pair[] {
     index,
     before,
     after: after[index] ?? null,
-    text: before.tokens.join(""),
+    text: before.tokens.join(between(before.tokens)),
     from: margin(before),
     to: after[index] ? margin(after[index]) : null,
   }));
@@ -61,9 +61,9 @@ export function examplesPanel(run: Run, store: Store): HTMLElement | null {
         value: (pair) => pair.text,
         cell: (pair) => h("button", { type: "button", class: "link text", "aria-pressed": String(chosen(store.state).includes(pair)), click: (event: Event) => { event.stopPropagation(); toggle(pair); } }, token(pair.text)),
       },
-      { name: "before", about: "p(right) \u2212 p(wrong) at the first key", value: (pair) => pair.from, cell: (pair) => signed(round(pair.from)), number: true },
-      { name: "after", value: (pair) => pair.to ?? -2, cell: (pair) => (pair.to === null ? "" : signed(round(pair.to))), number: true },
-      { name: "change", value: (pair) => Math.abs((pair.to ?? pair.from) - pair.from), cell: (pair) => (pair.to === null ? "" : signed(round(pair.to - pair.from))), number: true },
+      { name: "before", about: "p(right) \u2212 p(wrong) at the first key", value: (pair) => pair.from, cell: (pair) => difference(pair.from), number: true },
+      { name: "after", value: (pair) => pair.to ?? -2, cell: (pair) => (pair.to === null ? "" : difference(pair.to)), number: true },
+      { name: "change", value: (pair) => Math.abs((pair.to ?? pair.from) - pair.from), cell: (pair) => (pair.to === null ? "" : difference(pair.to - pair.from)), number: true },
     ],
     text: (pair) => `${pair.text} ${pair.before.origin}`,
     choose: toggle,
@@ -110,9 +110,9 @@ export function examplesPanel(run: Run, store: Store): HTMLElement | null {
   return element;
 }
 
-/** Three decimals: probabilities. */
-function round(value: number): number {
-  return Math.round(value * 1000) / 1000;
+/** What stands between two tokens: nothing, but where a tokenizer's tokens are words a space. */
+function between(tokens: string[]): string {
+  return tokens.some((text) => /\s/.test(text)) ? "" : " ";
 }
 
 function card(pair: Pair, head: string, state: State): HTMLElement {
@@ -138,7 +138,8 @@ function sentence(example: Example): HTMLElement {
     const about = [...names, ...(keys.has(position) ? ["predicted"] : [])].join(", ");
     return h("span", { class: classes, title: about === "" ? `token ${position}` : about }, token(text), names.length > 0 ? h("sub", {}, names.join(" ")) : null);
   });
-  return h("p", { class: "sentence" }, ...tokens);
+  const space = between(example.tokens);
+  return h("p", { class: "sentence" }, ...tokens.flatMap((element) => [element, space]));
 }
 
 /** Probabilities of right and wrong after each layer. */
@@ -156,7 +157,7 @@ function lens({ before, after }: Pair, key: number, right: string[], wrong: stri
     lines,
     x: (layer) => (layer < 0 ? "embedding" : `layer ${layer}`),
     tick: (layer) => (layer < 0 ? "emb" : `L${layer}`),
-    includes: [0, 1],
+    includes: [0],
     height: 150,
   });
   return view.element;

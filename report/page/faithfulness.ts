@@ -19,6 +19,7 @@ export function faithfulnessPanel(run: Run): HTMLElement | null {
   const lines = files.flatMap(({ when, file }): Line[] => [
     ...(file.random ? [{ label: `random, ${when}`, points: points(file.random), class: `${when} dashed thin` }] : []),
     { label: when, points: points(file.curve), class: when, dots: true },
+    ...own(file, when),
   ]);
   const whole = plot({
     title: "faithfulness",
@@ -26,6 +27,7 @@ export function faithfulnessPanel(run: Run): HTMLElement | null {
     logX: true,
     x: (share) => (share === zero ? "no edge" : `${percent(share, share < 0.01 ? 2 : 1)} of the edges`),
     tick: (share) => (share <= zero ? "0" : percent(share, share < 0.01 ? 1 : 0)),
+    marks: [zero],
     rules: [{ at: 1, name: "whole model" }, { at: 0, name: "no edge" }],
     includes: [0, 1],
     width: 620,
@@ -34,15 +36,24 @@ export function faithfulnessPanel(run: Run): HTMLElement | null {
   return h(
     "div",
     {},
-    legend(lines.map((line) => ({ label: line.label, class: line.class }))),
+    legend(lines.filter((line) => line.points.length > 1).map((line) => ({ label: line.label, class: line.class }))),
+    h("p", { class: "note" }, "A ring is the run's own circuit."),
     h("div", { class: "wide" }, whole.element),
     table(files),
   );
 }
 
+/** The run's own circuit, as a point. */
+function own({ circuit, edges }: Faithfulness, when: string): Line[] {
+  const { n, faithfulness } = circuit;
+  if (n === undefined || faithfulness === undefined || n === 0) return [];
+  return [{ label: `own circuit, ${when}`, points: [[n / edges, faithfulness]], class: `${when} ring` }];
+}
+
 function table(files: { when: string; file: Faithfulness }[]): HTMLElement {
   const line = (name: string, about: string, of: (file: Faithfulness) => string): HTMLElement =>
     h("tr", {}, h("th", { scope: "row", title: about }, name), ...files.map(({ file }) => h("td", { class: "number" }, of(file))), h("td", { class: "note" }, about));
+  const reach = number(files.map(({ file }) => file.smallest?.reach).find((reach) => reach !== undefined) ?? "the asked-for share");
   return h(
     "div",
     { class: "scroll" },
@@ -58,8 +69,8 @@ function table(files: { when: string; file: Faithfulness }[]): HTMLElement {
         line("CMD", "area between the curve and 1: smaller is better", (file) => number(file.cmd)),
         line("CMD, random", "", (file) => number(file.random?.cmd)),
         line("the circuit", "faithfulness of the run's own circuit", (file) => number(file.circuit.faithfulness)),
-        line("smallest", "the fewest edges from which on it stays faithful enough", (file) =>
-          file.smallest ? `${count(file.smallest.n)} (${percent(file.smallest.fraction, 2)}) reach ${number(file.smallest.reach)}` : "none",
+        line("smallest", `the fewest edges from which on faithfulness stays above ${reach}`, (file) =>
+          file.smallest ? `${count(file.smallest.n)} edges (${percent(file.smallest.fraction)})` : "none",
         ),
         line("m(M)", "the metric of the whole model", (file) => number(file.metric_full)),
         line("m(\u2205)", "the metric without any edge", (file) => number(file.metric_empty)),

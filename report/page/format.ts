@@ -38,9 +38,22 @@ export function count(value: number): string {
   return String(value).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 }
 
+/** A number and its uncertainty, of which two digits count. */
 export function estimate(mean: number | string | undefined, margin?: number | string): string {
   if (mean === undefined) return "";
-  return margin === undefined ? number(mean) : `${number(mean)} \u00b1 ${number(margin)}`;
+  if (margin === undefined) return number(mean);
+  const [value, width] = [finite(mean), finite(margin)];
+  if (value === null || width === null || width <= 0) return `${number(mean)} \u00b1 ${number(margin)}`;
+  const digits = 1 - Math.floor(Math.log10(width));
+  if (digits > 6 || digits < -3) return `${value.toExponential(2)} \u00b1 ${width.toExponential(1)}`.replaceAll("-", MINUS);
+  const shown = (of: number): string => of.toFixed(Math.max(0, digits)).replaceAll("-", MINUS);
+  return `${shown(value)} \u00b1 ${shown(width)}`;
+}
+
+/** Three decimals and a sign: differences of probabilities. */
+export function difference(value: number): string {
+  const text = value.toFixed(3).replaceAll("-", MINUS);
+  return value > 0 ? `+${text}` : text;
 }
 
 export function seconds(value: number): string {

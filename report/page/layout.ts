@@ -50,7 +50,9 @@ export function layoutOf(circuits: Circuits, geometry: Geometry | null): Layout 
   const layers = all.reduce((most, node) => Math.max(most, node.layer + 1), 0);
   const row = rowHeight(layers);
   const mlpCell = parts > 8 ? 27 : CELL;
-  const width = LEFT + heads * CELL + (parts > 0 ? GAP + parts * mlpCell : 0) + 14;
+  // Edges from MLP to MLP go round those between, on their right.
+  const arcs = parts === 1 && layers > 2 ? arcReach(row * (layers - 1)) * 0.75 : 0;
+  const width = LEFT + heads * CELL + (parts > 0 ? GAP + parts * mlpCell : 0) + 14 + arcs;
   const height = layers * row + 2 * END + 34;
   const rowOf = (layer: number): number => height - END - 34 - layer * row;
   const perGroup = geometry && geometry.key_value_heads > 0 ? geometry.heads / geometry.key_value_heads : 1;
@@ -67,7 +69,7 @@ export function layoutOf(circuits: Circuits, geometry: Geometry | null): Layout 
       places.set(node.name, { ...node, x, y: y - row / 2, w: mlpCell / 2 - 2, h: 8 });
     } else {
       const y = node.kind === "embed" ? height - END / 2 - 4 : END / 2;
-      places.set(node.name, { ...node, x: width / 2, y, w: 34, h: 9 });
+      places.set(node.name, { ...node, x: (width - arcs) / 2, y, w: 34, h: 9 });
     }
   }
   return { places, layers, width, height, rows: Array.from({ length: layers }, (_, layer) => rowOf(layer)) };
@@ -76,13 +78,25 @@ export function layoutOf(circuits: Circuits, geometry: Geometry | null): Layout 
 /** An edge's curve: its ends and the points that bend it. */
 export type Bend = [number, number, number, number, number, number, number, number];
 
+/** How far an arc over a height reaches to the right. */
+function arcReach(height: number): number {
+  return Math.min(26 + 0.16 * height, 170);
+}
+
 const PORTS: Record<string, number> = { q: -0.55, k: 0, v: 0.55, gate: -0.4, up: 0.4, "": 0 };
 
-/** From the writer's top to where the reader's input is at its lower side. */
+/** From the writer's top to where the reader's input is at its lower side; between MLPs that stand one over the
+ * other, round those between. */
 export function bend(layout: Layout, writer: string, reader: string): Bend | null {
   const input = inputOf(reader);
   const [from, to] = [layout.places.get(writer), layout.places.get(input.node)];
   if (!from || !to) return null;
+  if (from.kind === "mlp" && to.kind === "mlp" && from.x === to.x) {
+    const [x, y0] = [from.x + from.w, from.y];
+    const y1 = to.y + (input.port === "gate" ? -3 : input.port === "up" ? 3 : 0);
+    const reach = arcReach(y0 - y1);
+    return [x, y0, x + reach, y0, x + reach, y1, x, y1];
+  }
   const shift = to.kind === "kv" ? (input.port === "k" ? -0.3 : 0.3) : (PORTS[input.port] ?? 0);
   const [x0, y0] = [from.x, from.y - from.h];
   const [x1, y1] = [to.x + shift * to.w, to.y + to.h];

@@ -124,7 +124,7 @@ async function start(): Promise<void> {
   const bar = h("div", { class: "bar-top" });
   if (data.runs.length > 1) {
     const options = data.runs.map((run, index): [string, string] => [String(index), run.name]);
-    const chooser = select("run", options, String(store.state.run), (run) => store.set({ run: Number(run), stop: -1, node: "", top: 0 }));
+    const chooser = select("run", options, String(store.state.run), (run) => store.set({ run: Number(run), stop: 0, node: "", top: 0 }));
     bar.append(chooser);
     store.listen((state) => {
       const element = chooser.querySelector("select");

@@ -6,7 +6,7 @@ import { nodeScores, stopOf } from "./edges";
 import { number, percent, short, signed } from "./format";
 import { nodeOf, order } from "./names";
 import { facts, parts, type Facts } from "./node-facts";
-import { plot, type Line } from "./plot";
+import { legend, plot, type Line } from "./plot";
 import type { State, Store } from "./state";
 
 interface Measure {
@@ -161,7 +161,7 @@ function detail(run: Run, name: string, state: State): HTMLElement[] {
   if (lines.some((line) => line.points.length > 1)) {
     const scores = plot({ title: "score over steps: sum of |score| of its edges in the circuit", lines, x: (step) => `step ${step}`, includes: [0] });
     scores.mark(stop?.step ?? null);
-    found.push(scores.element);
+    found.push(scores.element, legend(lines));
   }
   if (known.effectBefore !== undefined) {
     const change = known.effectAfter === undefined ? "" : ` (${signed(known.effectAfter - known.effectBefore)})`;
@@ -214,9 +214,15 @@ function attention(run: Run, name: string): HTMLElement | null {
   const [before, after] = [of("before"), of("after")];
   const spans = Object.keys(before);
   if (spans.length === 0) return null;
-  const lines = spans.flatMap((span) => [
-    bar(span, before[span].share, 1, "before", percent(before[span].share)),
-    ...(after[span] ? [bar("", after[span].share, 1, "after", percent(after[span].share))] : []),
-  ]);
+  const track = (share: number, kind: string): HTMLElement => {
+    const inner = h("span", { class: `bar ${kind}` });
+    inner.style.width = `${100 * share}%`;
+    return h("span", { class: "track" }, inner);
+  };
+  const lines = spans.map((span) => {
+    const [from, to] = [before[span].share, after[span]?.share];
+    const text = to === undefined ? percent(from) : `${percent(from)} \u2192 ${percent(to)}`;
+    return h("li", {}, h("span", {}, span), h("span", { class: "tracks" }, track(from, "before"), to === undefined ? null : track(to, "after")), h("span", { class: "number" }, text));
+  });
   return h("div", {}, h("h4", {}, "Attention from the key position, before and after"), h("ul", { class: "bars" }, ...lines));
 }

@@ -23,6 +23,8 @@ export interface Options {
   tick?: (value: number) => string;
   logX?: boolean;
   logY?: boolean;
+  /** Further marks of the x-axis. */
+  marks?: number[];
   /** Lines across, with their names. */
   rules?: { at: number; name: string }[];
   /** Where the y-axis must reach. */
@@ -39,7 +41,7 @@ export interface Plot {
 }
 
 const LEFT = 52;
-const RIGHT = 12;
+const RIGHT = 16;
 const TOP = 8;
 const BOTTOM = 24;
 
@@ -64,9 +66,11 @@ function axis(values: number[], log: boolean, count: number): Axis {
   const rough = (high - low) / count;
   const magnitude = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * magnitude).find((step) => step >= rough) ?? rough;
-  const [first, last] = [Math.floor(low / step + 1e-9), Math.ceil(high / step - 1e-9)];
+  const [first, last] = [Math.ceil(low / step - 1e-9), Math.floor(high / step + 1e-9)];
   const ticks = Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
-  return { low: ticks[0], high: ticks[ticks.length - 1], log, ticks };
+  // A little room, but none beyond a mark that an end lies on.
+  const room = 0.04 * (high - low);
+  return { low: ticks[0] === low ? low : low - room, high: ticks[ticks.length - 1] === high ? high : high + room, log, ticks };
 }
 
 function logAxis(low: number, high: number): Axis {
@@ -110,7 +114,7 @@ export function plot(options: Options): Plot {
       s("text", { x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, short(value)),
     );
   }
-  for (const value of xAxis.ticks.filter((tick) => tick >= xAxis.low && tick <= xAxis.high)) {
+  for (const value of [...xAxis.ticks, ...(options.marks ?? [])].filter((tick) => tick >= xAxis.low && tick <= xAxis.high)) {
     picture.append(
       s("path", { class: "axis", d: `M${x(value).toFixed(1)} ${height - BOTTOM}v4` }),
       s("text", { x: x(value), y: height - BOTTOM + 16, "text-anchor": "middle" }, (options.tick ?? short)(value)),
@@ -123,7 +127,7 @@ export function plot(options: Options): Plot {
       s("text", { class: "rule-name", x: width - RIGHT - 2, y: y(at) - 3, "text-anchor": "end" }, name),
     );
   }
-  const marked = s("path", { class: "marked" });
+  const marked = s("path", { class: "here" });
   picture.append(marked);
   for (const line of lines) {
     const usable = line.points.filter((point) => !logY || point[1] > 0);

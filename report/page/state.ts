@@ -3,11 +3,11 @@
 
 export interface State {
   run: number;
-  /** The index of the circuit that is shown; -1 for the last. */
+  /** The index of the circuit that is shown; -1 for the last. The first is the one before tuning. */
   stop: number;
   /** How many of its edges; 0 for all. */
   top: number;
-  /** Edges whose |score| is below this share of the largest are hidden, in per mille. */
+  /** Edges are hidden whose |score| is below (least / 1000)² of the largest. */
   least: number;
   node: string;
   colour: "input" | "change" | "sign";

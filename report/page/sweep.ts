@@ -17,7 +17,7 @@ export function sweepPanel(data: Data, store: Store): HTMLElement | null {
       {
         name: "run",
         value: (row) => row.name,
-        cell: (row) => h("button", { type: "button", class: "link", click: () => store.set({ run: row.run }) }, row.name),
+        cell: (row) => h("button", { type: "button", class: "link", click: () => store.set({ run: row.run, stop: 0, node: "", top: 0 }) }, row.name),
       },
       { name: "model", value: (row) => row.what },
       { name: "selector", value: (row) => row.selector },
@@ -64,7 +64,7 @@ function multiples(data: Data, store: Store): HTMLElement {
     plots.replaceChildren(
       ...data.runs.flatMap((run, index) =>
         (run.log[chosen] ?? []).length > 1
-          ? [h("div", { click: () => store.set({ run: index }) }, small(run, chosen, run.name, range, log))]
+          ? [h("div", { click: () => store.set({ run: index, stop: 0, node: "", top: 0 }) }, small(run, chosen, run.name, range, log))]
           : [],
       ),
     );

@@ -27,14 +27,13 @@ export function tablesPanel(run: Run, store: Store): HTMLElement | null {
       { name: "writer", value: (edge) => edge.writer, cell: (edge) => link(edge.writer) },
       { name: "reader", value: (edge) => edge.reader, cell: (edge) => h("span", {}, link(edge.node), edge.reader.slice(edge.node.length)) },
       { name: "score", value: (edge) => edge.score, cell: (edge) => signed(edge.score), number: true },
-      { name: "|score|", value: (edge) => Math.abs(edge.score), cell: (edge) => number(Math.abs(edge.score)), number: true },
       ...(hasErrors
         ? [
             { name: "\u00b1", about: "standard error over resamples", value: (edge: Edge) => edge.error ?? -1, cell: (edge: Edge) => number(edge.error), number: true },
             { name: "resamples", about: "share of resamples whose circuit has it", value: (edge: Edge) => edge.share ?? -1, cell: (edge: Edge) => (edge.share === null ? "" : percent(edge.share, 0)), number: true },
           ]
         : []),
-      { name: "against the first", value: (edge) => edge.change },
+      { name: "change", about: "against the first circuit", value: (edge) => edge.change },
     ],
     text: (edge) => `${edge.writer} ${edge.reader} ${edge.change}`,
     chosen: (edge) => store.state.node !== "" && (edge.writer === store.state.node || edge.node === store.state.node),
