@@ -52,6 +52,7 @@ mod properties;
 mod provenance;
 mod reference;
 mod relp;
+mod report;
 mod resume;
 mod runs;
 mod smollm2;

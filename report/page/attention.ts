@@ -5,6 +5,9 @@ import type { Example } from "./data";
 import { h, s } from "./dom";
 import { percent, token } from "./format";
 
+/** Examples of more tokens have their pictures one over the other. */
+const LONG = 24;
+
 export function attentionView(before: Example, after: Example | null, head: string, form: "matrix" | "lines"): HTMLElement {
   const draw = form === "matrix" ? matrix : lines;
   const views = [["before", before], ["after", after]] as const;
@@ -13,7 +16,7 @@ export function attentionView(before: Example, after: Example | null, head: stri
     return example && weights ? [h("figure", {}, h("figcaption", {}, `${head} ${when}`), draw(example, weights))] : [];
   });
   return found.length > 0
-    ? h("div", { class: "attention" }, ...found)
+    ? h("div", { class: before.tokens.length > LONG ? "attention long" : "attention" }, ...found)
     : h("p", { class: "note" }, "Of this example no attention was kept; report.megabytes says how much is.");
 }
 

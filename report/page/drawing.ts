@@ -33,7 +33,10 @@ export class Drawing {
   private hot = s("path", { class: "edge hot" });
   private nodes = new Map<string, SVGGElement>();
   private tip = h("div", { class: "tip", hidden: true });
-  private bends = new Map<number, Bend | null>();
+  /** Each edge's curve, and how it is written. */
+  private bends = new Map<number, { curve: Bend; text: string } | null>();
+  /** What each node's element says now. */
+  private said = new Map<string, string>();
   private shown: Edge[] = [];
 
   constructor(
@@ -88,10 +91,12 @@ export class Drawing {
     return name.split(".").length > 2 ? `m${index}` : `m${layer}`;
   }
 
-  private bendOf(edge: Edge): Bend | null {
+  private bendOf(edge: Edge): { curve: Bend; text: string } | null {
     let found = this.bends.get(edge.id);
     if (found === undefined) {
-      found = bend(this.layout, edge.writer, edge.reader);
+      const curve = bend(this.layout, edge.writer, edge.reader);
+      const [ax, ay, ...rest] = (curve ?? []).map((value) => Math.round(10 * value) / 10);
+      found = curve && { curve, text: `M${ax} ${ay}C${rest.join(" ")}` };
       this.bends.set(edge.id, found);
     }
     return found;
@@ -105,8 +110,8 @@ export class Drawing {
     const used = new Set<string>();
     const touched = new Set<string>();
     for (const edge of edges) {
-      const curve = this.bendOf(edge);
-      if (!curve) continue;
+      const bent = this.bendOf(edge);
+      if (!bent) continue;
       used.add(edge.writer).add(edge.node);
       const touches = edge.writer === state.node || edge.node === state.node;
       if (touches) touched.add(edge.writer).add(edge.node);
@@ -114,11 +119,9 @@ export class Drawing {
       const width = Math.min(WIDTHS.length - 1, Math.floor((Math.abs(edge.score) / largest) * WIDTHS.length));
       const colour = state.colour === "input" ? edge.input : state.colour === "sign" ? (edge.score < 0 ? "minus" : "plus") : edge.change;
       const key = `${width}|${colour}${dim}`;
-      const [ax, ay, bx, by, cx, cy, dx, dy] = curve.map((value) => Math.round(10 * value) / 10);
-      const text = `M${ax} ${ay}C${bx} ${by} ${cx} ${cy} ${dx} ${dy}`;
       const found = paths.get(key);
-      if (found) found.push(text);
-      else paths.set(key, [text]);
+      if (found) found.push(bent.text);
+      else paths.set(key, [bent.text]);
     }
     const order = [...paths.keys()].sort((a, b) => Number(b.endsWith("dim")) - Number(a.endsWith("dim")) || Number(a[0]) - Number(b[0]));
     this.edgesLayer.replaceChildren(
@@ -130,10 +133,14 @@ export class Drawing {
     );
     this.hot.setAttribute("d", "");
     for (const [name, group] of this.nodes) {
-      group.classList.toggle("used", used.has(name));
-      group.classList.toggle("touched", touched.has(name));
-      group.classList.toggle("selected", name === state.node);
-      (group.children[1] as SVGRectElement).style.opacity = String(0.55 * (used.has(name) ? (scores.get(name) ?? 0) : 0));
+      const heat = (0.55 * (used.has(name) ? (scores.get(name) ?? 0) : 0)).toFixed(2);
+      const classes = [used.has(name) ? "used" : "", touched.has(name) ? "touched" : "", name === state.node ? "selected" : ""];
+      const kind = this.layout.places.get(name)?.kind ?? "";
+      const text = ["node", kind, ...classes, heat].join(" ");
+      if (this.said.get(name) === text) continue;
+      this.said.set(name, text);
+      group.setAttribute("class", ["node", kind, ...classes].filter(Boolean).join(" "));
+      (group.children[1] as SVGRectElement).style.opacity = heat;
       group.setAttribute("tabindex", name === (state.node || "logits") ? "0" : "-1");
     }
   }
@@ -177,7 +184,7 @@ export class Drawing {
     let least = 7 * Math.max(1, scale);
     if (!(event.target as Element).closest(".node")) {
       for (const edge of this.shown) {
-        const curve = this.bendOf(edge);
+        const curve = this.bendOf(edge)?.curve;
         if (!curve || y > curve[1] + 8 || y < curve[7] - 8) continue;
         for (let step = 0; step <= 24; step += 1) {
           const [px, py] = pointOn(curve, step / 24);
@@ -190,9 +197,7 @@ export class Drawing {
       this.unpoint();
       return;
     }
-    const curve = this.bendOf(best) as Bend;
-    const [ax, ay, ...rest] = curve;
-    this.hot.setAttribute("d", `M${ax} ${ay}C${rest.join(" ")}`);
+    this.hot.setAttribute("d", this.bendOf(best)?.text ?? "");
     this.hot.setAttribute("stroke-width", "2.5");
     this.tip.replaceChildren(...describe(best));
     this.tip.hidden = false;

@@ -5,7 +5,8 @@ import type { Run, Stop } from "./data";
 import { inputOf, nodeOf, type Input } from "./names";
 import type { State } from "./state";
 
-export interface Edge {
+/** What an edge is whatever circuit it is in. */
+interface Ends {
   /** Its index among all the run's edges. */
   id: number;
   writer: string;
@@ -13,11 +14,32 @@ export interface Edge {
   /** The reader's node. */
   node: string;
   input: Input;
+  /** The layers of both nodes; -1 of the embedding and the logits. */
+  layers: [number, number];
+}
+
+export interface Edge extends Ends {
   rank: number;
   score: number;
   error: number | null;
   share: number | null;
   change: "kept" | "new" | "lost";
+}
+
+const known = new WeakMap<Run, Ends[]>();
+
+/** All edges of a run, worked out once. */
+function endsOf(run: Run): Ends[] {
+  const found = known.get(run);
+  if (found) return found;
+  const { names, writers, readers } = run.circuits;
+  const ends = writers.map((of, id): Ends => {
+    const [writer, reader] = [names[of], names[readers[id]]];
+    const { node, input } = inputOf(reader);
+    return { id, writer, reader, node, input, layers: [nodeOf(writer).layer, nodeOf(node).layer] };
+  });
+  known.set(run, ends);
+  return ends;
 }
 
 /** The circuit that others are held against: the first of all. */
@@ -31,14 +53,11 @@ export function stopOf(run: Run, index: number): number {
   return index < 0 || index > last ? last : index;
 }
 
-function edge(run: Run, stop: Stop, rank: number, change: Edge["change"]): Edge {
-  const { names, writers, readers } = run.circuits;
-  const id = stop.edges[rank];
-  const [writer, reader] = [names[writers[id]], names[readers[id]]];
-  const { node, input } = inputOf(reader);
+function edge(ends: Ends[], stop: Stop, rank: number, change: Edge["change"]): Edge {
+  const { id, writer, reader, node, input, layers } = ends[stop.edges[rank]];
   const error = stop.standard_errors[rank] ?? null;
   const share = stop.resample_shares[rank] ?? null;
-  return { id, writer, reader, node, input, rank: rank + 1, score: stop.scores[rank], error, share, change };
+  return { id, writer, reader, node, input, layers, rank: rank + 1, score: stop.scores[rank], error, share, change };
 }
 
 /** A circuit's first `top` edges, then those of the first circuit's that it lost. */
@@ -47,12 +66,13 @@ export function allEdges(run: Run, index: number, top: number): Edge[] {
   const first = reference(run);
   if (!stop || !first) return [];
   const cut = (of: Stop): number => (top > 0 ? Math.min(top, of.edges.length) : of.edges.length);
+  const ends = endsOf(run);
   const before = new Set(first.edges.slice(0, cut(first)));
   const own = stop.edges.slice(0, cut(stop));
   const now = new Set(own);
-  const edges = own.map((id, rank) => edge(run, stop, rank, before.has(id) ? "kept" : "new"));
+  const edges = own.map((id, rank) => edge(ends, stop, rank, before.has(id) ? "kept" : "new"));
   first.edges.slice(0, cut(first)).forEach((id, rank) => {
-    if (!now.has(id)) edges.push(edge(run, first, rank, "lost"));
+    if (!now.has(id)) edges.push(edge(ends, first, rank, "lost"));
   });
   return edges;
 }
@@ -63,18 +83,15 @@ export function filtered(edges: Edge[], state: State): Edge[] {
   const least = (state.least / 1000) ** 2 * largest;
   const last = state.to < 0 ? Infinity : state.to;
   const withLost = state.change === "lost" || state.colour === "change";
-  const within = (name: string): boolean => {
-    const { layer } = nodeOf(name);
-    return layer < 0 || (layer >= state.from && layer <= last);
-  };
+  const within = (layer: number): boolean => layer < 0 || (layer >= state.from && layer <= last);
   return edges.filter(
     (of) =>
       Math.abs(of.score) >= least &&
       state.inputs.includes(of.input) &&
       (state.sign === "both" || (state.sign === "plus") === of.score >= 0) &&
       (state.change === "all" ? of.change !== "lost" || withLost : of.change === state.change) &&
-      within(of.writer) &&
-      within(of.node),
+      within(of.layers[0]) &&
+      within(of.layers[1]),
   );
 }
 
@@ -88,7 +105,7 @@ export function jaccard(a: number[], b: number[]): number {
 
 /** What each node's edges score together in a circuit, the sum of |score|, by their ends. */
 export function nodeScores(run: Run, stop: Stop): Map<string, { writes: number; reads: number }> {
-  const { names, writers, readers } = run.circuits;
+  const ends = endsOf(run);
   const sums = new Map<string, { writes: number; reads: number }>();
   const of = (name: string): { writes: number; reads: number } => {
     const found = sums.get(name) ?? { writes: 0, reads: 0 };
@@ -97,8 +114,8 @@ export function nodeScores(run: Run, stop: Stop): Map<string, { writes: number; 
   };
   stop.edges.forEach((id, rank) => {
     const size = Math.abs(stop.scores[rank]);
-    of(names[writers[id]]).writes += size;
-    of(inputOf(names[readers[id]]).node).reads += size;
+    of(ends[id].writer).writes += size;
+    of(ends[id].node).reads += size;
   });
   return sums;
 }

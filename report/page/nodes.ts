@@ -104,7 +104,7 @@ function map(nodes: string[], measure: Measure, chosen: string, store: Store): H
   const [left, top] = [28, 16];
   const width = left + (heads + parts) * cell + (parts > 0 ? 8 : 0) + 4;
   const picture = s("svg", { viewBox: `0 0 ${width} ${top + layers * cell + 4}`, role: "group", "aria-label": measure.name });
-  picture.style.maxWidth = `${1.6 * width}px`;
+  picture.style.maxWidth = `${(layers > 12 ? 1.05 : 1.6) * width}px`;
   const place = (kind: string, index: number): number => left + (kind === "mlp" ? heads * cell + 8 : 0) + index * cell;
   const text = (x: number, y: number, content: string, anchor = "middle"): void =>
     void picture.append(s("text", { x, y, "text-anchor": anchor }, content));

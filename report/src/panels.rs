@@ -14,6 +14,9 @@ use crate::table::{escape, estimate, number, percent, table};
 /// How many edges a table has without a script.
 const MOST_EDGES: usize = 50;
 
+/// How many examples, or nodes.
+const MOST_EXAMPLES: usize = 20;
+
 /// A panel of the page.
 pub struct Panel {
     /// Its anchor.
@@ -44,7 +47,7 @@ pub fn of(run: &Run, rows: &[Row], runs: usize) -> Result<Vec<Panel>> {
         panel("figures", "Before and after", "The task's figures on held-out examples, and those of side tasks.", figures(&own, false)),
         panel("curves", "On the way", "What tuning did, step by step.", curves(run)),
         panel("circuit", "The circuit", "Layers from bottom to top, heads left, MLPs right. A line is an edge: what one node writes and another reads; its width is the size of its score.", circuit(run)),
-        panel("nodes", "Nodes", "What single nodes do, before tuning and after it.", String::new()),
+        panel("nodes", "Nodes", "What single nodes do, before tuning and after it.", nodes(run)),
         panel("edges", "Edges and nodes as tables", "", edges(run)),
         panel("faithfulness", "Is the circuit faithful?", "The metric with every edge outside a circuit ablated, on a scale from 0, without any edge, to 1, the whole model.", faithfulness(run)),
         panel("examples", "Examples", "Held-out examples, the most changed first: how likely the right and the wrong answers are after each layer.", examples(run)),
@@ -168,33 +171,86 @@ fn faithfulness(run: &Run) -> String {
     format!("<div class=\"scroll drawing\">{}</div>\n{table}", plot.svg())
 }
 
-fn examples(run: &Run) -> String {
-    let Some(examples) = run.observed.before.as_ref().and_then(|of| of["examples"].as_array()) else {
-        return String::new();
-    };
-    let after = run.observed.after.as_ref().and_then(|of| of["examples"].as_array());
-    let last = |example: &Value, side: &str| {
-        let lens = example["keys"][0]["lens"].as_array().and_then(|lens| lens.last());
-        lens.and_then(|of| of[side].as_f64())
-    };
-    let line = |(index, example): (usize, &Value)| {
-        let tokens = example["tokens"].as_array().into_iter().flatten();
-        let text: String = tokens.filter_map(Value::as_str).collect();
-        let after = after.and_then(|after| after.get(index));
-        let number = |of: Option<&Value>, side: &str| {
-            of.and_then(|of| last(of, side)).map_or_else(String::new, number)
+/// What an example shows in a line: its text, and the probabilities of its first key's answers.
+struct ExampleLine {
+    text: String,
+    before: [f64; 2],
+    after: Option<[f64; 2]>,
+}
+
+impl ExampleLine {
+    fn of(example: &Value, after: Option<&Value>) -> Option<Self> {
+        let tokens: Vec<&str> =
+            example["tokens"].as_array()?.iter().filter_map(Value::as_str).collect();
+        // Where tokens are words, the spaces between them are in none.
+        let is_words = !tokens.iter().any(|token| token.contains(char::is_whitespace));
+        let answers = |example: &Value| -> Option<[f64; 2]> {
+            let last = example["keys"][0]["lens"].as_array()?.last()?;
+            let probability = |side: &str| last[side]["probability"].as_f64();
+            Some([probability("right")?, probability("wrong")?])
         };
+        Some(Self {
+            text: tokens.join(if is_words { " " } else { "" }),
+            before: answers(example)?,
+            after: after.and_then(answers),
+        })
+    }
+
+    /// How far right less wrong moved.
+    fn change(&self) -> f64 {
+        let margin = |[right, wrong]: [f64; 2]| right - wrong;
+        self.after.map_or(0.0, |after| (margin(after) - margin(self.before)).abs())
+    }
+}
+
+fn examples(run: &Run) -> String {
+    let of = |observed: &'_ Option<Value>| -> Vec<Value> {
+        let examples = observed.as_ref().and_then(|of| of["examples"].as_array());
+        examples.cloned().unwrap_or_default()
+    };
+    let (before, after) = (of(&run.observed.before), of(&run.observed.after));
+    let lines = before.iter().enumerate();
+    let mut lines: Vec<ExampleLine> = lines
+        .filter_map(|(index, example)| ExampleLine::of(example, after.get(index)))
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    lines.sort_by(|a, b| b.change().total_cmp(&a.change()));
+    let cells = |line: &ExampleLine| {
+        let after = |side: usize| line.after.map_or_else(String::new, |after| number(after[side]));
         vec![
-            text,
-            number(Some(example), "right"),
-            number(after, "right"),
-            number(Some(example), "wrong"),
-            number(after, "wrong"),
+            line.text.clone(),
+            number(line.before[0]),
+            after(0),
+            number(line.before[1]),
+            after(1),
         ]
     };
-    let head = ["example", "p(right) before", "p(right) after", "p(wrong) before", "p(wrong) after"];
-    let lines: Vec<Vec<String>> = examples.iter().enumerate().take(20).map(line).collect();
-    table("Probabilities of the answers at the first key position", &head.map(str::to_owned), &lines)
+    let head = ["example", "p(right) before", "after", "p(wrong) before", "after"];
+    let lines: Vec<Vec<String>> = lines.iter().take(MOST_EXAMPLES).map(cells).collect();
+    table("Probabilities of the first key's answers", &head.map(str::to_owned), &lines)
+}
+
+/// Direct effects on the logit difference, the largest first.
+fn nodes(run: &Run) -> String {
+    let effects = |observed: &Option<Value>| -> Vec<(String, f64)> {
+        let nodes = observed.as_ref().and_then(|of| of["nodes"].as_array());
+        let effect = |of: &Value| Some((of["node"].as_str()?.to_owned(), of["effect"].as_f64()?));
+        nodes.into_iter().flatten().filter_map(effect).collect()
+    };
+    let (mut before, after) = (effects(&run.observed.before), effects(&run.observed.after));
+    before.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+    let line = |(node, effect): &(String, f64)| {
+        let after = after.iter().find(|(name, _)| name == node);
+        vec![node.clone(), number(*effect), after.map_or_else(String::new, |of| number(of.1))]
+    };
+    let lines: Vec<Vec<String>> = before.iter().take(MOST_EXAMPLES).map(line).collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    let head = ["node", "before", "after"].map(str::to_owned);
+    table("Direct effects on the logit difference, the largest first", &head, &lines)
 }
 
 fn settings(run: &Run) -> String {

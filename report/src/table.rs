@@ -52,11 +52,16 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// A number, and half its interval's width where it has one.
+/// A number, and its uncertainty where it has one, of which two digits count.
 pub fn estimate(mean: f64, margin: Option<f64>) -> String {
-    match margin {
-        Some(margin) => format!("{} ± {}", number(mean), number(margin)),
-        None => number(mean),
+    let Some(margin) = margin else { return number(mean) };
+    let digits = 1.0 - margin.log10().floor();
+    match (-3.0..=6.0).contains(&digits) && mean.is_finite() {
+        true => {
+            let digits = digits.max(0.0) as usize;
+            format!("{mean:.digits$} ± {margin:.digits$}")
+        }
+        false => format!("{} ± {}", number(mean), number(margin)),
     }
 }
 
@@ -81,6 +86,14 @@ mod tests {
         ] {
             assert_eq!(number(value), text);
         }
+    }
+
+    #[test]
+    fn an_uncertainty_has_two_digits() {
+        assert_eq!(estimate(5.64831, Some(0.02571)), "5.648 ± 0.026");
+        assert_eq!(estimate(14.6867, Some(1.234)), "14.7 ± 1.2");
+        assert_eq!(estimate(1.0, Some(0.0)), "1.000 ± 0");
+        assert_eq!(estimate(1.5, None), "1.500");
     }
 
     #[test]
