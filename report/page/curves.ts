@@ -158,7 +158,7 @@ function main(run: Run, store: Store): Plot[] {
   return [
     ...overSteps(run, store, "loss, on each step's examples", linesOf(run, "loss")),
     ...overSteps(run, store, `${run.provenance?.metric ?? "metric"}, on each step's examples`, linesOf(run, "metric")),
-    ...overSteps(run, store, "overlap of circuits: with the first (blue), with the one before (grey)", circuits, { logY: false, includes: [0, 1] }),
+    ...overSteps(run, store, "overlap with the first circuit (blue), the one before (grey)", circuits, { logY: false, includes: [0, 1] }),
     ...heldNames(run).own.flatMap((name) => overSteps(run, store, `${name}, held out`, heldLines(run, name))),
     ...overSteps(run, store, "share of parameters tuned", linesOf(run, "tuned_share"), { includes: [0] }),
   ];

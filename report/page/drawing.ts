@@ -51,7 +51,7 @@ export class Drawing {
       "font-family": "system-ui, sans-serif",
     });
     this.svg.style.minWidth = `${Math.min(layout.width, 0.6 * layout.width + 80)}px`;
-    this.svg.style.maxWidth = `${1.5 * layout.width}px`;
+    this.svg.style.maxWidth = `${(layout.layers > 12 ? 1.05 : 1.5) * layout.width}px`;
     this.svg.append(s("style", {}, STYLE));
     layout.rows.forEach((y, layer) => {
       this.svg.append(

@@ -148,7 +148,7 @@ function lens({ before, after }: Pair, key: number, right: string[], wrong: stri
     (example.keys[key]?.lens ?? []).map((of, index): [number, number] => [of.layer ?? index - 1, of[side].probability]);
   const of = (side: "right" | "wrong"): Line[] => [
     { label: `${side} before`, points: points(before, side), class: `${side} dashed` },
-    ...(after ? [{ label: `${side} after`, points: points(after, side), class: side, dots: true }] : []),
+    ...(after ? [{ label: `${side} after`, points: points(after, side), class: side, dots: (before.keys[key]?.lens.length ?? 0) < 16 }] : []),
   ];
   const some = (answers: string[]): string => answers.slice(0, 3).map((answer) => `\u201c${token(answer)}\u201d`).join(" ") + (answers.length > 3 ? ` and ${answers.length - 3} more` : "");
   const lines = [...of("right"), ...(wrong.length > 0 ? of("wrong") : [])];

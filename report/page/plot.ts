@@ -98,6 +98,8 @@ export function plot(options: Options): Plot {
   const xAxis = axis(xs, logX, 5);
   // Steps end where the data do.
   if (!logX && xs.length > 1) [xAxis.low, xAxis.high] = [xs[0], xs[xs.length - 1]];
+  // There is no half a step and no half a layer.
+  if (!logX && xs.every(Number.isInteger)) xAxis.ticks = xAxis.ticks.filter(Number.isInteger);
   const yAxis = axis([...all.map((point) => point[1]), ...(options.includes ?? [])], logY, 4);
   const x = (value: number): number => LEFT + (width - LEFT - RIGHT) * share(xAxis, value);
   const y = (value: number): number => height - BOTTOM - (height - BOTTOM - TOP) * share(yAxis, value);
