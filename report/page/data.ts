@@ -53,12 +53,13 @@ export interface Faithfulness {
   metric_full: number;
   metric_empty: number;
   edges: number;
-  circuit: { faithfulness?: number; n?: number; kept?: number; edges?: number };
+  circuit: { faithfulness?: number; n?: number; complement?: { faithfulness: number } };
   cpr: number;
   cmd: number;
   smallest: { reach: number; n: number; fraction: number; faithfulness: number } | null;
   curve: Curve;
-  random?: Curve;
+  random_curve?: Curve;
+  random?: { cpr: number; cmd: number; smallest: Faithfulness["smallest"] };
 }
 
 export interface Answer {
@@ -129,6 +130,7 @@ export interface Summary {
   seconds: number;
   bootstrap_before?: { resamples: number; overlap: number };
   bootstrap_after?: { resamples: number; overlap: number };
+  shown?: string[];
   controls?: { seeds: number[]; before: { repeats: Figures[] }; kinds: { kind: string }[] };
 }
 

@@ -17,7 +17,7 @@ export function faithfulnessPanel(run: Run): HTMLElement | null {
   const points = (curve: Curve): [number, number][] =>
     curve.points.map((point): [number, number] => [point.fraction || zero, point.faithfulness]).sort((a, b) => a[0] - b[0]);
   const lines = files.flatMap(({ when, file }): Line[] => [
-    ...(file.random ? [{ label: `random, ${when}`, points: points(file.random), class: `${when} dashed thin` }] : []),
+    ...(file.random_curve ? [{ label: `random, ${when}`, points: points(file.random_curve), class: `${when} dashed thin` }] : []),
     { label: when, points: points(file.curve), class: when, dots: true },
     ...own(file, when),
   ]);
@@ -50,6 +50,10 @@ function own({ circuit, edges }: Faithfulness, when: string): Line[] {
   return [{ label: `own circuit, ${when}`, points: [[n / edges, faithfulness]], class: `${when} ring` }];
 }
 
+function smallest(found: Faithfulness["smallest"]): string {
+  return found ? `${count(found.n)} edges (${percent(found.fraction)})` : "none";
+}
+
 function table(files: { when: string; file: Faithfulness }[]): HTMLElement {
   const line = (name: string, about: string, of: (file: Faithfulness) => string): HTMLElement =>
     h("tr", {}, h("th", { scope: "row", title: about }, name), ...files.map(({ file }) => h("td", { class: "number" }, of(file))), h("td", { class: "note" }, about));
@@ -69,9 +73,11 @@ function table(files: { when: string; file: Faithfulness }[]): HTMLElement {
         line("CMD", "area between the curve and 1: smaller is better", (file) => number(file.cmd)),
         line("CMD, random", "", (file) => number(file.random?.cmd)),
         line("the circuit", "faithfulness of the run's own circuit", (file) => number(file.circuit.faithfulness)),
+        line("its complement", "of all other edges: near 0 where the circuit is complete", (file) => number(file.circuit.complement?.faithfulness)),
         line("smallest", `the fewest edges from which on faithfulness stays above ${reach}`, (file) =>
-          file.smallest ? `${count(file.smallest.n)} edges (${percent(file.smallest.fraction)})` : "none",
+          smallest(file.smallest),
         ),
+        line("smallest, random", "", (file) => (file.random ? smallest(file.random.smallest) : "")),
         line("m(M)", "the metric of the whole model", (file) => number(file.metric_full)),
         line("m(\u2205)", "the metric without any edge", (file) => number(file.metric_empty)),
       ),

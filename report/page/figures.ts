@@ -10,6 +10,10 @@ export function figuresPanel(data: Data, index: number): HTMLElement | null {
   const run = data.runs[index];
   if (rows.length === 0) return unfinished(run);
   const names = [...new Set(rows.flatMap((row) => Object.keys(row.figures)))].sort(byTask);
+  // The run says which figures matter, where it says so.
+  const shown = run.summary?.shown ?? [];
+  const first = shown.length > 0 ? shown.filter((name) => names.includes(name)) : names;
+  const rest = names.filter((name) => !first.includes(name));
   const controls = rows.filter((row) => Object.keys(row.differences).length > 0 && row.seeds > 1);
   const seeds = Math.max(...rows.map((row) => row.seeds));
   const note =
@@ -20,8 +24,9 @@ export function figuresPanel(data: Data, index: number): HTMLElement | null {
     "div",
     {},
     h("p", { class: "note" }, note),
-    table(names, rows),
-    controls.length > 0 ? differences(names, controls) : null,
+    table(first, rows),
+    rest.length > 0 ? h("details", {}, h("summary", {}, `${rest.length} further figures`), table(rest, rows)) : null,
+    controls.length > 0 ? differences(first, controls) : null,
     cost(run, rows),
   );
 }

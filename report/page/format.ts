@@ -46,7 +46,8 @@ export function estimate(mean: number | string | undefined, margin?: number | st
   if (value === null || width === null || width <= 0) return `${number(mean)} \u00b1 ${number(margin)}`;
   const digits = 1 - Math.floor(Math.log10(width));
   if (digits > 6 || digits < -3) return `${value.toExponential(2)} \u00b1 ${width.toExponential(1)}`.replaceAll("-", MINUS);
-  const shown = (of: number): string => of.toFixed(Math.max(0, digits)).replaceAll("-", MINUS);
+  // What rounds to 0 has no sign.
+  const shown = (of: number): string => of.toFixed(Math.max(0, digits)).replace(/^-(?=0\.?0*$)/, "").replaceAll("-", MINUS);
   return `${shown(value)} \u00b1 ${shown(width)}`;
 }
 

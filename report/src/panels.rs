@@ -149,7 +149,7 @@ fn faithfulness(run: &Run) -> String {
                 .collect(),
         };
         let own = line(format!("{when} tuning"), &file["curve"]);
-        let random = line(format!("random, {when}"), &file["random"]);
+        let random = line(format!("random, {when}"), &file["random_curve"]);
         [own, random].into_iter().filter(|line| !line.points.is_empty()).collect()
     };
     let files = [("before", &run.faithfulness.before), ("after", &run.faithfulness.after)];

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use controls::Controls;
 pub use discovery::Found;
-pub use faithfulness::CircuitSummary;
+pub use faithfulness::{CircuitSummary, RankingSummary};
 pub use movement::Movement;
 pub use observed::Observing;
 pub use summary::{SUMMARY, Summary};
@@ -254,6 +254,7 @@ impl Runner<'_> {
         let before = stages.evaluation("before", || {
             self.evaluate(Some(&folder.path("evaluation-before")), None)
         })?;
+        self.check_shown(&before)?;
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
@@ -301,9 +302,10 @@ impl Runner<'_> {
         controls: Option<ControlsSummary>,
     ) -> Summary {
         let parameters = self.model.parameters().count();
-        let Experiment { name, task, selector, tuning, .. } = self.experiment;
+        let Experiment { name, task, selector, tuning, figures, .. } = self.experiment;
         Summary {
             experiment: name.clone(),
+            shown: figures.clone(),
             task: task.name.clone(),
             selector: selector.name.clone(),
             before,
