@@ -41,6 +41,7 @@ mod misbuilt;
 mod models;
 #[path = "fixtures/lab/my_qwen2.rs"]
 mod my_qwen2;
+mod notebook;
 mod numbers;
 mod oracles;
 mod own_program;

@@ -103,7 +103,8 @@ fn made_run(folder: &Path, stops: usize, count: usize) {
     };
     let circuits = lines(&|step| json!({ "step": step, "edges": edges(count, step) }));
     std::fs::write(folder.join("circuits.jsonl"), circuits).unwrap();
-    let log = lines(&|step| json!({ "step": step, "loss": 3.0 - step as f64 / 500.0, "metric": 1.0 }));
+    let log =
+        lines(&|step| json!({ "step": step, "loss": 3.0 - step as f64 / 500.0, "metric": 1.0 }));
     std::fs::write(folder.join("log.jsonl"), log).unwrap();
 }
 
@@ -161,7 +162,13 @@ fn a_run_ends_with_a_page_that_asks_for_nothing() {
     real_run(folder.path());
     let own = std::fs::read_to_string(folder.path().join("run/report.html")).unwrap();
     assert_offline(&own);
-    for part in ["logit_diff", "agreement.right_share", "random", "circuit-tuning run run/config.toml", "<svg"] {
+    for part in [
+        "logit_diff",
+        "agreement.right_share",
+        "random",
+        "circuit-tuning run run/config.toml",
+        "<svg",
+    ] {
         assert!(own.contains(part), "{part}");
     }
     // It is made of the folder alone, and the same again.

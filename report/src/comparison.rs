@@ -1,8 +1,8 @@
 //! Runs side by side: a row for each model, tuned or not, with means over seeds and their intervals.
 
 use circuit_framework::Figures;
-use circuit_framework::run::controls::{ControlsSummary, Estimate};
 use circuit_framework::run::Summary;
+use circuit_framework::run::controls::{ControlsSummary, Estimate};
 use serde::Serialize;
 
 use crate::folder::Run;

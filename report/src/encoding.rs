@@ -65,7 +65,8 @@ mod tests {
         let digits: Vec<u32> = text.bytes().filter_map(value).map(|value| value as u32).collect();
         let mut bytes = Vec::new();
         for group in digits.chunks(4) {
-            let bits = group.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - group.len()));
+            let bits =
+                group.iter().fold(0, |bits, digit| bits << 6 | digit) << (6 * (4 - group.len()));
             bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
         }
         bytes

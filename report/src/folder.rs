@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-
 use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::run::{SUMMARY, Summary};
 use circuit_framework::{Error, Provenance, Result, files, refuse};

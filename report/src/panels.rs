@@ -82,7 +82,8 @@ fn figures(rows: &[Row], across: bool) -> String {
         std::iter::once((*name).clone()).chain(rows.iter().map(|row| own(row, name))).collect()
     };
     let mut out = table("Figures", &head, &names.iter().map(line).collect::<Vec<_>>());
-    let controls: Vec<&Row> = rows.iter().filter(|row| !row.difference_margins.is_empty()).collect();
+    let controls: Vec<&Row> =
+        rows.iter().filter(|row| !row.difference_margins.is_empty()).collect();
     if !controls.is_empty() {
         let head: Vec<String> = std::iter::once(text("figure"))
             .chain(controls.iter().map(|row| row.what.clone()))
@@ -145,7 +146,9 @@ fn faithfulness(run: &Run) -> String {
         let line = |label: String, curve: &Value| CurveLine {
             label,
             points: (curve["points"].as_array().into_iter().flatten())
-                .filter_map(|point| Some((point["fraction"].as_f64()?, point["faithfulness"].as_f64()?)))
+                .filter_map(|point| {
+                    Some((point["fraction"].as_f64()?, point["faithfulness"].as_f64()?))
+                })
                 .collect(),
         };
         let own = line(format!("{when} tuning"), &file["curve"]);
@@ -165,7 +168,8 @@ fn faithfulness(run: &Run) -> String {
         std::iter::once(key.to_uppercase()).chain(files.iter().map(area)).collect()
     };
     let head = ["", "before", "after"].map(str::to_owned);
-    let table = table("Areas of the curves, as MIB defines them", &head, &[areas("cpr"), areas("cmd")]);
+    let table =
+        table("Areas of the curves, as MIB defines them", &head, &[areas("cpr"), areas("cmd")]);
     let title = "Faithfulness over the size of the circuit".to_owned();
     let plot = Plot { title, subtitle: "on the task's test examples".to_owned(), lines: all };
     format!("<div class=\"scroll drawing\">{}</div>\n{table}", plot.svg())
@@ -210,22 +214,15 @@ fn examples(run: &Run) -> String {
     };
     let (before, after) = (of(&run.observed.before), of(&run.observed.after));
     let lines = before.iter().enumerate();
-    let mut lines: Vec<ExampleLine> = lines
-        .filter_map(|(index, example)| ExampleLine::of(example, after.get(index)))
-        .collect();
+    let mut lines: Vec<ExampleLine> =
+        lines.filter_map(|(index, example)| ExampleLine::of(example, after.get(index))).collect();
     if lines.is_empty() {
         return String::new();
     }
     lines.sort_by(|a, b| b.change().total_cmp(&a.change()));
     let cells = |line: &ExampleLine| {
         let after = |side: usize| line.after.map_or_else(String::new, |after| number(after[side]));
-        vec![
-            line.text.clone(),
-            number(line.before[0]),
-            after(0),
-            number(line.before[1]),
-            after(1),
-        ]
+        vec![line.text.clone(), number(line.before[0]), after(0), number(line.before[1]), after(1)]
     };
     let head = ["example", "p(right) before", "after", "p(wrong) before", "after"];
     let lines: Vec<Vec<String>> = lines.iter().take(MOST_EXAMPLES).map(cells).collect();

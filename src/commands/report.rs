@@ -23,10 +23,7 @@ pub(crate) fn command() -> Command {
         )
         .arg(output("out", "OUT.html", "Write the page here [default: report.html]"))
         .arg(
-            Arg::new("open")
-                .long("open")
-                .action(ArgAction::SetTrue)
-                .help("Open it in the browser"),
+            Arg::new("open").long("open").action(ArgAction::SetTrue).help("Open it in the browser"),
         )
 }
 

@@ -39,8 +39,10 @@ pub(super) fn movements(parameters: &Parameters, untuned: &[Tensor]) -> Result<V
             sum[1] += norms[block.rows.clone()].iter().sum::<f64>();
         }
     }
-    let of = |(owner, [moved, norm]): (Owner, [f64; 2])| {
-        Movement { owner: name(owner), moved: moved.sqrt(), norm: norm.sqrt() }
+    let of = |(owner, [moved, norm]): (Owner, [f64; 2])| Movement {
+        owner: name(owner),
+        moved: moved.sqrt(),
+        norm: norm.sqrt(),
     };
     Ok(sums.into_iter().map(of).collect())
 }
