@@ -17,6 +17,12 @@ const INPUTS: [string, string, string][] = [
   ["l", "logits", "l"],
 ];
 
+const WRITERS: [string, string, string][] = [
+  ["h", "heads", ""],
+  ["m", "MLPs", ""],
+  ["e", "embedding", ""],
+];
+
 export function circuitPanel(run: Run, store: Store): HTMLElement | null {
   const { stops } = run.circuits;
   if (stops.length === 0) return null;
@@ -68,7 +74,7 @@ class Panel {
     );
     this.update(store.state);
     store.listen((state, changed) => {
-      const own: (keyof State)[] = ["stop", "top", "least", "node", "colour", "inputs", "sign", "change", "from", "to", "side"];
+      const own: (keyof State)[] = ["stop", "top", "least", "node", "colour", "inputs", "writers", "sign", "change", "from", "to", "side"];
       if (this.element.isConnected && own.some((key) => changed.has(key))) this.update(state);
     });
   }
@@ -79,20 +85,8 @@ class Panel {
     const last = this.run.circuits.stops.length - 1;
     const jump = (text: string, stop: number): HTMLElement => h("button", { type: "button", click: () => store.set({ stop }) }, text);
     const play = h("button", { type: "button", click: () => this.play(play) }, "\u25b6 play");
-    const inputs = h(
-      "fieldset",
-      { class: "choice" },
-      h("legend", {}, "read through"),
-      ...INPUTS.map(([letter, name, colour]) => {
-        const set = (on: boolean): void => {
-          const kept = INPUTS.map(([of]) => of).filter((of) => (of === letter ? on : store.state.inputs.includes(of)));
-          store.set({ inputs: kept.join("") });
-        };
-        const box = tick(name, state.inputs.includes(letter), set);
-        box.classList.add(`swatch-${colour}`);
-        return box;
-      }),
-    );
+    const inputs = this.boxes("read through", INPUTS, "inputs");
+    const writers = this.boxes("written by", WRITERS, "writers");
     const buttons: [string, () => void][] = [
       ["SVG", () => download(`${this.run.name}.svg`, "image/svg+xml", this.main.file(this.caption.textContent ?? ""))],
       ["CSV", () => download(`${this.run.name}.csv`, "text/csv", this.table())],
@@ -111,6 +105,7 @@ class Panel {
           { class: "line" },
           choice("colour", "colour", [["input", "input"], ["change", "change"], ["sign", "sign"]], state.colour, (colour) => store.set({ colour })),
           inputs,
+          writers,
           choice("sign", "sign", [["both", "both"], ["plus", "+"], ["minus", "\u2212"]], state.sign, (sign) => store.set({ sign })),
           choice("change", "against the first", [["all", "all"], ["kept", "kept"], ["new", "new"], ["lost", "lost"]], state.change, (change) => store.set({ change })),
           this.sliders.from.element,
@@ -119,6 +114,21 @@ class Panel {
       ),
       h("div", { class: "line" }, this.key, h("span", { class: "spring" }), ...buttons.map(([text, click]) => h("button", { type: "button", click, title: `Save what is seen as ${text}` }, `\u2193 ${text}`))),
     );
+  }
+
+  /** Boxes to tick, each a letter of a text in the state. */
+  private boxes(name: string, entries: [string, string, string][], key: "inputs" | "writers"): HTMLElement {
+    const { store } = this;
+    const boxes = entries.map(([letter, label, colour]) => {
+      const set = (on: boolean): void => {
+        const kept = entries.map(([of]) => of).filter((of) => (of === letter ? on : store.state[key].includes(of)));
+        store.set({ [key]: kept.join("") });
+      };
+      const box = tick(label, store.state[key].includes(letter), set);
+      if (colour !== "") box.classList.add(`swatch-${colour}`);
+      return box;
+    });
+    return h("fieldset", { class: "choice" }, h("legend", {}, name), ...boxes);
   }
 
   /** Goes through the circuits one by one, or stops doing so. */

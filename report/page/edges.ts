@@ -88,6 +88,7 @@ export function filtered(edges: Edge[], state: State): Edge[] {
     (of) =>
       Math.abs(of.score) >= least &&
       state.inputs.includes(of.input) &&
+      state.writers.includes(of.writer[0]) &&
       (state.sign === "both" || (state.sign === "plus") === of.score >= 0) &&
       (state.change === "all" ? of.change !== "lost" || withLost : of.change === state.change) &&
       within(of.layers[0]) &&

@@ -13,6 +13,8 @@ export interface State {
   colour: "input" | "change" | "sign";
   /** Letters of the kinds of input that are shown: q, k, v, m (MLPs), l (logits). */
   inputs: string;
+  /** Letters of the kinds of writers whose edges are shown: h (heads), m (MLPs), e (the embedding). */
+  writers: string;
   sign: "both" | "plus" | "minus";
   change: "all" | "new" | "kept" | "lost";
   from: number;
@@ -34,6 +36,7 @@ export const START: State = {
   node: "",
   colour: "input",
   inputs: "qkvml",
+  writers: "hme",
   sign: "both",
   change: "all",
   from: 0,

@@ -89,6 +89,10 @@ test("filters hide edges by input, sign, layer and size, and tell new from lost"
   await frame(page);
   assert.ok((await curves(page)) < all);
   await inputs.getByLabel("MLP").check();
+  await page.locator("#circuit fieldset", { hasText: "written by" }).getByLabel("heads").uncheck();
+  await frame(page);
+  assert.ok((await curves(page)) < all);
+  await page.locator("#circuit fieldset", { hasText: "written by" }).getByLabel("heads").check();
   const signs = [];
   for (const sign of ["+", "\u2212"]) {
     await pick(page, "#circuit", "sign", sign);
