@@ -15,6 +15,7 @@
 mod commands;
 mod experiments;
 mod flags;
+mod outputs;
 mod plugins;
 mod print;
 mod progress;
@@ -118,4 +119,5 @@ fn command() -> Command {
                 .global(true)
                 .help("Load a run-time plugin first, as `plugin build` made it"),
         )
+        .arg(outputs::force_flag())
 }

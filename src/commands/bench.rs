@@ -17,6 +17,7 @@ use toml::Table;
 
 use super::{json_flag, show};
 use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TUNING};
+use crate::outputs::Outputs;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, DISCOVERY, TUNING];
 
@@ -94,6 +95,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     if experiment.tuning.steps == Some(0) {
         bail!("there is nothing to time in 0 steps; give --steps 1 or more");
     }
+    let outputs = Outputs::new(matches, &[], experiment.inputs())?;
     let plugins = experiment.plugins()?;
     let Loaded { model, .. } = circuit_models::load(&experiment.model)?;
     let seq = matches.get_one::<u64>("seq-len").map_or(32, |seq| *seq as usize);
@@ -129,7 +131,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         Positions::All => 2.0,
     };
     let report = report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops);
-    show(matches, &report, print)
+    show(matches, &outputs, &report, print)
 }
 
 /// Random tokens; the middle and the last one are key tokens.

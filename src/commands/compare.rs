@@ -1,6 +1,6 @@
 //! `compare`: several runs side by side, from their summaries.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use circuit_framework::run::Summary;
@@ -11,7 +11,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
 use super::summary::estimate;
-use super::{json_flag, output, path, show, table};
+use super::{json_flag, output, show, table};
+use crate::outputs::Outputs;
 
 pub(crate) fn command() -> Command {
     Command::new("compare")
@@ -51,12 +52,14 @@ pub(crate) struct Row {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let runs: Vec<String> = matches.get_many("runs").into_iter().flatten().cloned().collect();
+    let folders = runs.iter().map(PathBuf::from).collect();
+    let outputs = Outputs::new(matches, &["markdown"], folders)?;
     let rows = rows(&runs)?;
     let tables = markdown(&rows);
-    if let Some(path) = path(matches, "markdown") {
-        files::write_atomically(&path, tables.as_bytes())?;
+    if let Some(path) = outputs.file("markdown")? {
+        files::write_atomically(path, tables.as_bytes())?;
     }
-    show(matches, &rows, |_| print!("{tables}"))
+    show(matches, &outputs, &rows, |_| print!("{tables}"))
 }
 
 /// The rows of finished runs, by their folders.

@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use super::{json_flag, output, path, show, with_runner};
 use crate::flags::{self, ABLATION, COMPUTING, FAITHFULNESS, Flag, MODEL, TASK};
+use crate::outputs::Outputs;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, ABLATION, FAITHFULNESS];
 
@@ -81,24 +82,26 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     }
     let settings = experiment.faithfulness.clone().unwrap_or_default();
     settings.check()?;
-    let plot = path(matches, "plot");
+    let inputs = experiment.inputs().into_iter().chain([subject.file().to_path_buf()]);
+    let outputs = Outputs::new(matches, &["plot"], inputs.collect())?;
     with_runner(&experiment, |runner| {
         let evaluation = runner.circuit_evaluation(&experiment.discovery.nodes)?;
         match &subject {
             Subject::Scores(file) => {
                 let scores = Scores::load(file, runner.model)?;
-                let curve = judge_scores(runner, &evaluation, &settings, &scores, plot.as_deref())?;
-                show(matches, &curve.judged(), |_| curve.print())
+                let plot = outputs.file("plot")?;
+                let curve = judge_scores(runner, &evaluation, &settings, &scores, plot)?;
+                show(matches, &outputs, &curve.judged(), |_| curve.print())
             }
             Subject::Circuit { file, knockouts, minimality } => {
                 let graph = runner.model.graph().subset(&experiment.discovery.nodes);
                 let circuit = Circuit::load(file, runner.model, &graph)?;
                 let (scale, figures) = evaluation.circuit(&circuit, knockouts, *minimality)?;
-                if let Some(plot) = &plot {
+                if let Some(plot) = outputs.file("plot")? {
                     plot_circuit(runner, &evaluation, &figures, plot)?;
                 }
                 let judged = Judged { scale, edges: evaluation.all.len(), found: map(&figures)? };
-                show(matches, &judged, |judged| print_circuit(judged, &circuit, &figures))
+                show(matches, &outputs, &judged, |judged| print_circuit(judged, &circuit, &figures))
             }
         }
     })
@@ -121,6 +124,12 @@ fn subject(matches: &ArgMatches) -> Result<Subject> {
 }
 
 impl Subject {
+    fn file(&self) -> &Path {
+        match self {
+            Subject::Scores(file) | Subject::Circuit { file, .. } => file,
+        }
+    }
+
     /// The kinds of nodes in the graph that the file is of.
     fn nodes(&self) -> Result<Vec<Kind>> {
         Ok(nodes(match self {

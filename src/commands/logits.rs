@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{json_flag, output, show};
 use crate::flags::{self, COMPUTING, Flag, MODEL};
+use crate::outputs::Outputs;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING];
 
@@ -54,6 +55,7 @@ struct Logits {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
+    let outputs = Outputs::new(matches, &[], experiment.inputs())?;
     let Loaded { model, tokenizer } = circuit_models::load(&experiment.model)?;
     let tokenizer = tokenizer.as_ref();
     let tokens: Vec<u32> = match matches.get_one::<String>("text") {
@@ -66,7 +68,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     };
     let top = matches.get_one::<u64>("top").map_or(20, |&top| top as usize);
     let logits = compute(&*model, tokens, top)?;
-    show(matches, &logits, |logits| print(logits, tokenizer))
+    show(matches, &outputs, &logits, |logits| print(logits, tokenizer))
 }
 
 fn compute(model: &dyn Model, tokens: Vec<u32>, top: usize) -> Result<Logits> {

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{output, path};
 use crate::flags::{self, Flag, MODEL};
+use crate::outputs::Outputs;
 
 const FLAGS: &[&[Flag]] = &[MODEL];
 
@@ -35,8 +36,10 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let file = path(matches, "file").unwrap_or_default();
-    let Loaded { model, tokenizer } =
-        circuit_models::load(&flags::experiment(matches, FLAGS)?.model)?;
+    let experiment = flags::experiment(matches, FLAGS)?;
+    let inputs = experiment.inputs().into_iter().chain([file.clone()]);
+    let outputs = Outputs::new(matches, &["out"], inputs.collect())?;
+    let Loaded { model, tokenizer } = circuit_models::load(&experiment.model)?;
     let tokenizer = tokenizer.context("the model has no tokenizer to make tokens with")?;
     let text = files::read_text(&file)?;
     let mut lines = Vec::new();
@@ -50,8 +53,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         bail!("{}: there is no line in it; write an example a line", file.display());
     }
     let jsonl = files::jsonl(&lines)?;
-    match path(matches, "out") {
-        Some(path) => write(&path, &jsonl, &lines),
+    match outputs.file("out")? {
+        Some(path) => write(path, &jsonl, &lines),
         None => {
             print!("{jsonl}");
             Ok(())
