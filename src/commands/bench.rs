@@ -18,6 +18,7 @@ use toml::Table;
 use super::{json_flag, show};
 use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TUNING};
 use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, DISCOVERY, TUNING];
 
@@ -220,7 +221,7 @@ fn peak_rss_bytes() -> Option<u64> {
 }
 
 fn print(report: &Report) {
-    println!("{:12}{:>10}{:>10}{:>10}", "seconds", "median", "min", "max");
+    say!("{:12}{:>10}{:>10}{:>10}", "seconds", "median", "min", "max");
     let phases = [
         ("discover", &report.discover),
         ("prune", &report.prune),
@@ -228,21 +229,21 @@ fn print(report: &Report) {
         ("step", &report.step),
     ];
     for (name, Times { median_s, min_s, max_s }) in phases {
-        println!("{name:12}{median_s:>10.4}{min_s:>10.4}{max_s:>10.4}");
+        say!("{name:12}{median_s:>10.4}{min_s:>10.4}{max_s:>10.4}");
     }
-    println!();
-    println!("tokens/s     {:.0}", report.tokens_per_s);
-    println!(
+    say!("");
+    say!("tokens/s     {:.0}", report.tokens_per_s);
+    say!(
         "tuned        {:.1} % of all parameters, {:.1} % of the nodes'",
         100.0 * report.tuned_share,
         100.0 * report.tuned_share_of_nodes
     );
-    println!(
+    say!(
         "matmul       {:.0} GFLOP/s; at that rate the step's products are {:.0} % of its time",
         report.matmul_gflops,
         100.0 * report.matmul_share
     );
     if let Some(bytes) = report.peak_rss_bytes {
-        println!("peak memory  {:.2} GiB", bytes as f64 / f64::from(1 << 30));
+        say!("peak memory  {:.2} GiB", bytes as f64 / f64::from(1 << 30));
     }
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::summary::estimate;
 use super::{json_flag, output, show, table};
 use crate::outputs::Outputs;
+use crate::print;
 
 pub(crate) fn command() -> Command {
     Command::new("compare")
@@ -59,7 +60,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     if let Some(path) = outputs.file("markdown")? {
         files::write_atomically(path, tables.as_bytes())?;
     }
-    show(matches, &outputs, &rows, |_| print!("{tables}"))
+    show(matches, &outputs, &rows, |_| print::text(&tables))
 }
 
 /// The rows of finished runs, by their folders.

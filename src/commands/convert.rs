@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::{json_flag, path, show};
 use crate::flags::{self, Flag, MODEL};
 use crate::outputs::{self, Outputs};
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL];
 
@@ -126,7 +127,7 @@ fn from_eap_ig(file: &Path, model: &dyn Model, outputs: &Outputs) -> Result<Outc
 }
 
 fn print(Outcome { files, edges, losses }: &Outcome) {
-    println!("circuit           {edges} edges");
-    losses.iter().for_each(|loss| println!("not carried over  {loss}"));
-    files.iter().for_each(|file| println!("written to        {}", file.display()));
+    say!("circuit           {edges} edges");
+    losses.iter().for_each(|loss| say!("not carried over  {loss}"));
+    files.iter().for_each(|file| say!("written to        {}", file.display()));
 }

@@ -14,6 +14,7 @@ use toml::Table;
 use super::{json_flag, output, show, with_runner};
 use crate::flags::{self, BOOTSTRAP, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
 use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, BOOTSTRAP, DISCOVERY_BATCH];
 
@@ -80,17 +81,17 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
 }
 
 fn print(Shown { metric, graph_edges, circuit }: &Shown) {
-    println!("metric   {metric:.6}");
-    println!("circuit  {} of {graph_edges} edges", circuit.edges.len());
+    say!("metric   {metric:.6}");
+    say!("circuit  {} of {graph_edges} edges", circuit.edges.len());
     if let Some(Bootstrap { resamples, overlap }) = circuit.bootstrap {
-        println!("overlap  {overlap:.4} on average with the circuits of {resamples} resamples");
+        say!("overlap  {overlap:.4} on average with the circuits of {resamples} resamples");
     }
-    println!("the strongest:");
+    say!("the strongest:");
     for edge in circuit.edges.iter().take(10) {
         let sure = match edge.standard_error.zip(edge.resample_share) {
             Some((error, share)) => format!(" ± {error:.1e}  in {:>3.0} %", 100.0 * share),
             None => String::new(),
         };
-        println!("  {:>12.4e}{sure}  {} → {}", edge.score, edge.writer, edge.reader);
+        say!("  {:>12.4e}{sure}  {} → {}", edge.score, edge.writer, edge.reader);
     }
 }

@@ -13,6 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::{output, path};
 use crate::flags::{self, Flag, MODEL};
 use crate::outputs::Outputs;
+use crate::print;
 
 const FLAGS: &[&[Flag]] = &[MODEL];
 
@@ -78,7 +79,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     };
     match outputs.file("out")? {
         Some(path) => files::write_atomically(path, drawing.svg().as_bytes())?,
-        None => print!("{}", drawing.svg()),
+        None => print::text(&drawing.svg()),
     }
     Ok(())
 }

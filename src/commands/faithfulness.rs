@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 use super::{json_flag, output, path, show, with_runner};
 use crate::flags::{self, ABLATION, COMPUTING, FAITHFULNESS, Flag, MODEL, TASK};
 use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, ABLATION, FAITHFULNESS];
 
@@ -230,34 +231,46 @@ impl Ranked {
     fn print(&self) {
         let Self { ranking, scale, edges, curve } = self;
         print_scale(scale, *edges);
-        println!(
+        say!(
             "{:>9} {:>9} {:>9} {:>12} {:>13}",
-            "fraction", "edges", "kept", "metric", "faithfulness"
+            "fraction",
+            "edges",
+            "kept",
+            "metric",
+            "faithfulness"
         );
         for point in &curve.points {
-            println!(
+            say!(
                 "{:>9} {:>9} {:>9} {:>12.6} {:>13.4}",
-                point.fraction, point.n, point.kept, point.metric, point.faithfulness
+                point.fraction,
+                point.n,
+                point.kept,
+                point.metric,
+                point.faithfulness
             );
         }
-        println!("\nCPR  {:.4}\nCMD  {:.4}  (ranking {})", curve.cpr, curve.cmd, ranking.name());
+        say!("\nCPR  {:.4}\nCMD  {:.4}  (ranking {})", curve.cpr, curve.cmd, ranking.name());
     }
 }
 
 fn print_scale(scale: &Scale, edges: usize) {
-    println!("whole model  {:.6}", scale.metric_full);
-    println!("no edge      {:.6}", scale.metric_empty);
-    println!("graph        {edges} edges\n");
+    say!("whole model  {:.6}", scale.metric_full);
+    say!("no edge      {:.6}", scale.metric_empty);
+    say!("graph        {edges} edges\n");
 }
 
 fn print_circuit(judged: &Judged, circuit: &Circuit, figures: &CircuitFigures) {
     print_scale(&judged.scale, judged.edges);
-    println!("{:12} {:>9} {:>9} {:>12} {:>13}", "", "edges", "kept", "metric", "faithfulness");
-    println!(
+    say!("{:12} {:>9} {:>9} {:>12} {:>13}", "", "edges", "kept", "metric", "faithfulness");
+    say!(
         "{:12} {:>9} {:>9} {:>12.6} {:>13.4}",
-        "circuit", figures.n, figures.kept, figures.metric, figures.faithfulness
+        "circuit",
+        figures.n,
+        figures.kept,
+        figures.metric,
+        figures.faithfulness
     );
-    println!(
+    say!(
         "{:12} {:>9} {:>9} {:>12.6} {:>13.4}",
         "complement",
         judged.edges - figures.n,
@@ -267,7 +280,7 @@ fn print_circuit(judged: &Judged, circuit: &Circuit, figures: &CircuitFigures) {
     );
     for knockout in &figures.knockouts {
         let nodes: Vec<String> = knockout.nodes.iter().map(Node::to_string).collect();
-        println!(
+        say!(
             "\nwithout {}: model {:.6}, circuit {:.6}, incompleteness {:.6}",
             nodes.join(", "),
             knockout.model,
@@ -276,9 +289,9 @@ fn print_circuit(judged: &Judged, circuit: &Circuit, figures: &CircuitFigures) {
         );
     }
     if let Some(minimality) = &figures.minimality {
-        println!("\nwhat the metric loses with an edge:");
+        say!("\nwhat the metric loses with an edge:");
         for (edge, loss) in circuit.edges.iter().zip(minimality) {
-            println!("  {loss:>12.6}  {} → {}", edge.writer, edge.reader);
+            say!("  {loss:>12.6}  {} → {}", edge.writer, edge.reader);
         }
     }
 }

@@ -15,6 +15,7 @@ use serde::{Serialize, Serializer};
 use super::{json_flag, show};
 use crate::flags::shown;
 use crate::outputs::Outputs;
+use crate::print::say;
 
 const KINDS: [&str; 7] =
     ["models", "tasks", "metrics", "methods", "selectors", "experiments", "settings"];
@@ -84,7 +85,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     show(matches, &outputs, &Listing(groups), |Listing(groups)| {
         groups.iter().for_each(print);
         if wanted.is_none() {
-            println!("Every setting of an experiment: `list settings`");
+            say!("Every setting of an experiment: `list settings`");
         }
     })
 }
@@ -135,13 +136,13 @@ where
 }
 
 fn print(group: &Group) {
-    println!("{}", group.title);
+    say!("{}", group.title);
     for entry in &group.entries {
-        println!("  {:22}{}", entry.name, entry.summary);
+        say!("  {:22}{}", entry.name, entry.summary);
         for option in &entry.options {
-            println!("    {} = {}", option.name, shown(&option.default));
-            println!("        {}", option.description);
+            say!("    {} = {}", option.name, shown(&option.default));
+            say!("        {}", option.description);
         }
     }
-    println!();
+    say!("");
 }

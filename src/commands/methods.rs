@@ -21,6 +21,7 @@ use toml::Table;
 use super::{json_flag, output, show, table, with_runner};
 use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
 use crate::outputs::Outputs;
+use crate::print;
 
 /// The edges that scores are correlated on where nobody says how many.
 const TOP: usize = 200;
@@ -119,7 +120,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         if let Some(path) = outputs.file("markdown")? {
             files::write_atomically(path, tables.as_bytes())?;
         }
-        show(matches, &outputs, &comparison, |_| print!("{tables}"))
+        show(matches, &outputs, &comparison, |_| print::text(&tables))
     })
 }
 

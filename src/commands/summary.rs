@@ -28,7 +28,7 @@ pub(super) fn print(Finished { folder, summary }: &Finished) {
         }
         Some(controls) => print_controls(controls),
     }
-    say!();
+    say!("");
     let line = |name: &str, text: String| say!("{name:width$}{text}", width = label_width(summary));
     let percent = |ratio: f64| format!("{:.1} %", 100.0 * ratio);
     let Summary { tuned_parameters, parameters, steps, .. } = summary;

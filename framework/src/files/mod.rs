@@ -82,7 +82,11 @@ pub fn jsonl(values: &[impl Serialize]) -> Result<String> {
 
 /// The file's text; an error names the file.
 pub fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(Error::io(path))
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Error::input(format!("{}: is no text file: byte {place} is not UTF-8", path.display()))
+    })
 }
 
 /// A JSON file; an error names the file and the line.
@@ -96,9 +100,31 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
     let text = read_text(path)?;
     let parse = |(index, line): (usize, &str)| {
         let number = index + 1;
-        serde_json::from_str(line)
-            .map(|value| (number, value))
-            .map_err(|error| Error::input(format!("{}:{number}: {error}", path.display())))
+        let value = parse_row(line)
+            .map_err(|reason| Error::input(format!("{}:{number}: {reason}", path.display())))?;
+        Ok((number, value))
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}
+
+/// A line of a JSON Lines file; the reason where it is malformed, or has other fields than wanted: then with those
+/// that it has.
+pub fn parse_row<T: DeserializeOwned>(line: &str) -> Result<T, String> {
+    serde_json::from_str(line).map_err(|error| {
+        // serde's own line number is the one within this line.
+        let reason = error.to_string();
+        let reason = reason.split(" at line ").next().unwrap_or_default();
+        if !error.is_data() {
+            return format!("malformed JSON: {reason}");
+        }
+        let has = match serde_json::from_str(line) {
+            Ok(Value::Object(row)) => {
+                let names: Vec<String> =
+                    row.keys().take(10).map(|key| format!("{key:?}")).collect();
+                format!("; the row has {}", names.join(", "))
+            }
+            _ => "; a row is an object, { }".to_owned(),
+        };
+        format!("not a row of this task: {reason}{has}")
+    })
 }

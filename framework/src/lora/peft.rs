@@ -55,9 +55,17 @@ impl Adapters {
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
             .map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
         let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
-        let projections: Vec<Projection> = (projections.into_iter())
-            .filter(|projection| tensors.contains_key(&tensor_name(projection, "A")))
-            .collect();
+        let has = |projection: &Projection| tensors.contains_key(&tensor_name(projection, "A"));
+        if let (Some(theirs), Some(own)) = (tensors.keys().next(), projections.first())
+            && !projections.iter().any(has)
+        {
+            refuse!(
+                "{}: is an adapter for another model: it has tensor `{theirs}`, and this model would have `{}`",
+                path.display(),
+                tensor_name(own, "A")
+            );
+        }
+        let projections: Vec<Projection> = projections.into_iter().filter(has).collect();
         let adapters =
             Self::with(weights, lora, projections.into_iter(), |projection, a, b, (dtype, device)| {
                 let mut take = |matrix: &str, shape: [usize; 2]| {
@@ -68,10 +76,15 @@ impl Adapters {
                             path.display()
                         ),
                         Some(tensor) if tensor.dims() == shape => Ok(tensor.to_device(device)?.to_dtype(dtype)?),
-                        found => refuse!(
-                            "{}: tensor `{name}` is {:?}; in this model it must be {shape:?}",
+                        Some(tensor) => refuse!(
+                            "{}: tensor `{name}` is {:?}; in this model it must be {shape:?}: the adapter is for \
+                             a model of another size",
                             path.display(),
-                            found.map(|tensor| tensor.dims().to_vec())
+                            tensor.dims()
+                        ),
+                        None => refuse!(
+                            "{}: tensor `{name}` is missing, which goes with its other half",
+                            path.display()
                         ),
                     }
                 };

@@ -42,6 +42,12 @@ impl Misfit {
         Self { key: key.to_owned(), what }
     }
 
+    /// The same, its key below a section.
+    pub(crate) fn below(self, section: &str) -> Self {
+        let key = format!("{section}.{}", self.key);
+        Self { what: self.what.replace(&format!("`{}`", self.key), &format!("`{key}`")), key }
+    }
+
     /// What serde said: a message, and on the next line the path, "in `tuning.lr`".
     pub(crate) fn of(message: &str) -> Self {
         let message = message.trim();

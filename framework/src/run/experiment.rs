@@ -49,10 +49,7 @@ impl Choice {
         Plugin<T>: inventory::Collect,
     {
         let built = registry::find::<T>(&self.name).and_then(|plugin| plugin.fit(&self.options));
-        let of = |misfit: Misfit| {
-            Misfit::other(&format!("{section}.{}", misfit.key), format!("{}: {misfit}", self.name))
-        };
-        Vec::from_iter(built.ok().and_then(|built| built.err()).map(of))
+        Vec::from_iter(built.ok().and_then(Result::err).map(|misfit| misfit.below(section)))
     }
 
     /// A patching metric; one that only measures is answered with where it belongs.
