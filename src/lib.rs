@@ -68,11 +68,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The most characters of a message; what is longer quotes a file at length.
+const LONGEST: usize = 1500;
+
 /// A message without the backtrace that candle's errors have behind them where RUST_BACKTRACE is set.
 fn one_line(message: &str) -> String {
     let is_frame = |line: &&str| line.trim_start().starts_with("0: ");
     let lines = message.lines().take_while(|line| !is_frame(line)).map(str::trim);
-    lines.collect::<Vec<_>>().join(" ")
+    let line = lines.collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }
 
 fn run(matches: &ArgMatches) -> Result<()> {

@@ -69,9 +69,10 @@ impl Outputs {
 
     fn check(&self, flag: &str, path: &Path) -> Result<()> {
         let place = named(flag, path)?;
-        let Some(Component::Normal(_)) = path.components().next_back() else {
+        let is_name = matches!(path.components().next_back(), Some(Component::Normal(_)));
+        if !is_name || path.to_string_lossy().ends_with(std::path::is_separator) {
             bail!("{place}: is a folder; name a file");
-        };
+        }
         let folder = files::parent(path);
         if !folder.is_dir() {
             bail!("{place}: there is no folder {}; make it first", folder.display());

@@ -42,7 +42,7 @@ fn a_setting_that_does_not_fit_is_named_with_its_line() {
     refuses_toml(
         here,
         "[task]\nname = \"agreement\"\ndirektion = \"x\"\n",
-        &["mine.toml:3: ", "`direktion`; did you mean direction"],
+        &["mine.toml:3: ", "`task.direktion`; did you mean direction"],
     );
     refuses_toml(
         here,
@@ -216,7 +216,7 @@ fn words_that_the_model_does_not_know_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let said = |line: &[&str]| String::from_utf8(program(here, line).stderr).unwrap();
-    let logits = said(&["logits", "--text", "the zebra and the yak"]);
+    let logits = said(&["logits", "--text", "the zebra near the yak"]);
     assert!(logits.contains("2 of 5 words are unknown to the model"), "{logits}");
     assert!(logits.contains("zebra, yak"), "{logits}");
     std::fs::write(here.join("s.txt"), "the zebra[[ is| are]] old\n").unwrap();

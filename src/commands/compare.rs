@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use circuit_framework::run::Summary;
 use circuit_framework::run::controls::{ControlSummary, ControlsSummary, Estimate, RepeatsSummary};
 use circuit_framework::run::experiment::Experiment;
+use circuit_framework::run::{Summary, is_finished};
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
@@ -75,6 +75,11 @@ pub(crate) fn add_run(rows: &mut Vec<Row>, run: &str) -> Result<()> {
     let file = Path::new(run).join("summary.json");
     if !file.exists() {
         bail!("{run}: there is no summary.json; name the folder of a finished run");
+    }
+    if !is_finished(Path::new(run)) {
+        log::warn!(
+            "{run}: is not finished, its controls are missing; `run --resume {run}` goes on"
+        );
     }
     add(rows, run, files::read_json(&file)?);
     Ok(())
