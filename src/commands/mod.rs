@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::{Runner, SUMMARY, is_finished, last_kept_step};
+use circuit_framework::run::{Runner, finished, last_kept_step};
 use circuit_framework::{Error, Figures, files};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Id};
@@ -141,9 +141,9 @@ fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
         }
     }
     let outputs = Outputs::new(matches, &[], vec![folder.to_path_buf()])?;
-    let summary = match is_finished(folder) {
-        true => files::read_json(&folder.join(SUMMARY))?,
-        false => {
+    let summary = match finished(folder)? {
+        Some(summary) => summary,
+        None => {
             let config = folder.join("config.toml");
             if !config.is_file() {
                 bail!("{}: is no run folder; give one that `run` or `tune` made", folder.display());

@@ -189,5 +189,9 @@ fn what_killed_processes_left_is_cleared_by_the_next() {
     assert_eq!(names(here), [".circuit", "list.json", "runs"]);
     succeeds(here, &words(&format!("tune {SMALL} --steps 1")));
     assert_eq!(names(&here.join("runs")), ["tune-1"]);
+    // Its state is the last that a run removes.
+    std::fs::create_dir(here.join("runs/tune-1/state")).unwrap();
+    write(here, "runs/tune-1/state/step-1.safetensors", "whole");
     assert!(program(here, &words("run --resume runs/tune-1")).status.success());
+    assert!(!here.join("runs/tune-1/state").exists());
 }

@@ -48,6 +48,12 @@ impl Misfit {
         Self { what: self.what.replace(&format!("`{}`", self.key), &format!("`{key}`")), key }
     }
 
+    /// The same of a plugin's options, which stand in a section of an experiment.
+    pub(crate) fn of_plugin(self, name: &str, section: &str) -> Self {
+        let Self { key, what } = self.below(section);
+        Self { key, what: format!("{name}: {what}") }
+    }
+
     /// What serde said: a message, and on the next line the path, "in `tuning.lr`".
     pub(crate) fn of(message: &str) -> Self {
         let message = message.trim();

@@ -49,7 +49,9 @@ impl Choice {
         Plugin<T>: inventory::Collect,
     {
         let built = registry::find::<T>(&self.name).and_then(|plugin| plugin.fit(&self.options));
-        Vec::from_iter(built.ok().and_then(Result::err).map(|misfit| misfit.below(section)))
+        Vec::from_iter(
+            built.ok().and_then(Result::err).map(|misfit| misfit.of_plugin(&self.name, section)),
+        )
     }
 
     /// A patching metric; one that only measures is answered with where it belongs.

@@ -27,7 +27,7 @@ pub use controls::Controls;
 pub use discovery::Found;
 pub use faithfulness::CircuitSummary;
 pub use inputs::Inputs;
-pub use resume::{is_finished, last_kept_step};
+pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};
 
 use crate::Result;
@@ -36,7 +36,6 @@ use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
 use crate::evaluation::task::{Dataset, Figures, Setting, Split};
 use crate::evaluation::{CircuitEvaluation, CircuitInForce, Evaluation};
-use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
@@ -46,7 +45,6 @@ use crate::results::provenance::{Geometry, Provenance};
 use crate::run::experiment::{Experiment, Plugins};
 use crate::run::splits::Data;
 use folder::RunFolder;
-use resume::STATE;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
 pub type Save<'a> = dyn Fn(&Path, &dyn Model) -> Result<()> + 'a;
@@ -230,9 +228,8 @@ impl Runner<'_> {
     /// As [`Runner::run_prepared`]'s.
     pub fn resume_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
         let folder = RunFolder::open(folder)?;
-        if is_finished(folder.root()) {
-            folder.clear(STATE)?;
-            return files::read_json(&folder.path(SUMMARY));
+        if let Some(summary) = finished(folder.root())? {
+            return Ok(summary);
         }
         Inputs::of(self.experiment)?.check(folder.root())?;
         self.go_on(examples, &folder)

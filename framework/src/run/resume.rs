@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::summary::SUMMARY;
+use super::summary::{SUMMARY, Summary};
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 use crate::model::Model;
@@ -102,6 +102,20 @@ const STAGES: &str = "stages.json";
 /// Whether a folder is that of a run that was finished, controls included.
 pub fn is_finished(folder: &Path) -> bool {
     folder.join(SUMMARY).exists() && !folder.join(STATE).join(STAGES).exists()
+}
+
+/// The summary of a run that was finished; none of another. What a process that was killed at its very end left of
+/// the state is removed.
+///
+/// # Errors
+/// If the summary can't be read.
+pub fn finished(folder: &Path) -> Result<Option<Summary>> {
+    if !is_finished(folder) {
+        return Ok(None);
+    }
+    // The process that is at its end removes it too.
+    let _ = std::fs::remove_dir_all(folder.join(STATE));
+    files::read_json(&folder.join(SUMMARY)).map(Some)
 }
 
 /// The step after which the newest state of a run's own tuning was kept, where there is one.
