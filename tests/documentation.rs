@@ -128,6 +128,20 @@ fn analyses_commands_run() {
     assert!(folder.path().join("run/analysis-after/roles.csv").exists());
 }
 
+/// Its pictures are there, and small enough to be loaded.
+#[test]
+fn report_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/report.md", folder.path()), 3);
+    assert!(folder.path().join("both.html").exists());
+    let page = std::fs::read_to_string(repository("docs/report.md")).unwrap();
+    let pictures = page.split("](images/").skip(1).filter_map(|rest| rest.split(')').next());
+    for picture in pictures {
+        let size = repository("docs/images").join(picture).metadata().unwrap().len();
+        assert!(size < 300_000, "{picture}: {size}");
+    }
+}
+
 /// What its scripts leave stands in it, which their own tests hold against them.
 #[test]
 fn data_commands_run() {

@@ -43,6 +43,7 @@ mod misbuilt;
 mod models;
 #[path = "fixtures/lab/my_qwen2.rs"]
 mod my_qwen2;
+mod notebook;
 mod numbers;
 mod oracles;
 mod own_program;
@@ -54,6 +55,7 @@ mod properties;
 mod provenance;
 mod reference;
 mod relp;
+mod report;
 mod resume;
 mod runs;
 mod smollm2;

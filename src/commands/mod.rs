@@ -14,6 +14,7 @@ pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod methods;
 pub(crate) mod plugin;
+pub(crate) mod report;
 pub(crate) mod run;
 mod settings;
 mod summary;
@@ -129,6 +130,7 @@ fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
     };
     let named = || folder.borrow().clone().unwrap_or_default();
     let summary = stoppable(run, || go_on(&named())).map_err(|error| kept(error, &named()))?;
+    report::write_own(&named());
     show(matches, &outputs, &Finished { folder: &named(), summary }, summary::print)
 }
 
@@ -153,7 +155,9 @@ fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
             let origin = config.display().to_string();
             let experiment = flags::from_table(experiments::find(&origin)?, &origin)?;
             let run = || with_runner(&experiment, |runner| Ok(runner.resume(folder)?));
-            stoppable(run, || go_on(folder)).map_err(|error| kept(error, folder))?
+            let summary = stoppable(run, || go_on(folder)).map_err(|error| kept(error, folder))?;
+            report::write_own(folder);
+            summary
         }
     };
     show(matches, &outputs, &Finished { folder, summary }, summary::print)

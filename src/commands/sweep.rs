@@ -12,7 +12,7 @@ use circuit_framework::run::{Inputs, is_finished};
 use circuit_framework::{files, plugin::guard};
 use serde::Serialize;
 
-use super::{compare, with_runner};
+use super::{compare, report, with_runner};
 use crate::flags;
 use crate::print::say;
 use crate::signals::is_stop;
@@ -88,7 +88,10 @@ pub(crate) fn run(combinations: Vec<Combination>, origin: &str, folder: &Path) -
         let name = cell.experiment.name.clone();
         say!("{}/{total} {name}", index + 1);
         match cell.run()? {
-            Outcome::Done => compare::add_run(&mut rows, &cell.folder.display().to_string())?,
+            Outcome::Done => {
+                report::write_own(&cell.folder);
+                compare::add_run(&mut rows, &cell.folder.display().to_string())?;
+            }
             Outcome::Skipped(reason) => {
                 say!("    skipped: {reason}");
                 skipped.push(Missing { name, reason });
@@ -108,6 +111,7 @@ pub(crate) fn run(combinations: Vec<Combination>, origin: &str, folder: &Path) -
     let table = compare::markdown(&rows);
     files::write_atomically(&folder.join(TABLE), table.as_bytes())?;
     files::write_json(&folder.join(ROWS), &rows)?;
+    report::write_own(folder);
     say!("\n{table}\nwritten to {}", folder.display());
     if !failed.is_empty() {
         let names: Vec<&str> = failed.iter().map(|missing| &missing.name[..]).collect();

@@ -27,6 +27,27 @@ pub struct Answer {
     pub rank: f64,
 }
 
+/// The lens at each key, from the stream that each site read there [keys, d_model], in computation order.
+///
+/// # Errors
+/// If a tensor operation fails.
+pub(super) fn at_each_key(
+    graph: &Graph,
+    unembedding: &Unembedding,
+    read: &[(usize, Tensor)],
+    keys: &[KeyRow],
+) -> Result<Vec<Vec<Lens>>> {
+    let mut lenses = vec![Vec::new(); keys.len()];
+    for (layer, stream) in after_layers(graph, read) {
+        let logits: Vec<Vec<f64>> = unembedding.logits(stream)?.to_dtype(DType::F64)?.to_vec2()?;
+        for ((lens, logits), (_, key, _)) in lenses.iter_mut().zip(&logits).zip(keys) {
+            let of = |answers: &[u32]| Answer::of(logits, answers);
+            lens.push(Lens { layer, right: of(&key.correct), wrong: of(&key.wrong) });
+        }
+    }
+    Ok(lenses)
+}
+
 /// Sums over keys, layer by layer.
 #[derive(Default)]
 pub(super) struct LensSums(Vec<Lens>);
@@ -48,8 +69,8 @@ impl LensSums {
             }
             let lens = &mut self.0[index];
             for ((logits, (_, key, _)), weight) in logits.iter().zip(keys).zip(weights) {
-                lens.right.add(logits, &key.correct, *weight);
-                lens.wrong.add(logits, &key.wrong, *weight);
+                lens.right.add(Answer::of(logits, &key.correct), *weight);
+                lens.wrong.add(Answer::of(logits, &key.wrong), *weight);
             }
         }
         Ok(())
@@ -61,14 +82,23 @@ impl LensSums {
 }
 
 impl Answer {
-    fn add(&mut self, logits: &[f64], answers: &[u32], weight: f64) {
+    /// Of one key; all zero where there are no answers.
+    fn of(logits: &[f64], answers: &[u32]) -> Self {
+        if answers.is_empty() {
+            return Self::default();
+        }
         let largest = logits.iter().copied().fold(f64::MIN, f64::max);
         let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
         let own = answers.iter().map(|&token| logits[token as usize]);
         let best = own.clone().fold(f64::MIN, f64::max);
         let ahead = logits.iter().filter(|&&logit| logit > best).count();
-        self.probability += weight * own.map(|logit| (logit - largest).exp()).sum::<f64>() / sum;
-        self.rank += weight * (ahead + 1) as f64;
+        let probability = own.map(|logit| (logit - largest).exp()).sum::<f64>() / sum;
+        Self { probability, rank: (ahead + 1) as f64 }
+    }
+
+    fn add(&mut self, of_key: Self, weight: f64) {
+        self.probability += weight * of_key.probability;
+        self.rank += weight * of_key.rank;
     }
 }
 

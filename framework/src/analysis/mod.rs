@@ -5,6 +5,7 @@
 //! A number of an example is the mean over its keys, and what is returned the mean over examples.
 
 mod attention;
+mod examples;
 mod findings;
 mod heat_map;
 mod lens;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 pub use attention::{Attention, HeadLooks, Look, Pattern};
+pub use examples::{Caps, Observed, ObservedKey};
 pub use findings::{Findings, Table};
 pub use heat_map::{HeatMap, Panel};
 pub use lens::{Answer, Lens};

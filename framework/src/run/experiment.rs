@@ -16,6 +16,7 @@ use crate::model::{Place, Precision};
 use crate::plugin::misfit::Misfit;
 use crate::plugin::registry::{self, Kind, Origin, Plugin, Registration};
 use crate::run::controls::Controls;
+use crate::run::observed::Observing;
 use crate::run::place::place;
 use crate::tuning::Tuning;
 use crate::tuning::selector::ParamSelector;
@@ -179,6 +180,8 @@ pub struct Experiment {
     /// How the circuits before and after tuning are evaluated; without it, they aren't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub faithfulness: Option<Faithfulness>,
+    /// What is looked at before and after tuning for the run's page, report.html.
+    pub report: Observing,
 }
 
 impl Default for Experiment {
@@ -204,6 +207,7 @@ impl Default for Experiment {
             analyses: Vec::new(),
             analysis_examples: 100,
             faithfulness: None,
+            report: Observing::default(),
         }
     }
 }
@@ -336,9 +340,10 @@ impl Experiment {
     /// If a key is unknown or a value doesn't fit.
     pub fn from_table(mut table: toml::Table, origin: &str) -> Result<Self> {
         check_format(&table, origin)?;
-        if table.contains_key("report") {
+        if table.get("report").is_some_and(|report| !report.is_table()) {
             refuse!(
-                "{origin}: there is no key `report`; metrics that only measure are listed under `measure`"
+                "{origin}: `report` is a table of what a run stores for its page; metrics that only measure \
+                 are listed under `measure`"
             );
         }
         rename_control(&mut table, origin)?;

@@ -11,6 +11,8 @@ mod faithfulness;
 mod folder;
 mod inputs;
 mod log;
+mod movement;
+mod observed;
 mod place;
 mod resume;
 pub mod settings;
@@ -27,6 +29,8 @@ pub use controls::Controls;
 pub use discovery::Found;
 pub use faithfulness::{CircuitSummary, RankingSummary};
 pub use inputs::Inputs;
+pub use movement::Movement;
+pub use observed::Observing;
 pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};
 

@@ -37,6 +37,7 @@ impl Runner<'_> {
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
+        stages.once("observed before", || self.observe(folder, "before", None))?;
         let tuned = self.tune(folder, &*self.plugins.selector, None, examples, untuned, &stages)?;
         // Before anything else can fail.
         stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
@@ -46,6 +47,7 @@ impl Runner<'_> {
         let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
         stages.once("analyses after", || self.analyse(folder, "after"))?;
+        stages.once("observed after", || self.observe(folder, "after", untuned))?;
         let main = Summary {
             seconds: stages.seconds(),
             faithfulness_before: circuit_before.faithfulness,
