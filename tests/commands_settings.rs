@@ -73,6 +73,7 @@ const NO_SETTINGS: &[&str] = &[
     "--plugin",
     "--out",
     "--json",
+    "--force",
     "--scores",
     "--circuit <OUT",
     "--circuit <C.json",

@@ -2,7 +2,7 @@
 //! puts what is interactive in their place.
 
 use circuit_framework::Figures;
-use circuit_framework::evaluation::{Line as CurveLine, Plot};
+use circuit_framework::evaluation::{Across, Line as CurveLine, Plot};
 use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::results::drawing::Drawing;
 use serde_json::Value;
@@ -170,7 +170,13 @@ fn faithfulness(run: &Run) -> String {
     let table =
         table("Areas of the curves, as MIB defines them", &head, &[areas("cpr"), areas("cmd")]);
     let title = "Faithfulness over the size of the circuit".to_owned();
-    let plot = Plot { title, subtitle: "on the task's test examples".to_owned(), lines: all };
+    let plot = Plot {
+        title,
+        subtitle: "on the task's test examples".to_owned(),
+        across: Across::Sizes,
+        values: "faithfulness".to_owned(),
+        lines: all,
+    };
     format!("<div class=\"scroll drawing\">{}</div>\n{table}", plot.svg())
 }
 

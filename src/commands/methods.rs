@@ -18,8 +18,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 use toml::Table;
 
-use super::{json_flag, output, path, show, table, with_runner};
+use super::{json_flag, output, show, table, with_runner};
 use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
+use crate::outputs::Outputs;
+use crate::print;
 
 /// The edges that scores are correlated on where nobody says how many.
 const TOP: usize = 200;
@@ -114,16 +116,17 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let compared = matches.get_many::<String>("compare").into_iter().flatten();
     let names: Vec<&String> = compared.chain(matches.get_one::<String>("against")).collect();
     let top = matches.get_one::<u64>("top").map(|&top| top as usize);
+    let outputs = Outputs::new(matches, &["markdown"], experiment.inputs())?;
     with_runner(&experiment, |runner| {
         let top = top_of(runner, top)?;
         let experiments: Vec<Experiment> =
             names.iter().map(|name| with_method(&experiment, name, top)).collect();
         let comparison = compare(runner, &experiments, top, matches.get_flag("strongest-only"))?;
         let tables = markdown(&comparison);
-        if let Some(path) = path(matches, "markdown") {
-            files::write_atomically(&path, tables.as_bytes())?;
+        if let Some(path) = outputs.file("markdown")? {
+            files::write_atomically(path, tables.as_bytes())?;
         }
-        show(matches, &comparison, |_| print!("{tables}"))
+        show(matches, &outputs, &comparison, |_| print::text(&tables))
     })
 }
 

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 
 use anyhow::{Context, Result};
+use circuit_framework::files;
 use circuit_report::REPORT;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{output, path};
+use super::output;
+use crate::outputs::Outputs;
 use crate::print::say;
 
 pub(crate) fn command() -> Command {
@@ -21,7 +23,7 @@ pub(crate) fn command() -> Command {
                 .num_args(1..)
                 .help("Run folders, or a sweep's folder for all of its runs"),
         )
-        .arg(output("out", "OUT.html", "Write the page here [default: report.html]"))
+        .arg(output("out", "OUT.html", "Write the page here").default_value(REPORT))
         .arg(
             Arg::new("open").long("open").action(ArgAction::SetTrue).help("Open it in the browser"),
         )
@@ -30,13 +32,15 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let runs: Vec<PathBuf> =
         matches.get_many::<String>("runs").into_iter().flatten().map(PathBuf::from).collect();
-    let out = path(matches, "out").unwrap_or_else(|| PathBuf::from(REPORT));
-    circuit_report::write(&runs, &out)?;
+    let outputs = Outputs::new(matches, &["out"], runs.clone())?;
+    let page = circuit_report::page(&runs)?;
+    let Some(out) = outputs.file("out")? else { return Ok(()) };
+    files::write_atomically(out, page.as_bytes())?;
     say!("written to {}", out.display());
-    if matches.get_flag("open") {
-        open(&out)?;
+    match matches.get_flag("open") {
+        true => open(out),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes a finished run's page, or a sweep's, into its folder. The run is there whatever becomes of it.

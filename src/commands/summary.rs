@@ -29,10 +29,10 @@ pub(super) fn print(Finished { folder, summary }: &Finished) {
         }
         Some(controls) => print_controls(controls, &summary.shown),
     }
-    say!();
+    say!("");
     if let Some(before) = &summary.faithfulness_before {
         print_faithfulness(before, summary.faithfulness_after.as_ref());
-        say!();
+        say!("");
     }
     let line = |name: &str, text: String| say!("{name:width$}{text}", width = label_width(summary));
     let percent = |ratio: f64| format!("{:.1} %", 100.0 * ratio);

@@ -7,7 +7,8 @@ use super::Runner;
 use super::folder::RunFolder;
 use crate::evaluation::task::Split;
 use crate::evaluation::{
-    CircuitEvaluation, CircuitFigures, Curve, Faithfulness, Line, Plot, Scale, Smallest, ranking,
+    Across, CircuitEvaluation, CircuitFigures, Curve, Faithfulness, Line, Plot, Scale, Smallest,
+    ranking,
 };
 use crate::graph::Kind;
 use crate::graph::circuit::Circuit;
@@ -99,7 +100,8 @@ impl Runner<'_> {
         let (ablation, edges) = (evaluation.ablation.name(), evaluation.all.len());
         let examples = evaluation.examples.len();
         let subtitle = format!("{metric}, {ablation} ablation, {edges} edges, {examples} examples");
-        Plot { title, subtitle, lines }
+        let values = "faithfulness".to_owned();
+        Plot { title, subtitle, across: Across::Sizes, values, lines }
     }
 
     /// Evaluates a circuit and the ranking by its scores as `[faithfulness]` says, and writes the curve
