@@ -68,6 +68,7 @@ function axis(values: number[], log: boolean, count: number): Axis {
   const step = [1, 2, 5, 10].map((factor) => factor * magnitude).find((step) => step >= rough) ?? rough;
   const [first, last] = [Math.ceil(low / step - 1e-9), Math.floor(high / step + 1e-9)];
   const ticks = Array.from({ length: last - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
+  if (ticks.length < 3 && count < 16) return axis(values, log, 2 * count);
   // A little room, but none beyond a mark that an end lies on.
   const room = 0.04 * (high - low);
   return { low: ticks[0] === low ? low : low - room, high: ticks[ticks.length - 1] === high ? high : high + room, log, ticks };
@@ -126,7 +127,7 @@ export function plot(options: Options): Plot {
   for (const { at, name } of options.rules ?? []) {
     picture.append(
       s("path", { class: "rule", d: `M${LEFT} ${y(at).toFixed(1)}H${width - RIGHT}` }),
-      s("text", { class: "rule-name", x: width - RIGHT - 2, y: y(at) - 3, "text-anchor": "end" }, name),
+      s("text", { class: "rule-name", x: width - RIGHT - 2, y: y(at) < TOP + 10 ? y(at) + 10 : y(at) - 3, "text-anchor": "end" }, name),
     );
   }
   const marked = s("path", { class: "here" });
