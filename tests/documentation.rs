@@ -111,7 +111,7 @@ fn what_a_run_leaves_is_documented() {
 #[test]
 fn analyses_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("docs/analyses.md", folder.path()), 7);
+    assert_eq!(follow("docs/analyses.md", folder.path()), 9);
     let page = std::fs::read_to_string(repository("docs/analyses.md")).unwrap();
     let paths = std::fs::read_to_string(folder.path().join("paths.json")).unwrap();
     let paths: serde_json::Value = serde_json::from_str(&paths).unwrap();
