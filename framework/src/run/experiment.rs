@@ -343,8 +343,8 @@ impl Experiment {
             Error::input(format!("{}: {misfit}", place(&misfit)))
         })?;
         check_name(&experiment.name, origin)?;
-        for misfit in experiment.misfits() {
-            refuse!("{}: {misfit}", place(&misfit));
+        if let Some(misfit) = experiment.misfits().first() {
+            refuse!("{}: {misfit}", place(misfit));
         }
         Ok(experiment)
     }
