@@ -86,6 +86,7 @@ const NO_SETTINGS: &[&str] = &[
     "--table",
     "--per-example",
     "--markdown",
+    "--strongest-only",
     "--no-shuffle",
     "--text",
     "--tokens",

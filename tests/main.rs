@@ -25,6 +25,7 @@ mod conformance;
 mod controls;
 mod convert;
 mod documentation;
+mod dynamics;
 mod failures;
 mod faithfulness;
 mod faults;

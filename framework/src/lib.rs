@@ -26,6 +26,7 @@
 
 pub mod analysis;
 pub mod attribution;
+mod correlation;
 pub mod data;
 mod error;
 pub mod evaluation;

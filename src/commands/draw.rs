@@ -76,6 +76,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         all_of: graph.as_ref().filter(|_| matches.get_flag("all-nodes")),
         heads_per_group: geometry.map_or(0, |geometry| geometry.heads_per_group()),
         landscape: matches.get_flag("landscape"),
+        colours: None,
     };
     match outputs.file("out")? {
         Some(path) => files::write_atomically(path, drawing.svg().as_bytes())?,

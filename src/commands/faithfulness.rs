@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use circuit_framework::evaluation::ranking::{self, Ranking};
+use circuit_framework::evaluation::ranking::{self, RANDOM, Ranking};
 use circuit_framework::evaluation::{
-    CircuitEvaluation, CircuitFigures, Curve, FRACTIONS, Faithfulness, Line, Plot, Scale,
+    CircuitEvaluation, CircuitFigures, Curve, FRACTIONS, Faithfulness, Line, Scale,
 };
 use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::{Kind, Node};
@@ -169,20 +169,12 @@ fn judge_scores(
     let (scale, curves) = evaluation.curves(&orders, &settings.fractions)?;
     if let Some(plot) = plot {
         let labels = [ranking.name(), RANDOM].into_iter();
-        let lines = labels.zip(&curves).map(|(label, curve)| line(label, curve)).collect();
+        let lines = labels.zip(&curves).map(|(label, curve)| curve.line(label)).collect();
         write_plot(runner, evaluation, lines, plot)?;
     }
     let edges = evaluation.all.len();
     let Some(curve) = curves.into_iter().next() else { bail!("there is no curve") };
     Ok(Ranked { ranking, scale, edges, curve })
-}
-
-/// What a plot calls the edges in a random order.
-const RANDOM: &str = "random";
-
-fn line(label: &str, curve: &Curve) -> Line {
-    let points = curve.points.iter().map(|point| (point.fraction, point.faithfulness)).collect();
-    Line { label: label.to_owned(), points }
 }
 
 /// A circuit as one point, beside random circuits of all sizes.
@@ -196,7 +188,7 @@ fn plot_circuit(
     let (_, curve) = evaluation.curve(random, &FRACTIONS)?;
     let share = figures.n as f64 / evaluation.all.len() as f64;
     let circuit = Line { label: "circuit".to_owned(), points: vec![(share, figures.faithfulness)] };
-    write_plot(runner, evaluation, vec![circuit, line(RANDOM, &curve)], file)
+    write_plot(runner, evaluation, vec![circuit, curve.line(RANDOM)], file)
 }
 
 fn write_plot(
@@ -205,19 +197,8 @@ fn write_plot(
     lines: Vec<Line>,
     file: &Path,
 ) -> Result<()> {
-    let provenance = runner.provenance(evaluation.examples);
-    let ablation = serde_json::to_value(evaluation.ablation)?;
-    let plot = Plot {
-        title: super::draw::title(&provenance),
-        subtitle: format!(
-            "{}, {} ablation, {} edges, {} examples",
-            provenance.metric,
-            ablation.as_str().unwrap_or_default(),
-            evaluation.all.len(),
-            evaluation.examples.len()
-        ),
-        lines,
-    };
+    let title = super::draw::title(&runner.provenance(evaluation.examples));
+    let plot = runner.faithfulness_plot(evaluation, title, lines);
     Ok(files::write_atomically(file, plot.svg().as_bytes())?)
 }
 

@@ -4,8 +4,10 @@ pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod convert;
+pub(crate) mod diff;
 pub(crate) mod discover;
 pub(crate) mod draw;
+pub(crate) mod dynamics;
 pub(crate) mod eval;
 pub(crate) mod faithfulness;
 pub(crate) mod list;
@@ -179,13 +181,18 @@ fn go_on(folder: &Path) -> String {
 fn print_figures(columns: &[(&str, &Figures)]) {
     let columns: Vec<_> =
         columns.iter().map(|&(name, figures)| (name, summary::cells(figures))).collect();
-    print_columns(&columns);
+    print_columns(&columns, &[]);
 }
 
-/// A row a figure that any column has; a figure that a column lacks is a dash.
-fn print_columns(columns: &[(&str, BTreeMap<&String, String>)]) {
-    let names: BTreeSet<&String> =
-        columns.iter().flat_map(|(_, cells)| cells.keys().copied()).collect();
+/// A row each of the figures `shown`, or of all that any column has; a figure that a column lacks is a dash.
+fn print_columns(columns: &[(&str, BTreeMap<&String, String>)], shown: &[String]) {
+    let names: Vec<&String> = match shown {
+        [] => {
+            let all = columns.iter().flat_map(|(_, cells)| cells.keys().copied());
+            all.collect::<BTreeSet<_>>().into_iter().collect()
+        }
+        shown => shown.iter().collect(),
+    };
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
     let widths: Vec<usize> = (columns.iter())
         .map(|(name, cells)| {

@@ -23,7 +23,7 @@ pub use circuit::{CircuitFigures, Complement, Knockout};
 pub use curve::{Curve, Point, SIZES, Smallest};
 pub use faithfulness::{CircuitEvaluation, FRACTIONS, Faithfulness, Measured, Scale};
 pub use in_force::CircuitInForce;
-pub use plot::{Line, Plot};
+pub use plot::{Across, Line, Plot};
 
 use self::answers::Side;
 use crate::data::example::{Batch, Example, by_length};

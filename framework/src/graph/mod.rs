@@ -8,6 +8,7 @@
 //! reader of a later site, so the graph is acyclic by construction.
 
 pub mod circuit;
+pub mod comparison;
 pub mod edge_set;
 pub mod pruning;
 pub mod scores;

@@ -3,6 +3,7 @@
 
 pub mod circuit_file;
 pub mod drawing;
+pub mod dynamics;
 pub mod eap_ig;
 pub mod example_score_file;
 pub mod mib;

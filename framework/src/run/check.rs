@@ -7,7 +7,7 @@ use super::Runner;
 use crate::analysis::Name;
 use crate::data::example::Example;
 use crate::evaluation::metric::PatchingMetric;
-use crate::evaluation::task::Split;
+use crate::evaluation::task::{Figures, Split};
 use crate::graph::circuit::Circuit;
 use crate::lora::Adapters;
 use crate::plugin::registry;
@@ -15,6 +15,18 @@ use crate::run::experiment::{Experiment, Plugins};
 use crate::{Error, Result, files, refuse};
 
 impl Runner<'_> {
+    /// Refuses to show figures that no evaluation has.
+    pub(super) fn check_shown(&self, evaluated: &Figures) -> Result<()> {
+        let mut shown = self.experiment.figures.iter();
+        match shown.find(|&name| !evaluated.contains_key(name)) {
+            Some(name) => {
+                let names: Vec<&str> = evaluated.keys().map(String::as_str).collect();
+                refuse!("figures: there is no figure `{name}`; there are {}", names.join(", "))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The task's training examples, checked against the model and the settings.
     ///
     /// # Errors

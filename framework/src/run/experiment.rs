@@ -158,6 +158,10 @@ pub struct Experiment {
     /// Other tasks to evaluate on too, each a `name` with its options: what tuning costs elsewhere.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluate: Vec<Choice>,
+    /// The figures that a finished run shows, in this order (`right_share`, `ioi.right_share`); without
+    /// it, all. `summary.json` has all in any case.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<String>,
     /// What of the circuit is tuned, one of `list selectors`.
     pub selector: Choice,
     /// What is tuned from the same start in the same way, to hold the circuit against, and with how many
@@ -191,6 +195,7 @@ impl Default for Experiment {
             metric: None,
             measure: Vec::new(),
             evaluate: Vec::new(),
+            figures: Vec::new(),
             selector: Choice::named("nodes"),
             controls: Controls::default(),
             discovery: Discovery::default(),

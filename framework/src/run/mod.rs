@@ -25,7 +25,7 @@ use std::path::Path;
 use candle_core::Tensor;
 pub use controls::Controls;
 pub use discovery::Found;
-pub use faithfulness::CircuitSummary;
+pub use faithfulness::{CircuitSummary, RankingSummary};
 pub use inputs::Inputs;
 pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};

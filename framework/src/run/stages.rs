@@ -33,6 +33,7 @@ impl Runner<'_> {
         let before = stages.evaluation("before", || {
             self.evaluate(Some(&folder.path("evaluation-before")), None)
         })?;
+        self.check_shown(&before)?;
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
@@ -82,9 +83,10 @@ impl Runner<'_> {
         tuned: &Tuned,
     ) -> Summary {
         let parameters = self.model.parameters().count();
-        let Experiment { name, task, selector, tuning, .. } = self.experiment;
+        let Experiment { name, task, selector, tuning, figures, .. } = self.experiment;
         Summary {
             experiment: name.clone(),
+            shown: figures.clone(),
             task: task.name.clone(),
             selector: selector.name.clone(),
             before: before.clone(),

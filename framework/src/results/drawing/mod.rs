@@ -1,15 +1,16 @@
 //! A circuit as an SVG drawing. Layers follow one another from left to right, or from bottom to top; MLPs
-//! are on one side, heads on the other. An edge's width is its |score|, its colour its sign, and where it
-//! ends the input it reads through is named: q, k, v, gate, up. Keys and values that heads share are an
+//! are on one side, heads on the other. An edge's width is its |score|, its colour its sign, or in which of
+//! two circuits it is, and where it ends the input it reads through is named: q, k, v, gate, up. Keys and values that heads share are an
 //! input of the frame around those heads. Where things are is `layout`'s.
 
 mod layout;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::evaluation::plot::escape;
 use crate::graph::circuit::Edge;
-use crate::graph::{Graph, Node, Port};
+use crate::graph::{Graph, Input, Node, Port};
 use crate::results::provenance::Provenance;
 use layout::{Layout, Place, Point};
 
@@ -30,6 +31,17 @@ pub struct Drawing<'a> {
     pub heads_per_group: usize,
     /// From left to right instead of from bottom to top.
     pub landscape: bool,
+    /// Where given, an edge's colour isn't its sign's.
+    pub colours: Option<Colours<'a>>,
+}
+
+/// Colours of edges, and what they mean.
+#[derive(Clone, Debug)]
+pub struct Colours<'a> {
+    /// Each colour, as SVG writes it, with its meaning.
+    pub legend: Vec<(&'static str, &'a str)>,
+    /// Each edge's colour, by its place in the legend.
+    pub of: BTreeMap<(Node, Input), usize>,
 }
 
 /// How many edges a drawing shows at the most where nobody says.
@@ -57,6 +69,7 @@ impl<'a> Drawing<'a> {
             all_of: None,
             heads_per_group: provenance.model.heads_per_group(),
             landscape: false,
+            colours: None,
         }
     }
 
@@ -87,7 +100,7 @@ impl<'a> Drawing<'a> {
         )?;
         let frames = layout.frames().count() > 0;
         self.write_header(out, Point { x: left + MARGIN, y: top + 26.0 }, strongest.len(), frames)?;
-        write_edges(out, layout, strongest)?;
+        self.write_edges(out, layout, strongest)?;
         for (&node, place) in layout.frames() {
             write_frame(out, node, place)?;
         }
@@ -128,10 +141,16 @@ impl<'a> Drawing<'a> {
             y + 19.0,
             escape(&subtitle)
         )?;
+        let signs = [(POSITIVE, "blue: supports the metric"), (NEGATIVE, "red: works against it")];
+        let legend = self.colours.as_ref().map_or(&signs[..], |colours| &colours.legend);
+        let legend: Vec<String> = (legend.iter())
+            .map(|(colour, text)| format!(r#"<tspan fill="{colour}">{}</tspan>"#, escape(text)))
+            .collect();
         writeln!(
             out,
-            r##"<text x="{x:.0}" y="{:.0}" font-size="11" fill="#666">width: |score|; <tspan fill="{POSITIVE}">blue: supports the metric</tspan>, <tspan fill="{NEGATIVE}">red: works against it</tspan></text>"##,
-            y + 37.0
+            r##"<text x="{x:.0}" y="{:.0}" font-size="11" fill="#666">width: |score|; {}</text>"##,
+            y + 37.0,
+            legend.join(", ")
         )?;
         writeln!(
             out,
@@ -139,28 +158,40 @@ impl<'a> Drawing<'a> {
             y + 53.0
         )
     }
-}
 
-fn write_edges(out: &mut String, layout: &Layout, strongest: &[Edge]) -> std::fmt::Result {
-    let largest = strongest.first().map_or(1.0, |edge| f64::from(edge.score.abs()));
-    // The strongest last, so that they lie on top.
-    for edge in strongest.iter().rev() {
-        let Some([from, first, second, to]) = layout.curve(edge.writer, edge.reader) else {
-            continue;
-        };
-        let share = f64::from(edge.score.abs()) / largest.max(f64::MIN_POSITIVE);
-        let stroke = if edge.score >= 0.0 { POSITIVE } else { NEGATIVE };
-        writeln!(
-            out,
-            r#"<path d="M{from} C{first} {second} {to}" fill="none" stroke="{stroke}" stroke-width="{:.2}" stroke-opacity="{:.2}"><title>{} → {}: {:.4e}</title></path>"#,
-            0.8 + 4.2 * share,
-            0.45 + 0.45 * share,
-            edge.writer,
-            edge.reader,
-            edge.score,
-        )?;
+    fn write_edges(
+        &self,
+        out: &mut String,
+        layout: &Layout,
+        strongest: &[Edge],
+    ) -> std::fmt::Result {
+        let largest = strongest.first().map_or(1.0, |edge| f64::from(edge.score.abs()));
+        // The strongest last, so that they lie on top.
+        for edge in strongest.iter().rev() {
+            let Some([from, first, second, to]) = layout.curve(edge.writer, edge.reader) else {
+                continue;
+            };
+            let share = f64::from(edge.score.abs()) / largest.max(f64::MIN_POSITIVE);
+            writeln!(
+                out,
+                r#"<path d="M{from} C{first} {second} {to}" fill="none" stroke="{}" stroke-width="{:.2}" stroke-opacity="{:.2}"><title>{} → {}: {:.4e}</title></path>"#,
+                self.colour(edge),
+                0.8 + 4.2 * share,
+                0.45 + 0.45 * share,
+                edge.writer,
+                edge.reader,
+                edge.score,
+            )?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn colour(&self, edge: &Edge) -> &'static str {
+        let given = self.colours.as_ref().and_then(|Colours { legend, of }| {
+            Some(legend.get(*of.get(&(edge.writer, edge.reader))?)?.0)
+        });
+        given.unwrap_or(if edge.score >= 0.0 { POSITIVE } else { NEGATIVE })
+    }
 }
 
 /// The frame around the heads that share a key/value head; its name where they aren't known.
