@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use circuit_framework::Result;
+use circuit_framework::{Result, refuse};
 use serde::Serialize;
 
 use crate::comparison::{Row, rows};
@@ -26,13 +26,13 @@ struct Data<'a> {
 /// The page of runs, of which there is one at least.
 ///
 /// # Errors
-/// If a drawing or the data can't be made.
+/// If there is no run, or the data can't be written.
 pub fn page(runs: &[Run]) -> Result<String> {
     let Some(first) = runs.first() else {
-        circuit_framework::refuse!("there is no run to make a page of; name a run folder");
+        refuse!("there is no run to make a page of; name a run folder");
     };
     let rows = rows(runs);
-    let panels = panels::of(first, &rows, runs.len())?;
+    let panels = panels::of(first, &rows, runs.len());
     let data = encode(&Data { version: env!("CARGO_PKG_VERSION"), runs, rows: &rows })?;
     let title = match runs {
         [run] => run.name.clone(),

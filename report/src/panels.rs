@@ -1,11 +1,13 @@
 //! What stands in each panel without a script: tables, and drawings that the framework makes. The script
 //! puts what is interactive in their place.
 
+use circuit_framework::Figures;
 use circuit_framework::evaluation::{Across, Line as CurveLine, Plot};
+use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::results::drawing::Drawing;
-use circuit_framework::{Figures, Result};
 use serde_json::Value;
 
+use crate::circuits::Stop;
 use crate::comparison::Row;
 use crate::folder::Run;
 use crate::plot::{Line, plot};
@@ -27,11 +29,8 @@ pub struct Panel {
     pub content: String,
 }
 
-/// The panels of a run; the comparison is of all runs.
-///
-/// # Errors
-/// If a drawing can't be made.
-pub fn of(run: &Run, rows: &[Row], runs: usize) -> Result<Vec<Panel>> {
+/// The panels of a run; the comparison is of all `runs`.
+pub fn of(run: &Run, rows: &[Row], runs: usize) -> Vec<Panel> {
     let panel = |id, title, about, content| Panel { id, title, about, content };
     let mut panels = Vec::new();
     if runs > 1 {
@@ -53,7 +52,7 @@ pub fn of(run: &Run, rows: &[Row], runs: usize) -> Result<Vec<Panel>> {
         panel("examples", "Examples", "Held-out examples, the most changed first: how likely the right and the wrong answers are after each layer.", examples(run)),
         panel("settings", "Settings", "Everything this run was asked for, as its config.toml has it.", settings(run)),
     ]);
-    Ok(panels)
+    panels
 }
 
 /// A line a figure, a column a model; or with `across` a line a model, a column a figure.
@@ -110,7 +109,7 @@ fn curves(run: &Run) -> String {
 }
 
 fn circuit(run: &Run) -> String {
-    let of = |when: &str, edges: &Option<circuit_framework::results::circuit_file::CircuitFile>| {
+    let of = |when: &str, edges: &Option<CircuitFile>| {
         let (Some(file), Some(provenance)) = (edges, &run.provenance) else { return String::new() };
         let drawing = Drawing::of(&file.edges, &format!("{when} tuning"), provenance);
         format!("<div class=\"scroll drawing\">{}</div>\n", drawing.svg())
@@ -121,7 +120,7 @@ fn circuit(run: &Run) -> String {
 fn edges(run: &Run) -> String {
     let text = |text: &str| text.to_owned();
     let stops = run.circuits.stops.iter().filter(|stop| stop.step.is_none());
-    let of = |stop: &crate::circuits::Stop| {
+    let of = |stop: &Stop| {
         let ranked = stop.edges.iter().zip(&stop.scores).enumerate().take(MOST_EDGES);
         let line = |(rank, (&edge, &score)): (usize, (&usize, &f64))| {
             let (writer, reader) = run.circuits.ends(edge);
@@ -214,7 +213,7 @@ impl ExampleLine {
 }
 
 fn examples(run: &Run) -> String {
-    let of = |observed: &'_ Option<Value>| -> Vec<Value> {
+    let of = |observed: &Option<Value>| -> Vec<Value> {
         let examples = observed.as_ref().and_then(|of| of["examples"].as_array());
         examples.cloned().unwrap_or_default()
     };

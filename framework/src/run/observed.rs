@@ -109,15 +109,10 @@ impl Runner<'_> {
         untuned: Option<&[Tensor]>,
     ) -> Result<File> {
         let settings = &self.experiment.report;
-        let nodes = match analysis.check(Name::Logits, None) {
-            Ok(()) => analysis.logits()?.nodes,
-            Err(_) => Vec::new(),
-        };
-        let attention = analysis.attention(&[], 0)?;
         let before = folder.path("observed-before.json");
         let heads = match when == "after" && before.exists() {
             true => files::read_json::<Shown>(&before)?.heads,
-            false => self.heads_to_show(folder, &nodes, settings.heads)?,
+            false => self.heads_to_show(analysis, folder)?,
         };
         let caps = Caps {
             weights: (settings.megabytes * 1e6 / BYTES_OF_WEIGHT) as usize,
@@ -127,8 +122,16 @@ impl Runner<'_> {
             Some(untuned) => movements(self.model.parameters(), untuned)?,
             None => Vec::new(),
         };
+        let examples = analysis.examples(&heads, self.tokenizer, caps)?;
+        // What there was no time for is left out of everything else too.
+        let looked = first(analysis, examples.len());
+        let attention = looked.attention(&[], 0)?;
+        let nodes = match looked.check(Name::Logits, None) {
+            Ok(()) if !examples.is_empty() => looked.logits()?.nodes,
+            _ => Vec::new(),
+        };
         Ok(File {
-            examples: analysis.examples(&heads, self.tokenizer, caps)?,
+            examples,
             heads,
             nodes,
             looks: attention.heads,
@@ -138,19 +141,18 @@ impl Runner<'_> {
     }
 
     /// The heads with the strongest edges in the circuit before tuning; without one, those with the strongest
-    /// direct effects.
-    fn heads_to_show(
-        &self,
-        folder: &RunFolder,
-        effects: &[NodeEffect],
-        count: usize,
-    ) -> Result<Vec<Node>> {
+    /// direct effects in a batch.
+    fn heads_to_show(&self, analysis: &Analysis, folder: &RunFolder) -> Result<Vec<Node>> {
+        let count = self.experiment.report.heads;
         let file = folder.path("circuit-before.json");
         if !file.exists() {
-            let graph = self.model.graph();
+            let few = first(analysis, analysis.batch_size);
+            if few.check(Name::Logits, None).is_err() {
+                return Ok(Vec::new());
+            }
+            let inputs = strongest(self.model.graph(), &few.logits()?.nodes, count, Port::Query);
             // Where nothing is known of heads there is none to show.
-            let inputs = strongest(graph, effects, count, Port::Query).unwrap_or_default();
-            return Ok(inputs.into_iter().map(|input| input.node).collect());
+            return Ok(inputs.unwrap_or_default().into_iter().map(|input| input.node).collect());
         }
         let mut sums: BTreeMap<Node, f64> = BTreeMap::new();
         for edge in CircuitFile::read(&file)?.edges {
@@ -163,4 +165,10 @@ impl Runner<'_> {
         heads.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(heads.into_iter().take(count).map(|(node, _)| node).collect())
     }
+}
+
+/// The same of the first examples alone.
+fn first<'a>(analysis: &Analysis<'a>, count: usize) -> Analysis<'a> {
+    let examples = &analysis.examples[..analysis.examples.len().min(count)];
+    Analysis { examples, ..*analysis }
 }
