@@ -203,7 +203,7 @@ fn a_run_ends_with_a_page_that_asks_for_nothing() {
 #[test]
 fn what_is_looked_at_is_as_much_as_was_asked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let common = "tune --task agreement --set task.test_examples=10 --steps 1 --bootstrap 0 --set discovery.examples=8";
+    let common = "tune --task agreement --set task.test_examples=10 --steps 1 --set discovery.bootstrap=0 --set discovery.examples=8";
     succeeds(folder.path(), &words(&format!("{common} --set report.examples=0 --out none")));
     assert!(!folder.path().join("none/observed-before.json").exists());
     succeeds(folder.path(), &words(&format!("{common} --set report.megabytes=0 --out small")));
