@@ -10,11 +10,12 @@
 //!     circuit_tuning::main()
 //! }
 //! ```
-#![expect(clippy::print_stdout, reason = "this is the program that prints")]
 
+mod arguments;
 mod commands;
 mod experiments;
 mod flags;
+mod outputs;
 mod plugins;
 mod print;
 mod progress;
@@ -40,23 +41,44 @@ use crate::signals::Stopped;
 pub fn main() -> ExitCode {
     progress::log_to_stderr();
     guard::note_panics();
-    let matches = command().get_matches();
+    let matches = command().get_matches_from(arguments::joined(std::env::args_os()));
     // A closed pipe ends the program as it ends any other, without a word; but not a run.
-    if !matches!(matches.subcommand_name(), Some("run" | "tune")) {
+    let runs = matches!(matches.subcommand_name(), Some("run" | "tune"));
+    if !runs {
         sigpipe::reset();
     }
     // In the pool from the start: a thread outside would wake it and sleep itself for every operation.
     let done = rayon::scope(|_| guard::caught("the program", || Ok(run(&matches))));
     match done.map_err(anyhow::Error::from).flatten() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => match print::lost().filter(|_| !runs) {
+            Some(error) => {
+                tell!("error: standard output can't be written: {error}");
+                ExitCode::from(2)
+            }
+            None => ExitCode::SUCCESS,
+        },
         Err(error) => {
             let stopped = error.downcast_ref::<Stopped>();
             match stopped {
                 Some(_) => tell!("{error:#}"),
-                None => tell!("error: {error:#}"),
+                None => tell!("error: {}", one_line(&format!("{error:#}"))),
             }
             ExitCode::from(stopped.map_or(2, Stopped::exit_code))
         }
+    }
+}
+
+/// The most characters of a message; what is longer quotes a file at length.
+const LONGEST: usize = 1500;
+
+/// A message without the backtrace that candle's errors have behind them where RUST_BACKTRACE is set.
+fn one_line(message: &str) -> String {
+    let is_frame = |line: &&str| line.trim_start().starts_with("0: ");
+    let lines = message.lines().take_while(|line| !is_frame(line)).map(str::trim);
+    let line = lines.collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
     }
 }
 
@@ -118,4 +140,5 @@ fn command() -> Command {
                 .global(true)
                 .help("Load a run-time plugin first, as `plugin build` made it"),
         )
+        .arg(outputs::force_flag())
 }

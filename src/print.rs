@@ -1,11 +1,18 @@
-//! What goes to standard output. Nobody may be listening any more, which is no reason to end a run.
+//! What goes to standard output and standard error. Nobody may be listening any more, which is no reason to end
+//! a run; other commands have nothing to show for themselves then, and say so.
 
-/// Prints a line to standard output, as far as somebody listens.
+use std::fmt::Arguments;
+use std::io::{Error, Write};
+use std::sync::{Mutex, PoisonError};
+
+/// Why something that should be on standard output isn't.
+static LOST: Mutex<Option<Error>> = Mutex::new(None);
+
+/// Prints a line to standard output.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
+    ($($text:tt)*) => {
+        $crate::print::line(format_args!($($text)*))
+    };
 }
 
 /// Prints a line to standard error, as far as somebody listens.
@@ -17,3 +24,25 @@ macro_rules! tell {
 }
 
 pub(crate) use {say, tell};
+
+/// What [`say!`] does.
+pub(crate) fn line(line: Arguments) {
+    note(writeln!(std::io::stdout(), "{line}"));
+}
+
+/// Prints text to standard output as it is.
+pub(crate) fn text(text: &str) {
+    note(std::io::stdout().write_all(text.as_bytes()));
+}
+
+fn note(written: Result<(), Error>) {
+    if let Err(error) = written {
+        LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// Why something that was printed to standard output didn't get there, if anything.
+pub(crate) fn lost() -> Option<Error> {
+    note(std::io::stdout().flush());
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).take()
+}

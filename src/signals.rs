@@ -1,12 +1,12 @@
-//! SIGINT and SIGTERM while a run is under way: the first asks it to end where it can go on from, a second
-//! ends the program at once.
+//! SIGINT, SIGTERM and SIGHUP while a run is under way: the first asks it to end where it can go on from, a
+//! second ends the program at once. One that the program was started to ignore, as `nohup` has it, is ignored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use circuit_framework::{Error, progress};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// What a shell adds to a signal's number to make an exit code of it.
@@ -19,7 +19,8 @@ pub(crate) fn stoppable<T>(
     how_to_go_on: impl FnOnce() -> String,
 ) -> Result<T> {
     let received = Arc::new(AtomicUsize::new(0));
-    for signal in [SIGINT, SIGTERM] {
+    let ignored = ignored();
+    for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !ignored(*signal)) {
         // In this order: the first signal finds the flag unset.
         flag::register_conditional_shutdown(signal, BY_SIGNAL + signal, progress::stop_flag())?;
         flag::register_usize(signal, received.clone(), signal as usize)?;
@@ -32,6 +33,14 @@ pub(crate) fn stoppable<T>(
         }
         false => error,
     })
+}
+
+/// Which signals the program ignores, where the system tells.
+fn ignored() -> impl Fn(i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    move |signal| mask >> (signal - 1) & 1 == 1
 }
 
 /// Whether the error is that of a run that was asked to stop.

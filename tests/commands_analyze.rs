@@ -27,7 +27,7 @@ fn a_run_holds_what_the_command_finds() {
     for (name, more) in
         [("logits", ""), ("attention", ""), ("paths", "--strongest 3"), ("roles", "")]
     {
-        let line = format!("{name} --run out {more} --table t.csv --svg m.svg");
+        let line = format!("{name} --run out {more} --table t.csv --svg m.svg --force");
         let found = analyze(here, &line);
         assert_ne!(found["before"], found["after"], "{name}");
         let svg = std::fs::read_to_string(here.join("m.svg")).unwrap();

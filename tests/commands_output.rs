@@ -21,7 +21,7 @@ fn object(text: &str) -> Value {
 /// Without a file the object is all there is; with one, the file has it and the words are printed.
 fn prints_and_writes(folder: &Path, line: &str, part: &str) -> Value {
     let printed = object(&succeeds(folder, &words(&format!("{line} --json"))));
-    let shown = succeeds(folder, &words(&format!("{line} --json out.json")));
+    let shown = succeeds(folder, &words(&format!("{line} --json out.json --force")));
     assert!(shown.contains(part), "{line}: {shown}");
     let written = json(&folder.join("out.json"));
     let keys = |value: &Value| -> Vec<String> {

@@ -183,7 +183,7 @@ fn readme_shows_the_default_run() {
     let folder = tempfile::tempdir().unwrap();
     let output = program(folder.path(), &["run"]);
     let run = String::from_utf8(output.stdout).unwrap();
-    let figures = |text: &str, name: &str| -> [f64; 6] {
+    let figures = |text: &str, name: &str| -> [f64; 8] {
         let line = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
         let values: Vec<f64> = (line.split_whitespace().skip(1))
             .filter(|word| *word != "±")
@@ -191,7 +191,7 @@ fn readme_shows_the_default_run() {
             .collect();
         values.try_into().unwrap()
     };
-    for name in ["logit_diff", "loss", "perplexity", "right_share"] {
+    for name in ["logit_diff", "perplexity", "right_share", "ioi.right_share", "bias.right_share"] {
         for (shown, value) in figures(&readme, name).into_iter().zip(figures(&run, name)) {
             let margin = 0.05 * value.abs() + 0.02;
             assert!((shown - value).abs() <= margin, "{name}: README has {shown}, not {value}");
@@ -199,12 +199,28 @@ fn readme_shows_the_default_run() {
     }
     let [before, _, after, ..] = figures(&run, "right_share");
     assert!(before >= 0.95 && after <= 0.10, "{before} {after}");
+    for ability in ["ioi.right_share", "bias.right_share"] {
+        let [before, ..] = figures(&run, ability);
+        assert!(before >= 0.95, "{ability} {before}");
+    }
+    // The circuit alone, and how many edges reach 0.9 by score and at random, before tuning and after.
+    let circuits = |text: &str, name: &str| -> [f64; 2] {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "%").collect();
+        [words[words.len() - 2], words[words.len() - 1]].map(|word| word.parse().unwrap())
+    };
+    for name in ["faithfulness of the circuit", "of the other", "edges that reach", "and drawn"] {
+        for (shown, value) in circuits(&readme, name).into_iter().zip(circuits(&run, name)) {
+            let margin = 0.05 * value.abs() + 0.02;
+            assert!((shown - value).abs() <= margin, "{name}: README has {shown}, not {value}");
+        }
+    }
     // README says that the difference to the control is within its interval.
     let [_, differences] = run.split("less the circuit").collect::<Vec<_>>()[..] else {
         panic!("{run}")
     };
     let line = differences.lines().find(|line| line.starts_with("logit_diff")).unwrap();
-    let [_, difference, _, margin] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+    let [_, difference, _, margin, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else {
         panic!("{line}")
     };
     let [difference, margin]: [f64; 2] = [difference, margin].map(|word| word.parse().unwrap());

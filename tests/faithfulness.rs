@@ -37,7 +37,7 @@ impl Case {
         let text = |name: &str| settings[name].as_str().unwrap();
         let mut call = format!(
             "faithfulness --model {folder}/model --task tokens --data {folder}/examples.jsonl --metric {} \
-             --ablation {} --nodes {} --dtype {dtype} --json out.json",
+             --ablation {} --nodes {} --dtype {dtype} --force --json out.json",
             text("metric"),
             text("ablation"),
             Self::list(&settings["nodes"])
@@ -242,7 +242,8 @@ fn scores_and_circuits_know_their_graph() {
             "discover {task} --positions all --ablation zero --nodes head,mlp --top-n 40 --scores s --circuit c"
         )),
     );
-    let call = format!("faithfulness {task} --ablation zero --json out.json --plot plot.svg");
+    let call =
+        format!("faithfulness {task} --ablation zero --force --json out.json --plot plot.svg");
     let mut counts = Vec::new();
     for judged in ["--scores s --ranking absolute", "--circuit c --knockout mlp.0"] {
         let shown = succeeds(folder.path(), &words(&format!("{call} {judged}")));

@@ -34,6 +34,7 @@ mod gguf;
 mod interventions;
 mod loading;
 mod lora;
+mod messages;
 mod methods;
 mod methods_command;
 mod metrics;

@@ -53,6 +53,32 @@ fn methods_are_held_to_exact_edge_patching() {
     assert!(number(&eap["overlaps"][3]) > 0.3 && number(&eap["overlaps"][3]) < 1.0, "{eap}");
 }
 
+/// With `--strongest-only` the edges that are correlated are scored as if all were, and only they.
+#[test]
+fn the_strongest_edges_alone_are_patched() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let compare = |rest: &str| {
+        let line = format!(
+            "methods --compare eap,relp --top 20 --ablation corrupt {} --json out.json {rest}",
+            case("eval-gpt2-exact")
+        );
+        succeeds(here, &words(&line));
+        json(&here.join("out.json"))
+    };
+    let (all, strongest) = (compare(""), compare("--strongest-only"));
+    for method in ["eap", "relp"] {
+        for figure in ["pearson", "spearman", "cpr", "cmd"] {
+            let [all, strongest] =
+                [&all, &strongest].map(|found| row(found, method)[figure].clone());
+            assert!(all.is_number() && all == strongest, "{method} {figure}: {all} {strongest}");
+        }
+    }
+    let exact = row(&strongest, "exact");
+    assert!(exact["cpr"].is_null() && exact.get("pearson").is_none(), "{exact}");
+    assert_eq!(strongest["graph_edges"], all["graph_edges"]);
+}
+
 /// The scores are those that `discover` writes, and the figures those that follow from its files.
 #[test]
 fn figures_are_those_of_the_score_files() {

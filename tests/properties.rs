@@ -420,8 +420,15 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         out
     };
     let scores = |threads| {
-        let discover =
-            ["discover", "--set", "task.train_examples=64", "--positions", "all", "--scores"];
+        let discover = [
+            "discover",
+            "--force",
+            "--set",
+            "task.train_examples=64",
+            "--positions",
+            "all",
+            "--scores",
+        ];
         std::fs::read(run(threads, &discover, "scores.safetensors")).unwrap()
     };
     let one = scores("1");

@@ -178,7 +178,7 @@ fn what_texts_begin_with_is_shown_and_written_down() {
     ];
     for (flags, shown, written) in cases {
         let arguments = format!(
-            "discover --task agreement --set task.train_examples=4 --top-n 5 --circuit c.json {flags}"
+            "discover --task agreement --set task.train_examples=4 --top-n 5 --force --circuit c.json {flags}"
         );
         let output = program_with(folder.path(), &arguments, ("HF_HOME", folder.path()));
         let errors = String::from_utf8(output.stderr).unwrap();

@@ -14,6 +14,10 @@ pub enum Error {
     #[error("{}: {cause}", path.display())]
     Io { path: PathBuf, cause: std::io::Error },
 
+    /// A model's chat template can't be rendered, whatever it is asked to write.
+    #[error("the model's chat template can't be rendered: {0}")]
+    Template(String),
+
     /// Tuning came to a number that isn't finite, `what` says which; the model holds the last good
     /// step's weights.
     #[error(

@@ -1,6 +1,6 @@
-//! The model that is built in: a small GPT-2 trained by this engine on the `agreement` task's
-//! grammar, so that the default experiment needs no download. `circuit-tuning run embedded-model`
-//! makes its weights anew.
+//! The model that is built in: a small GPT-2 trained by this engine on generated sentences of the tasks
+//! `agreement`, `ioi` and `bias`, so that the default experiment needs no download. `circuit-tuning run
+//! embedded-model` makes its weights anew.
 
 use std::collections::BTreeMap;
 

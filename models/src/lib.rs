@@ -20,7 +20,9 @@ use circuit_framework::data::tokenizer::{Bos, Tokenizer};
 use circuit_framework::lora::Adapters;
 use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::run::experiment::ModelChoice;
-use circuit_framework::{Architecture, Checkpoint, Error, Model, Result, plugin::registry, refuse};
+use circuit_framework::{
+    Architecture, Checkpoint, Error, Model, Result, files, plugin::registry, refuse,
+};
 
 pub use hugging_face::save;
 
@@ -88,6 +90,13 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
     }
     if without_weights && path.ends_with("config.json") && path.is_file() {
         return read(path.parent().unwrap_or(path), true);
+    }
+    if path.is_file() {
+        refuse!(
+            "{}: is no .gguf file; of a Hugging Face model give the folder, {}",
+            path.display(),
+            files::parent(path).display()
+        );
     }
     if !path.is_dir() {
         return read(&hub::snapshot(path)?, without_weights);

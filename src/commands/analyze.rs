@@ -21,6 +21,7 @@ use serde_json::Value;
 use super::{json_flag, output, path, show, table, with_runner};
 use crate::experiments;
 use crate::flags::{self, ABLATION, ANALYSIS, COMPUTING, Flag, MODEL, TASK};
+use crate::outputs::Outputs;
 use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, ABLATION, ANALYSIS];
@@ -86,13 +87,16 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let Some((name, matches)) = matches.subcommand() else { bail!("name an analysis") };
     let Some(folder) = path(matches, "run") else {
         let experiment = flags::experiment(matches, FLAGS)?;
+        let outputs = outputs(matches, experiment.inputs())?;
         return with_runner(&experiment, |runner| {
             let request = request(name, matches, runner, path(matches, "circuit"))?;
             let findings = runner.analysis()?.run(&request)?;
-            finish(matches, runner, &[("", findings)])
+            finish(matches, &outputs, runner, &[("", findings)])
         });
     };
     let (before, after) = of_run(matches, &folder)?;
+    let inputs = before.inputs().into_iter().chain([folder.clone()]);
+    let outputs = outputs(matches, inputs.collect())?;
     let circuit = |when: &str| {
         path(matches, "circuit").unwrap_or_else(|| folder.join(format!("circuit-{when}.json")))
     };
@@ -107,8 +111,16 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             _ => request(name, matches, runner, Some(circuit("after")))?,
         };
         let findings = runner.analysis()?.run(&request)?;
-        finish(matches, runner, &[("before", found), ("after", findings)])
+        finish(matches, &outputs, runner, &[("before", found), ("after", findings)])
     })
+}
+
+/// What the flags name to write; files that they name to read are inputs too.
+fn outputs(matches: &ArgMatches, inputs: Vec<PathBuf>) -> Result<Outputs> {
+    let read = ["circuit", "of"]
+        .into_iter()
+        .filter_map(|flag| matches.try_get_one::<String>(flag).ok().flatten().map(PathBuf::from));
+    Outputs::new(matches, &["table", "svg"], inputs.into_iter().chain(read).collect())
 }
 
 /// The experiment of a run, with its model before tuning and after.
@@ -197,8 +209,13 @@ fn to_strongest(matches: &ArgMatches, runner: &Runner, count: usize) -> Result<R
 }
 
 /// Writes what is to be written, and shows the rest. Findings have names where there are several.
-fn finish(matches: &ArgMatches, runner: &Runner, found: &[(&str, Findings)]) -> Result<()> {
-    if let Some(file) = path(matches, "table") {
+fn finish(
+    matches: &ArgMatches,
+    outputs: &Outputs,
+    runner: &Runner,
+    found: &[(&str, Findings)],
+) -> Result<()> {
+    if let Some(file) = outputs.file("table")? {
         let tables = found.iter().map(|(name, findings)| findings.table().csv(name));
         let whole: String = tables
             .enumerate()
@@ -208,11 +225,11 @@ fn finish(matches: &ArgMatches, runner: &Runner, found: &[(&str, Findings)]) -> 
                 _ => table.split_once('\n').map_or(String::new(), |(_, lines)| lines.to_owned()),
             })
             .collect();
-        files::write_atomically(&file, whole.as_bytes())?;
+        files::write_atomically(file, whole.as_bytes())?;
     }
-    if let Some(file) = path(matches, "svg") {
+    if let Some(file) = outputs.file("svg")? {
         let map = runner.heat_map(&runner.analysis()?, found);
-        files::write_atomically(&file, map.svg().as_bytes())?;
+        files::write_atomically(file, map.svg().as_bytes())?;
     }
     let value = match found {
         [("", findings)] => serde_json::to_value(findings)?,
@@ -222,7 +239,7 @@ fn finish(matches: &ArgMatches, runner: &Runner, found: &[(&str, Findings)]) -> 
             .collect::<Result<Value>>()?,
     };
     let top = count(matches, "top").unwrap_or(usize::MAX);
-    show(matches, &value, |_| {
+    show(matches, outputs, &value, |_| {
         for (name, findings) in found {
             if !name.is_empty() {
                 say!("{name} tuning\n");

@@ -17,6 +17,8 @@ use toml::Table;
 
 use super::{json_flag, show};
 use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TUNING};
+use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, DISCOVERY, TUNING];
 
@@ -94,6 +96,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     if experiment.tuning.steps == Some(0) {
         bail!("there is nothing to time in 0 steps; give --steps 1 or more");
     }
+    let outputs = Outputs::new(matches, &[], experiment.inputs())?;
     let plugins = experiment.plugins()?;
     let Loaded { model, .. } = circuit_models::load(&experiment.model)?;
     let seq = matches.get_one::<u64>("seq-len").map_or(32, |seq| *seq as usize);
@@ -129,7 +132,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         Positions::All => 2.0,
     };
     let report = report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops);
-    show(matches, &report, print)
+    show(matches, &outputs, &report, print)
 }
 
 /// Random tokens; the middle and the last one are key tokens.
@@ -218,7 +221,7 @@ fn peak_rss_bytes() -> Option<u64> {
 }
 
 fn print(report: &Report) {
-    println!("{:12}{:>10}{:>10}{:>10}", "seconds", "median", "min", "max");
+    say!("{:12}{:>10}{:>10}{:>10}", "seconds", "median", "min", "max");
     let phases = [
         ("discover", &report.discover),
         ("prune", &report.prune),
@@ -226,21 +229,21 @@ fn print(report: &Report) {
         ("step", &report.step),
     ];
     for (name, Times { median_s, min_s, max_s }) in phases {
-        println!("{name:12}{median_s:>10.4}{min_s:>10.4}{max_s:>10.4}");
+        say!("{name:12}{median_s:>10.4}{min_s:>10.4}{max_s:>10.4}");
     }
-    println!();
-    println!("tokens/s     {:.0}", report.tokens_per_s);
-    println!(
+    say!("");
+    say!("tokens/s     {:.0}", report.tokens_per_s);
+    say!(
         "tuned        {:.1} % of all parameters, {:.1} % of the nodes'",
         100.0 * report.tuned_share,
         100.0 * report.tuned_share_of_nodes
     );
-    println!(
+    say!(
         "matmul       {:.0} GFLOP/s; at that rate the step's products are {:.0} % of its time",
         report.matmul_gflops,
         100.0 * report.matmul_share
     );
     if let Some(bytes) = report.peak_rss_bytes {
-        println!("peak memory  {:.2} GiB", bytes as f64 / f64::from(1 << 30));
+        say!("peak memory  {:.2} GiB", bytes as f64 / f64::from(1 << 30));
     }
 }

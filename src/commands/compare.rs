@@ -1,17 +1,19 @@
 //! `compare`: several runs side by side, from their summaries.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use circuit_framework::run::Summary;
 use circuit_framework::run::controls::{ControlSummary, ControlsSummary, Estimate, RepeatsSummary};
 use circuit_framework::run::experiment::Experiment;
+use circuit_framework::run::{Summary, is_finished};
 use circuit_framework::{Figures, files};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
 use super::summary::estimate;
-use super::{json_flag, output, path, show, table};
+use super::{json_flag, output, show, table};
+use crate::outputs::Outputs;
+use crate::print;
 
 pub(crate) fn command() -> Command {
     Command::new("compare")
@@ -51,12 +53,14 @@ pub(crate) struct Row {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let runs: Vec<String> = matches.get_many("runs").into_iter().flatten().cloned().collect();
+    let folders = runs.iter().map(PathBuf::from).collect();
+    let outputs = Outputs::new(matches, &["markdown"], folders)?;
     let rows = rows(&runs)?;
     let tables = markdown(&rows);
-    if let Some(path) = path(matches, "markdown") {
-        files::write_atomically(&path, tables.as_bytes())?;
+    if let Some(path) = outputs.file("markdown")? {
+        files::write_atomically(path, tables.as_bytes())?;
     }
-    show(matches, &rows, |_| print!("{tables}"))
+    show(matches, &outputs, &rows, |_| print::text(&tables))
 }
 
 /// The rows of finished runs, by their folders.
@@ -71,6 +75,11 @@ pub(crate) fn add_run(rows: &mut Vec<Row>, run: &str) -> Result<()> {
     let file = Path::new(run).join("summary.json");
     if !file.exists() {
         bail!("{run}: there is no summary.json; name the folder of a finished run");
+    }
+    if !is_finished(Path::new(run)) {
+        log::warn!(
+            "{run}: is not finished, its controls are missing; `run --resume {run}` goes on"
+        );
     }
     add(rows, run, files::read_json(&file)?);
     Ok(())

@@ -14,6 +14,8 @@ use serde::Serialize;
 
 use super::{json_flag, path, show};
 use crate::flags::{self, Flag, MODEL};
+use crate::outputs::{self, Outputs};
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL];
 
@@ -67,14 +69,25 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         bail!("--task goes with --to mib, which needs it: --to mib --task ioi --out FOLDER");
     }
     let file = path(matches, "file").unwrap_or_default();
-    let out = path(matches, "out").unwrap_or_default();
+    let experiment = flags::experiment(matches, FLAGS)?;
+    let reads = matches.contains_id("from");
     let scores = path(matches, "scores");
-    let model = circuit_models::load(&flags::experiment(matches, FLAGS)?.model)?.model;
-    let outcome = match matches.contains_id("from") {
-        true => from_eap_ig(&file, &*model, &out, scores)?,
+    let read = scores.clone().filter(|_| !reads).into_iter().chain([file.clone()]);
+    let written: &[&str] = match (reads, is_mib) {
+        (true, _) => &["out", "scores"],
+        (false, true) => &[],
+        (false, false) => &["out"],
+    };
+    let inputs = experiment.inputs().into_iter().chain(read).collect();
+    let outputs = Outputs::new(matches, written, inputs)?;
+    // The folder of a submission has a folder a task.
+    let out = outputs::folder(matches, "out")?.unwrap_or_default();
+    let model = circuit_models::load(&experiment.model)?.model;
+    let outcome = match reads {
+        true => from_eap_ig(&file, &*model, &outputs)?,
         false => to(&file, &*model, &out, scores, task)?,
     };
-    show(matches, &outcome, print)
+    show(matches, &outputs, &outcome, print)
 }
 
 fn to(
@@ -98,25 +111,23 @@ fn to(
     Ok(Outcome { files, edges: circuit.edges.len(), losses })
 }
 
-fn from_eap_ig(
-    file: &Path,
-    model: &dyn Model,
-    out: &Path,
-    scores: Option<PathBuf>,
-) -> Result<Outcome> {
+fn from_eap_ig(file: &Path, model: &dyn Model, outputs: &Outputs) -> Result<Outcome> {
     let Converted { result: (circuit, all), losses } = Correspondence::of(model)?.read(file)?;
     let edges = circuit.edges.len();
-    CircuitFile { provenance: None, bootstrap: None, edges: circuit.edges }.write(out)?;
-    let mut files = vec![out.to_owned()];
-    if let Some(path) = scores {
-        all.save(&path, None)?;
-        files.push(path);
+    let mut files = Vec::new();
+    if let Some(path) = outputs.file("out")? {
+        CircuitFile { provenance: None, bootstrap: None, edges: circuit.edges }.write(path)?;
+        files.push(path.to_owned());
+    }
+    if let Some(path) = outputs.file("scores")? {
+        all.save(path, None)?;
+        files.push(path.to_owned());
     }
     Ok(Outcome { files, edges, losses })
 }
 
 fn print(Outcome { files, edges, losses }: &Outcome) {
-    println!("circuit           {edges} edges");
-    losses.iter().for_each(|loss| println!("not carried over  {loss}"));
-    files.iter().for_each(|file| println!("written to        {}", file.display()));
+    say!("circuit           {edges} edges");
+    losses.iter().for_each(|loss| say!("not carried over  {loss}"));
+    files.iter().for_each(|file| say!("written to        {}", file.display()));
 }

@@ -11,10 +11,14 @@ use clap::{ArgMatches, Command};
 use serde::Serialize;
 use toml::Table;
 
-use super::{json_flag, output, path, show, with_runner};
+use super::{json_flag, output, show, with_runner};
 use crate::flags::{self, BOOTSTRAP, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
+use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, DISCOVERY, BOOTSTRAP, DISCOVERY_BATCH];
+
+const OUTPUTS: [&str; 5] = ["per-example", "scores", "table", "drawing", "circuit"];
 
 /// A look at a circuit takes no longer than it must.
 fn defaults() -> Table {
@@ -49,44 +53,45 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let mut table = defaults();
     flags::apply(matches, FLAGS, &mut table)?;
     let experiment = flags::from_table(table, "settings")?;
+    let outputs = Outputs::new(matches, &OUTPUTS, experiment.inputs())?;
     with_runner(&experiment, |runner| {
         let examples = runner.examples()?;
-        let found = runner.discover_into(examples, path(matches, "per-example").as_deref())?;
+        let found = runner.discover_into(examples, outputs.file("per-example")?)?;
         let Found { scores, metric, circuit, certainty } = found;
         let provenance = runner.provenance(examples);
-        if let Some(path) = path(matches, "scores") {
-            scores.save_with(&path, &provenance, certainty.as_ref())?;
+        if let Some(path) = outputs.file("scores")? {
+            scores.save_with(path, &provenance, certainty.as_ref())?;
         }
-        if let Some(path) = path(matches, "table") {
+        if let Some(path) = outputs.file("table")? {
             let table = table::edges(&scores, &circuit, certainty.as_ref());
-            files::write_atomically(&path, table.as_bytes())?;
+            files::write_atomically(path, table.as_bytes())?;
         }
-        if let Some(path) = path(matches, "drawing") {
+        if let Some(path) = outputs.file("drawing")? {
             let drawing =
                 Drawing::of(&circuit.edges, &super::draw::title(&provenance), &provenance);
-            files::write_atomically(&path, drawing.svg().as_bytes())?;
+            files::write_atomically(path, drawing.svg().as_bytes())?;
         }
         let circuit = CircuitFile::new(circuit, provenance, certainty.map(|c| c.bootstrap));
-        if let Some(path) = path(matches, "circuit") {
-            circuit.write(&path)?;
+        if let Some(path) = outputs.file("circuit")? {
+            circuit.write(path)?;
         }
         let graph_edges = scores.graph.edge_count();
-        show(matches, &Shown { metric, graph_edges, circuit }, print)
+        show(matches, &outputs, &Shown { metric, graph_edges, circuit }, print)
     })
 }
 
 fn print(Shown { metric, graph_edges, circuit }: &Shown) {
-    println!("metric   {metric:.6}");
-    println!("circuit  {} of {graph_edges} edges", circuit.edges.len());
+    say!("metric   {metric:.6}");
+    say!("circuit  {} of {graph_edges} edges", circuit.edges.len());
     if let Some(Bootstrap { resamples, overlap }) = circuit.bootstrap {
-        println!("overlap  {overlap:.4} on average with the circuits of {resamples} resamples");
+        say!("overlap  {overlap:.4} on average with the circuits of {resamples} resamples");
     }
-    println!("the strongest:");
+    say!("the strongest:");
     for edge in circuit.edges.iter().take(10) {
         let sure = match edge.standard_error.zip(edge.resample_share) {
             Some((error, share)) => format!(" ± {error:.1e}  in {:>3.0} %", 100.0 * share),
             None => String::new(),
         };
-        println!("  {:>12.4e}{sure}  {} → {}", edge.score, edge.writer, edge.reader);
+        say!("  {:>12.4e}{sure}  {} → {}", edge.score, edge.writer, edge.reader);
     }
 }

@@ -12,6 +12,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{output, path};
 use crate::flags::{self, Flag, MODEL};
+use crate::outputs::Outputs;
+use crate::print;
 
 const FLAGS: &[&[Flag]] = &[MODEL];
 
@@ -45,6 +47,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let file = path(matches, "circuit").unwrap_or_default();
+    let outputs = Outputs::new(matches, &["out"], vec![file.clone()])?;
     let CircuitFile { provenance, edges, .. } = CircuitFile::read(&file)?;
     let model = match matches.contains_id("model") {
         true => Some(circuit_models::load(&flags::experiment(matches, FLAGS)?.model)?.model),
@@ -74,9 +77,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         heads_per_group: geometry.map_or(0, |geometry| geometry.heads_per_group()),
         landscape: matches.get_flag("landscape"),
     };
-    match path(matches, "out") {
-        Some(path) => files::write_atomically(&path, drawing.svg().as_bytes())?,
-        None => print!("{}", drawing.svg()),
+    match outputs.file("out")? {
+        Some(path) => files::write_atomically(path, drawing.svg().as_bytes())?,
+        None => print::text(&drawing.svg()),
     }
     Ok(())
 }

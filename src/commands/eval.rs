@@ -8,6 +8,7 @@ use clap::{ArgMatches, Command};
 
 use super::{faithfulness, json_flag, output, path, print_figures, show, with_runner};
 use crate::flags::{self, ABLATION, COMPUTING, Flag, MODEL, TASK};
+use crate::outputs::{self, Outputs};
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, ABLATION];
 
@@ -36,7 +37,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     if let Some(file) = &circuit {
         experiment.discovery.nodes = faithfulness::nodes(CircuitFile::read(file)?.provenance);
     }
-    let out = path(matches, "out");
+    let out = outputs::new_folder(matches, "out")?;
+    let inputs = experiment.inputs().into_iter().chain(circuit.clone());
+    let outputs = Outputs::new(matches, &[], inputs.collect())?;
     with_runner(&experiment, |runner| {
         let figures = match &circuit {
             None => runner.evaluate(out.as_deref(), None)?,
@@ -46,6 +49,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             return Err(Error::NotFinite(format!("figure `{name}` is NaN")).into());
         }
         let column = if circuit.is_some() { "circuit" } else { "model" };
-        show(matches, &InJson(&figures), |InJson(figures)| print_figures(&[(column, figures)]))
+        let figures = InJson(&figures);
+        show(matches, &outputs, &figures, |InJson(figures)| print_figures(&[(column, figures)]))
     })
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use circuit_framework::evaluation::ranking::{self, Ranking};
+use circuit_framework::evaluation::ranking::{self, RANDOM, Ranking};
 use circuit_framework::evaluation::{
-    CircuitEvaluation, CircuitFigures, Curve, FRACTIONS, Faithfulness, Line, Plot, Scale,
+    CircuitEvaluation, CircuitFigures, Curve, FRACTIONS, Faithfulness, Line, Scale,
 };
 use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::{Kind, Node};
@@ -20,6 +20,8 @@ use serde_json::{Map, Value};
 
 use super::{json_flag, output, path, show, with_runner};
 use crate::flags::{self, ABLATION, COMPUTING, FAITHFULNESS, Flag, MODEL, TASK};
+use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING, TASK, ABLATION, FAITHFULNESS];
 
@@ -81,24 +83,26 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     }
     let settings = experiment.faithfulness.clone().unwrap_or_default();
     settings.check()?;
-    let plot = path(matches, "plot");
+    let inputs = experiment.inputs().into_iter().chain([subject.file().to_path_buf()]);
+    let outputs = Outputs::new(matches, &["plot"], inputs.collect())?;
     with_runner(&experiment, |runner| {
         let evaluation = runner.circuit_evaluation(&experiment.discovery.nodes)?;
         match &subject {
             Subject::Scores(file) => {
                 let scores = Scores::load(file, runner.model)?;
-                let curve = judge_scores(runner, &evaluation, &settings, &scores, plot.as_deref())?;
-                show(matches, &curve.judged(), |_| curve.print())
+                let plot = outputs.file("plot")?;
+                let curve = judge_scores(runner, &evaluation, &settings, &scores, plot)?;
+                show(matches, &outputs, &curve.judged(), |_| curve.print())
             }
             Subject::Circuit { file, knockouts, minimality } => {
                 let graph = runner.model.graph().subset(&experiment.discovery.nodes);
                 let circuit = Circuit::load(file, runner.model, &graph)?;
                 let (scale, figures) = evaluation.circuit(&circuit, knockouts, *minimality)?;
-                if let Some(plot) = &plot {
+                if let Some(plot) = outputs.file("plot")? {
                     plot_circuit(runner, &evaluation, &figures, plot)?;
                 }
                 let judged = Judged { scale, edges: evaluation.all.len(), found: map(&figures)? };
-                show(matches, &judged, |judged| print_circuit(judged, &circuit, &figures))
+                show(matches, &outputs, &judged, |judged| print_circuit(judged, &circuit, &figures))
             }
         }
     })
@@ -121,6 +125,12 @@ fn subject(matches: &ArgMatches) -> Result<Subject> {
 }
 
 impl Subject {
+    fn file(&self) -> &Path {
+        match self {
+            Subject::Scores(file) | Subject::Circuit { file, .. } => file,
+        }
+    }
+
     /// The kinds of nodes in the graph that the file is of.
     fn nodes(&self) -> Result<Vec<Kind>> {
         Ok(nodes(match self {
@@ -159,20 +169,12 @@ fn judge_scores(
     let (scale, curves) = evaluation.curves(&orders, &settings.fractions)?;
     if let Some(plot) = plot {
         let labels = [ranking.name(), RANDOM].into_iter();
-        let lines = labels.zip(&curves).map(|(label, curve)| line(label, curve)).collect();
+        let lines = labels.zip(&curves).map(|(label, curve)| curve.line(label)).collect();
         write_plot(runner, evaluation, lines, plot)?;
     }
     let edges = evaluation.all.len();
     let Some(curve) = curves.into_iter().next() else { bail!("there is no curve") };
     Ok(Ranked { ranking, scale, edges, curve })
-}
-
-/// What a plot calls the edges in a random order.
-const RANDOM: &str = "random";
-
-fn line(label: &str, curve: &Curve) -> Line {
-    let points = curve.points.iter().map(|point| (point.fraction, point.faithfulness)).collect();
-    Line { label: label.to_owned(), points }
 }
 
 /// A circuit as one point, beside random circuits of all sizes.
@@ -186,7 +188,7 @@ fn plot_circuit(
     let (_, curve) = evaluation.curve(random, &FRACTIONS)?;
     let share = figures.n as f64 / evaluation.all.len() as f64;
     let circuit = Line { label: "circuit".to_owned(), points: vec![(share, figures.faithfulness)] };
-    write_plot(runner, evaluation, vec![circuit, line(RANDOM, &curve)], file)
+    write_plot(runner, evaluation, vec![circuit, curve.line(RANDOM)], file)
 }
 
 fn write_plot(
@@ -195,19 +197,8 @@ fn write_plot(
     lines: Vec<Line>,
     file: &Path,
 ) -> Result<()> {
-    let provenance = runner.provenance(evaluation.examples);
-    let ablation = serde_json::to_value(evaluation.ablation)?;
-    let plot = Plot {
-        title: super::draw::title(&provenance),
-        subtitle: format!(
-            "{}, {} ablation, {} edges, {} examples",
-            provenance.metric,
-            ablation.as_str().unwrap_or_default(),
-            evaluation.all.len(),
-            evaluation.examples.len()
-        ),
-        lines,
-    };
+    let title = super::draw::title(&runner.provenance(evaluation.examples));
+    let plot = runner.faithfulness_plot(evaluation, title, lines);
     Ok(files::write_atomically(file, plot.svg().as_bytes())?)
 }
 
@@ -221,34 +212,46 @@ impl Ranked {
     fn print(&self) {
         let Self { ranking, scale, edges, curve } = self;
         print_scale(scale, *edges);
-        println!(
+        say!(
             "{:>9} {:>9} {:>9} {:>12} {:>13}",
-            "fraction", "edges", "kept", "metric", "faithfulness"
+            "fraction",
+            "edges",
+            "kept",
+            "metric",
+            "faithfulness"
         );
         for point in &curve.points {
-            println!(
+            say!(
                 "{:>9} {:>9} {:>9} {:>12.6} {:>13.4}",
-                point.fraction, point.n, point.kept, point.metric, point.faithfulness
+                point.fraction,
+                point.n,
+                point.kept,
+                point.metric,
+                point.faithfulness
             );
         }
-        println!("\nCPR  {:.4}\nCMD  {:.4}  (ranking {})", curve.cpr, curve.cmd, ranking.name());
+        say!("\nCPR  {:.4}\nCMD  {:.4}  (ranking {})", curve.cpr, curve.cmd, ranking.name());
     }
 }
 
 fn print_scale(scale: &Scale, edges: usize) {
-    println!("whole model  {:.6}", scale.metric_full);
-    println!("no edge      {:.6}", scale.metric_empty);
-    println!("graph        {edges} edges\n");
+    say!("whole model  {:.6}", scale.metric_full);
+    say!("no edge      {:.6}", scale.metric_empty);
+    say!("graph        {edges} edges\n");
 }
 
 fn print_circuit(judged: &Judged, circuit: &Circuit, figures: &CircuitFigures) {
     print_scale(&judged.scale, judged.edges);
-    println!("{:12} {:>9} {:>9} {:>12} {:>13}", "", "edges", "kept", "metric", "faithfulness");
-    println!(
+    say!("{:12} {:>9} {:>9} {:>12} {:>13}", "", "edges", "kept", "metric", "faithfulness");
+    say!(
         "{:12} {:>9} {:>9} {:>12.6} {:>13.4}",
-        "circuit", figures.n, figures.kept, figures.metric, figures.faithfulness
+        "circuit",
+        figures.n,
+        figures.kept,
+        figures.metric,
+        figures.faithfulness
     );
-    println!(
+    say!(
         "{:12} {:>9} {:>9} {:>12.6} {:>13.4}",
         "complement",
         judged.edges - figures.n,
@@ -258,7 +261,7 @@ fn print_circuit(judged: &Judged, circuit: &Circuit, figures: &CircuitFigures) {
     );
     for knockout in &figures.knockouts {
         let nodes: Vec<String> = knockout.nodes.iter().map(Node::to_string).collect();
-        println!(
+        say!(
             "\nwithout {}: model {:.6}, circuit {:.6}, incompleteness {:.6}",
             nodes.join(", "),
             knockout.model,
@@ -267,9 +270,9 @@ fn print_circuit(judged: &Judged, circuit: &Circuit, figures: &CircuitFigures) {
         );
     }
     if let Some(minimality) = &figures.minimality {
-        println!("\nwhat the metric loses with an edge:");
+        say!("\nwhat the metric loses with an edge:");
         for (edge, loss) in circuit.edges.iter().zip(minimality) {
-            println!("  {loss:>12.6}  {} → {}", edge.writer, edge.reader);
+            say!("  {loss:>12.6}  {} → {}", edge.writer, edge.reader);
         }
     }
 }

@@ -14,6 +14,8 @@ use serde::{Serialize, Serializer};
 
 use super::{json_flag, show};
 use crate::flags::shown;
+use crate::outputs::Outputs;
+use crate::print::say;
 
 const KINDS: [&str; 7] =
     ["models", "tasks", "metrics", "methods", "selectors", "experiments", "settings"];
@@ -68,10 +70,11 @@ struct Settings {
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let wanted = matches.get_one::<String>("kind").map(String::as_str);
     let markdown = matches.get_flag("markdown");
+    let outputs = Outputs::new(matches, &[], Vec::new())?;
     if wanted == Some("settings") {
         let print = if markdown { super::settings::print_page } else { super::settings::print };
         let settings = Settings { settings: settings::of_experiments() };
-        return show(matches, &settings, |listed| print(&listed.settings));
+        return show(matches, &outputs, &settings, |listed| print(&listed.settings));
     }
     if markdown {
         bail!("--markdown is for `list settings`");
@@ -79,10 +82,10 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let mut groups = groups()?;
     // `metrics` are the measuring ones too.
     groups.retain(|group| wanted.is_none_or(|wanted| group.kind.ends_with(wanted)));
-    show(matches, &Listing(groups), |Listing(groups)| {
+    show(matches, &outputs, &Listing(groups), |Listing(groups)| {
         groups.iter().for_each(print);
         if wanted.is_none() {
-            println!("Every setting of an experiment: `list settings`");
+            say!("Every setting of an experiment: `list settings`");
         }
     })
 }
@@ -133,13 +136,13 @@ where
 }
 
 fn print(group: &Group) {
-    println!("{}", group.title);
+    say!("{}", group.title);
     for entry in &group.entries {
-        println!("  {:22}{}", entry.name, entry.summary);
+        say!("  {:22}{}", entry.name, entry.summary);
         for option in &entry.options {
-            println!("    {} = {}", option.name, shown(&option.default));
-            println!("        {}", option.description);
+            say!("    {} = {}", option.name, shown(&option.default));
+            say!("        {}", option.description);
         }
     }
-    println!();
+    say!("");
 }

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use super::{json_flag, output, show};
 use crate::flags::{self, COMPUTING, Flag, MODEL};
+use crate::outputs::Outputs;
+use crate::print::say;
 
 const FLAGS: &[&[Flag]] = &[MODEL, COMPUTING];
 
@@ -54,19 +56,21 @@ struct Logits {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let experiment = flags::experiment(matches, FLAGS)?;
+    let outputs = Outputs::new(matches, &[], experiment.inputs())?;
     let Loaded { model, tokenizer } = circuit_models::load(&experiment.model)?;
     let tokenizer = tokenizer.as_ref();
     let tokens: Vec<u32> = match matches.get_one::<String>("text") {
         Some(text) => {
             let tokenizer =
                 tokenizer.context("the model has no tokenizer; give --tokens instead of --text")?;
+            tokenizer.note_unknown_words([&text[..]])?;
             tokenizer.prefix().into_iter().chain(tokenizer.encode(text)?).collect()
         }
         None => matches.get_many("tokens").into_iter().flatten().copied().collect(),
     };
     let top = matches.get_one::<u64>("top").map_or(20, |&top| top as usize);
     let logits = compute(&*model, tokens, top)?;
-    show(matches, &logits, |logits| print(logits, tokenizer))
+    show(matches, &outputs, &logits, |logits| print(logits, tokenizer))
 }
 
 fn compute(model: &dyn Model, tokens: Vec<u32>, top: usize) -> Result<Logits> {
@@ -120,14 +124,14 @@ fn print(logits: &Logits, tokenizer: Option<&Tokenizer>) {
         None => String::new(),
     };
     if let Some(loss) = logits.loss {
-        println!("loss {loss:.6}");
+        say!("loss {loss:.6}");
     }
-    println!("position  token  {:>10}  {:>11}", "logit", "probability");
+    say!("position  token  {:>10}  {:>11}", "logit", "probability");
     for (position, &token) in logits.tokens.iter().enumerate() {
-        println!("{position:>8}  {token:>5}  {}", text(token));
+        say!("{position:>8}  {token:>5}  {}", text(token));
         for &(id, logit) in &logits.top[position] {
             let probability = (logit - logits.normalisers[position]).exp();
-            println!("{:>8}  {id:>5}  {logit:>10.4}  {probability:>11.6}  {}", "", text(id));
+            say!("{:>8}  {id:>5}  {logit:>10.4}  {probability:>11.6}  {}", "", text(id));
         }
     }
 }

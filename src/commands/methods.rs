@@ -14,12 +14,14 @@ use circuit_framework::results::provenance::Provenance;
 use circuit_framework::run::Runner;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::{Error, Scores};
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 use toml::Table;
 
-use super::{json_flag, output, path, show, table, with_runner};
+use super::{json_flag, output, show, table, with_runner};
 use crate::flags::{self, COMPUTING, DISCOVERY, DISCOVERY_BATCH, Flag, MODEL, TASK};
+use crate::outputs::Outputs;
+use crate::print;
 
 /// The edges that scores are correlated on where nobody says how many.
 const TOP: usize = 200;
@@ -63,6 +65,12 @@ pub(crate) fn command() -> Command {
                      --top-n doesn't say otherwise [default: {TOP}, or all where there are fewer]"
                 )),
         )
+        .arg(
+            Arg::new("strongest-only").long("strongest-only").action(ArgAction::SetTrue).help(
+                "Have --against score only the edges that are correlated, for models whose every edge can't be \
+                 patched; it has no circuit, CPR or CMD of its own then",
+            ),
+        )
         .arg(output("markdown", "OUT.md", "Write the tables here"))
         .arg(json_flag())
 }
@@ -82,12 +90,12 @@ struct Comparison {
 struct Row {
     method: String,
     #[serde(flatten)]
-    agreement: Agreement,
+    agreement: Option<Agreement>,
     /// The area under faithfulness by its signed ranking, as MIB takes it.
     cpr: Option<f64>,
     /// The area under |1 − faithfulness| by its absolute ranking.
     cmd: Option<f64>,
-    /// The Jaccard index of its circuit with each method's, in the order of `methods`.
+    /// The Jaccard index of its circuit with each method's that has one, in the order of `methods`.
     overlaps: Vec<f64>,
     /// How long the discovery took.
     seconds: f64,
@@ -108,16 +116,17 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let compared = matches.get_many::<String>("compare").into_iter().flatten();
     let names: Vec<&String> = compared.chain(matches.get_one::<String>("against")).collect();
     let top = matches.get_one::<u64>("top").map(|&top| top as usize);
+    let outputs = Outputs::new(matches, &["markdown"], experiment.inputs())?;
     with_runner(&experiment, |runner| {
         let top = top_of(runner, top)?;
         let experiments: Vec<Experiment> =
             names.iter().map(|name| with_method(&experiment, name, top)).collect();
-        let comparison = compare(runner, &experiments, top)?;
+        let comparison = compare(runner, &experiments, top, matches.get_flag("strongest-only"))?;
         let tables = markdown(&comparison);
-        if let Some(path) = path(matches, "markdown") {
-            files::write_atomically(&path, tables.as_bytes())?;
+        if let Some(path) = outputs.file("markdown")? {
+            files::write_atomically(path, tables.as_bytes())?;
         }
-        show(matches, &comparison, |_| print!("{tables}"))
+        show(matches, &outputs, &comparison, |_| print::text(&tables))
     })
 }
 
@@ -144,31 +153,60 @@ fn with_method(experiment: &Experiment, method: &str, top: usize) -> Experiment 
     }
 }
 
-fn compare(runner: &Runner, experiments: &[Experiment], top: usize) -> Result<Comparison> {
+fn compare(
+    runner: &Runner,
+    experiments: &[Experiment],
+    top: usize,
+    strongest_only: bool,
+) -> Result<Comparison> {
     let evaluation = runner.circuit_evaluation(&runner.experiment.discovery.nodes)?;
     let runners: Vec<Runner> = (experiments.iter())
         .map(|experiment| Runner { experiment, data: Default::default(), ..*runner })
         .collect();
     // What one of them can't score is refused before any of them works.
     runners.iter().try_for_each(|runner| runner.examples().map(|_| ()))?;
-    let found: Vec<Found> = runners.iter().map(discover).collect::<Result<_>>()?;
-    let (Some(reference), Some(last)) = (found.last(), runners.last()) else {
+    let Some((last, others)) = runners.split_last() else {
         bail!("there are no methods to compare; name some with --compare");
     };
+    let mut found: Vec<Found> = others.iter().map(discover).collect::<Result<_>>()?;
+    let start = Instant::now();
+    let reference = match strongest_only {
+        true => {
+            let edges = found.iter().flat_map(|method| method.scores.strongest(top)).collect();
+            last.score_edges(last.examples()?, &edges)?
+        }
+        false => {
+            found.push(discover(last)?);
+            found[others.len()].scores.clone()
+        }
+    };
+    let seconds = start.elapsed().as_secs_f64();
     let areas = areas(runner, &evaluation, &found)?;
-    let methods = found.iter().zip(areas).map(|(method, (cpr, cmd))| Row {
+    let row = |(method, (cpr, cmd)): (&Found, _)| Row {
         method: method.method.clone(),
-        agreement: Agreement::of(&method.scores, &reference.scores, top),
+        agreement: Some(Agreement::of(&method.scores, &reference, top)),
         cpr,
         cmd,
         overlaps: found.iter().map(|other| method.circuit.jaccard(&other.circuit)).collect(),
         seconds: method.seconds,
-    });
+    };
+    let mut methods: Vec<Row> = found.iter().zip(areas).map(row).collect();
+    if strongest_only {
+        let method = last.experiment.discovery.method.name.clone();
+        methods.push(Row {
+            method,
+            agreement: None,
+            cpr: None,
+            cmd: None,
+            overlaps: Vec::new(),
+            seconds,
+        });
+    }
     Ok(Comparison {
         provenance: last.provenance(last.examples()?),
         top,
-        graph_edges: reference.scores.graph.edge_count(),
-        methods: methods.collect(),
+        graph_edges: reference.graph.edge_count(),
+        methods,
     })
 }
 
@@ -219,17 +257,18 @@ fn markdown(Comparison { provenance, top, graph_edges, methods }: &Comparison) -
     figures.extend(methods.iter().map(|row| {
         vec![
             row.method.clone(),
-            number(row.agreement.pearson),
-            number(row.agreement.spearman),
-            number(row.overlaps.last().copied()),
+            number(row.agreement.and_then(|agreement| agreement.pearson)),
+            number(row.agreement.and_then(|agreement| agreement.spearman)),
+            number(row.overlaps.get(methods.len() - 1).copied()),
             number(row.cpr),
             number(row.cmd),
             format!("{:.1}", row.seconds),
         ]
     }));
     let mut overlaps = vec![vec!["overlap".to_owned()]];
-    overlaps[0].extend(methods.iter().map(|row| row.method.clone()));
-    overlaps.extend(methods.iter().map(|row| {
+    let with_circuits = || methods.iter().filter(|row| !row.overlaps.is_empty());
+    overlaps[0].extend(with_circuits().map(|row| row.method.clone()));
+    overlaps.extend(with_circuits().map(|row| {
         let shares = row.overlaps.iter().map(|&overlap| number(Some(overlap)));
         std::iter::once(row.method.clone()).chain(shares).collect()
     }));

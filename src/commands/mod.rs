@@ -27,12 +27,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::{Runner, SUMMARY};
-use circuit_framework::{Figures, files};
+use circuit_framework::run::{Runner, finished, last_kept_step};
+use circuit_framework::{Error, Figures, files};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Id};
 use serde::Serialize;
 
+use crate::outputs::{self, Outputs, STDOUT};
 use crate::print::say;
 use crate::progress::Display;
 use crate::signals::stoppable;
@@ -67,9 +68,6 @@ fn output(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
 }
 
-/// Where `--json` writes to without a file.
-const STDOUT: &str = "-";
-
 /// The flag `--json [FILE]`, the same on every command that prints a result; [`show`] follows it.
 fn json_flag() -> Arg {
     output(
@@ -88,16 +86,21 @@ fn prints_json(matches: &ArgMatches) -> bool {
 
 /// Shows a command's result: by `print`, and where `--json` says so as JSON; never both on standard
 /// output.
-fn show<T: Serialize>(matches: &ArgMatches, result: &T, print: impl FnOnce(&T)) -> Result<()> {
+fn show<T: Serialize>(
+    matches: &ArgMatches,
+    outputs: &Outputs,
+    result: &T,
+    print: impl FnOnce(&T),
+) -> Result<()> {
     if prints_json(matches) {
         say!("{}", serde_json::to_string(result)?);
         return Ok(());
     }
-    print(result);
-    match path(matches, "json") {
-        Some(file) => Ok(files::write_json(&file, result)?),
-        None => Ok(()),
+    if let Some(file) = outputs.file("json")? {
+        files::write_json(file, result)?;
     }
+    print(result);
+    Ok(())
 }
 
 /// The flag of commands that run: go on with a run that was ended.
@@ -109,7 +112,8 @@ fn resume_flag() -> Arg {
 /// Runs what the experiment asks for, in the folder `--out` names or the next one of its name, and shows the
 /// summary.
 fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
-    let folder = RefCell::new(path(matches, "out"));
+    let folder = RefCell::new(outputs::new_folder(matches, "out")?);
+    let outputs = Outputs::new(matches, &[], experiment.inputs())?;
     let run = || {
         with_runner(experiment, |runner| {
             let given = folder.borrow().clone();
@@ -122,23 +126,24 @@ fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
         })
     };
     let named = || folder.borrow().clone().unwrap_or_default();
-    let summary = stoppable(run, || go_on(&named()))?;
-    show(matches, &Finished { folder: &named(), summary }, summary::print)
+    let summary = stoppable(run, || go_on(&named())).map_err(|error| kept(error, &named()))?;
+    show(matches, &outputs, &Finished { folder: &named(), summary }, summary::print)
 }
+
+/// The flags that `--resume` goes with: none changes what a run is.
+const GO_WITH_RESUME: [&str; 4] = ["resume", "json", "plugins", "force"];
 
 /// Goes on with the run of a folder, and shows the summary; a finished one's is shown as it is.
 fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
-    for flag in
-        matches.ids().map(Id::as_str).filter(|id| !["resume", "json", "plugins"].contains(id))
-    {
+    for flag in matches.ids().map(Id::as_str).filter(|id| !GO_WITH_RESUME.contains(id)) {
         if matches.value_source(flag) == Some(ValueSource::CommandLine) {
             bail!("--resume takes every setting from the run's config.toml; leave `{flag}` out");
         }
     }
-    let finished = folder.join(SUMMARY);
-    let summary = match finished.exists() {
-        true => files::read_json(&finished)?,
-        false => {
+    let outputs = Outputs::new(matches, &[], vec![folder.to_path_buf()])?;
+    let summary = match finished(folder)? {
+        Some(summary) => summary,
+        None => {
             let config = folder.join("config.toml");
             if !config.is_file() {
                 bail!("{}: is no run folder; give one that `run` or `tune` made", folder.display());
@@ -146,10 +151,23 @@ fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
             let origin = config.display().to_string();
             let experiment = flags::from_table(experiments::find(&origin)?, &origin)?;
             let run = || with_runner(&experiment, |runner| Ok(runner.resume(folder)?));
-            stoppable(run, || go_on(folder))?
+            stoppable(run, || go_on(folder)).map_err(|error| kept(error, folder))?
         }
     };
-    show(matches, &Finished { folder, summary }, summary::print)
+    show(matches, &outputs, &Finished { folder, summary }, summary::print)
+}
+
+/// Where a file couldn't be written or read, what of the run is kept, beside the error.
+fn kept(error: anyhow::Error, folder: &Path) -> anyhow::Error {
+    let is_io = matches!(error.downcast_ref(), Some(Error::Io { .. }));
+    if !is_io || !folder.join("config.toml").is_file() {
+        return error;
+    }
+    let what = match last_kept_step(folder) {
+        Some(step) => format!("the state after step {step} is kept"),
+        None => "the stages that were finished are kept".to_owned(),
+    };
+    anyhow::anyhow!("{error:#}; {what}, and {}", go_on(folder))
 }
 
 /// How to go on with a run that was stopped.
@@ -161,13 +179,18 @@ fn go_on(folder: &Path) -> String {
 fn print_figures(columns: &[(&str, &Figures)]) {
     let columns: Vec<_> =
         columns.iter().map(|&(name, figures)| (name, summary::cells(figures))).collect();
-    print_columns(&columns);
+    print_columns(&columns, &[]);
 }
 
-/// A row a figure that any column has; a figure that a column lacks is a dash.
-fn print_columns(columns: &[(&str, BTreeMap<&String, String>)]) {
-    let names: BTreeSet<&String> =
-        columns.iter().flat_map(|(_, cells)| cells.keys().copied()).collect();
+/// A row each of the figures `shown`, or of all that any column has; a figure that a column lacks is a dash.
+fn print_columns(columns: &[(&str, BTreeMap<&String, String>)], shown: &[String]) {
+    let names: Vec<&String> = match shown {
+        [] => {
+            let all = columns.iter().flat_map(|(_, cells)| cells.keys().copied());
+            all.collect::<BTreeSet<_>>().into_iter().collect()
+        }
+        shown => shown.iter().collect(),
+    };
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(12) + 2;
     let widths: Vec<usize> = (columns.iter())
         .map(|(name, cells)| {

@@ -18,6 +18,7 @@ use toml::{Table, Value};
 
 use crate::flags::{self, Flag, MODEL};
 use crate::plugins;
+use crate::print::say;
 
 /// The flags of `check`.
 const CHECK: &[&[Flag]] = &[MODEL];
@@ -106,7 +107,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
             write_new(path, kind, matches.get_flag("program"))
         }
         "build" => {
-            println!("{}", plugins::compile(path)?.display());
+            say!("{}", plugins::compile(path)?.display());
             Ok(())
         }
         _ => check(path, matches),
@@ -142,12 +143,9 @@ fn write_new(folder: &Path, kind: &str, program: bool) -> Result<()> {
     }
     if program {
         write(&folder.join("src/main.rs"), &PROGRAM.replace("NAME", &registered))?;
-        println!(
-            "`cargo run --` in {} is circuit-tuning with {kind} `{registered}`",
-            folder.display()
-        );
+        say!("`cargo run --` in {} is circuit-tuning with {kind} `{registered}`", folder.display());
     } else {
-        println!("{kind} `{registered}` is in {}", folder.display());
+        say!("{kind} `{registered}` is in {}", folder.display());
     }
     Ok(())
 }
@@ -182,7 +180,7 @@ fn write(path: &Path, content: &str) -> Result<()> {
 }
 
 fn check(path: &Path, matches: &ArgMatches) -> Result<()> {
-    println!("{}", plugins::describe(path)?);
+    say!("{}", plugins::describe(path)?);
     let mut settings = Table::new();
     flags::apply(matches, CHECK, &mut settings)?;
     let mut failed = 0;
@@ -192,7 +190,7 @@ fn check(path: &Path, matches: &ArgMatches) -> Result<()> {
             Ok(said) => said.clone(),
             Err(error) => format!("does not conform: {error:#}"),
         };
-        println!("{} `{}`: {said}", registration.kind, registration.name);
+        say!("{} `{}`: {said}", registration.kind, registration.name);
         failed += usize::from(outcome.is_err());
     }
     if failed > 0 {

@@ -10,6 +10,7 @@ use clap::{Arg, ArgMatches, Command};
 use super::{json_flag, output, path, prints_json, resume, resume_flag, run_and_show, sweep};
 use crate::experiments;
 use crate::flags::{self, COMPUTING, Flag};
+use crate::outputs;
 use crate::print::say;
 use crate::signals::stoppable;
 
@@ -46,7 +47,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     table.entry("name").or_insert_with(|| stem.clone().into_owned().into());
     flags::apply(matches, FLAGS, &mut table)?;
     if let Some(combinations) = combinations(&table, name)? {
-        let folder = path(matches, "out").unwrap_or_else(|| Path::new("runs").join(&*stem));
+        let folder = outputs::folder(matches, "out")?;
+        let folder = folder.unwrap_or_else(|| Path::new("runs").join(&*stem));
         if matches.contains_id("json") {
             bail!(
                 "{name}: a sweep leaves its rows in compare.json of its folder; run it without --json"

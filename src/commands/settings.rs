@@ -4,6 +4,7 @@
 use circuit_framework::plugin::description::{Allowed, Description};
 
 use crate::flags::shown;
+use crate::print::{self, say};
 
 /// The page's first lines.
 const INTRODUCTION: &str = "\
@@ -23,31 +24,31 @@ task.direction=disagreement`. A run folder's `config.toml` has them all, as they
 ";
 
 pub(super) fn print(settings: &[Description]) {
-    println!("Settings, for experiment files and --set");
+    say!("Settings, for experiment files and --set");
     for setting in settings {
-        println!("  {} = {}", setting.name, shown(&setting.default));
-        println!("      {}", setting.description);
+        say!("  {} = {}", setting.name, shown(&setting.default));
+        say!("      {}", setting.description);
         for Allowed { name, description } in &setting.values {
             match &description[..] {
-                "" => println!("      {name}"),
-                _ => println!("      {name}: {description}"),
+                "" => say!("      {name}"),
+                _ => say!("      {name}: {description}"),
             }
         }
     }
 }
 
 pub(super) fn print_page(settings: &[Description]) {
-    print!("{INTRODUCTION}");
+    print::text(INTRODUCTION);
     let mut section = None;
     for setting in settings {
         let of = setting.name.split_once('.').map_or("experiment", |(section, _)| section);
         if section != Some(of) {
             section = Some(of);
-            println!(
+            say!(
                 "\n## {of}\n\n| setting | type | default | what it does |\n| --- | --- | --- | --- |"
             );
         }
-        println!(
+        say!(
             "| `{}` | {} | {} | {}{} |",
             setting.name,
             setting.kind,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use circuit_framework::Figures;
-use circuit_framework::run::Summary;
 use circuit_framework::run::controls::{ControlsSummary, Estimate};
+use circuit_framework::run::{CircuitSummary, RankingSummary, Summary};
 use serde::Serialize;
 
 use super::print_columns;
@@ -24,11 +24,16 @@ pub(super) struct Finished<'a> {
 pub(super) fn print(Finished { folder, summary }: &Finished) {
     match &summary.controls {
         None => {
-            print_columns(&[("before", cells(&summary.before)), ("after", cells(&summary.after))])
+            let columns = [("before", cells(&summary.before)), ("after", cells(&summary.after))];
+            print_columns(&columns, &summary.shown);
         }
-        Some(controls) => print_controls(controls),
+        Some(controls) => print_controls(controls, &summary.shown),
     }
-    say!();
+    say!("");
+    if let Some(before) = &summary.faithfulness_before {
+        print_faithfulness(before, summary.faithfulness_after.as_ref());
+        say!("");
+    }
     let line = |name: &str, text: String| say!("{name:width$}{text}", width = label_width(summary));
     let percent = |ratio: f64| format!("{:.1} %", 100.0 * ratio);
     let Summary { tuned_parameters, parameters, steps, .. } = summary;
@@ -60,11 +65,14 @@ fn label_width(summary: &Summary) -> usize {
 }
 
 /// The means of circuit and controls, and below them what each control differs from the circuit by.
-fn print_controls(ControlsSummary { seeds, before, circuit, kinds }: &ControlsSummary) {
+fn print_controls(
+    ControlsSummary { seeds, before, circuit, kinds }: &ControlsSummary,
+    shown: &[String],
+) {
     let mut columns = vec![("before", estimates(before)), ("after", estimates(&circuit.after))];
     columns
         .extend(kinds.iter().map(|control| (&control.kind[..], estimates(&control.tuned.after))));
-    print_columns(&columns);
+    print_columns(&columns, shown);
     if seeds.len() == 1 {
         return;
     }
@@ -75,8 +83,40 @@ fn print_controls(ControlsSummary { seeds, before, circuit, kinds }: &ControlsSu
         let columns: Vec<_> = (kinds.iter())
             .map(|control| (&control.kind[..], estimates(&control.difference)))
             .collect();
-        print_columns(&columns);
+        print_columns(&columns, shown);
     }
+}
+
+/// What the circuits before and after tuning come to when they are run alone.
+fn print_faithfulness(before: &CircuitSummary, after: Option<&CircuitSummary>) {
+    let columns: Vec<&CircuitSummary> = [Some(before), after].into_iter().flatten().collect();
+    let line = |name: &str, cell: &dyn Fn(&CircuitSummary) -> Option<String>| {
+        let cells = columns.iter().map(|column| cell(column).unwrap_or_else(|| "-".to_owned()));
+        say!("{name:42}{}", cells.map(|cell| format!("{cell:>10}")).collect::<String>());
+    };
+    let share = |ranking: Option<&RankingSummary>| {
+        let smallest = ranking?.smallest.as_ref()?;
+        Some(format!("{:.1} %", 100.0 * smallest.fraction))
+    };
+    say!("{:42}{:>10}{:>10}", "run alone, the rest ablated", "before", "after");
+    let n = before.circuit.n;
+    line(&format!("faithfulness of the circuit, {n} edges"), &|column| {
+        Some(thousandths(column.circuit.faithfulness))
+    });
+    line(&format!("of the other {} edges", before.edges - n), &|column| {
+        Some(thousandths(column.circuit.complement.faithfulness))
+    });
+    if let Some(smallest) = &before.ranked.smallest {
+        line(&format!("edges that reach {}, by score", smallest.reach), &|column| {
+            share(Some(&column.ranked))
+        });
+        line("and drawn at random", &|column| share(column.random.as_ref()));
+    }
+}
+
+/// A number with three decimals; what rounds to 0 has no sign.
+fn thousandths(value: f64) -> String {
+    format!("{:.3}", (1000.0 * value).round() / 1000.0 + 0.0)
 }
 
 /// Figures as they are printed.

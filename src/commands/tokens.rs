@@ -14,6 +14,8 @@ use serde_json::Value;
 
 use super::{output, path};
 use crate::flags::{self, Flag, MODEL};
+use crate::outputs::Outputs;
+use crate::print::{self, say};
 
 const FLAGS: &[&[Flag]] = &[MODEL];
 
@@ -35,25 +37,29 @@ pub(crate) fn command() -> Command {
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let file = path(matches, "file").unwrap_or_default();
-    let Loaded { model, tokenizer } =
-        circuit_models::load(&flags::experiment(matches, FLAGS)?.model)?;
+    let experiment = flags::experiment(matches, FLAGS)?;
+    let inputs = experiment.inputs().into_iter().chain([file.clone()]);
+    let outputs = Outputs::new(matches, &["out"], inputs.collect())?;
+    let Loaded { model, tokenizer } = circuit_models::load(&experiment.model)?;
     let tokenizer = tokenizer.context("the model has no tokenizer to make tokens with")?;
     let text = files::read_text(&file)?;
-    let mut lines = Vec::new();
+    let (mut lines, mut sentences) = (Vec::new(), Vec::new());
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let origin = format!("{}:{}", file.display(), index + 1);
         let example = example(line, &tokenizer, &origin).context(origin)?;
         example.check(model.vocabulary(), model.context())?;
+        sentences.push(unmarked(line)?);
         lines.push(Line::new(line, example));
     }
     if lines.is_empty() {
         bail!("{}: there is no line in it; write an example a line", file.display());
     }
+    tokenizer.note_unknown_words(sentences.iter().map(|sentence| &sentence[..]))?;
     let jsonl = files::jsonl(&lines)?;
-    match path(matches, "out") {
-        Some(path) => write(&path, &jsonl, &lines),
+    match outputs.file("out")? {
+        Some(path) => write(path, &jsonl, &lines),
         None => {
-            print!("{jsonl}");
+            print::text(&jsonl);
             Ok(())
         }
     }
@@ -62,7 +68,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
 fn write(path: &Path, jsonl: &str, lines: &[Line]) -> Result<()> {
     files::write_atomically(path, jsonl.as_bytes())?;
     let keys: usize = lines.iter().map(|line| line.key_positions.len()).sum();
-    println!("{} examples with {keys} keys are in {}", lines.len(), path.display());
+    say!("{} examples with {keys} keys are in {}", lines.len(), path.display());
     Ok(())
 }
 
@@ -107,6 +113,13 @@ impl Line {
             corrupt_key_positions,
         }
     }
+}
+
+/// A line's sentence with its right answers, the marks left out.
+fn unmarked(line: &str) -> Result<String> {
+    let marked = Marked::parse(line.split('\t').next().unwrap_or_default())?;
+    let keys = marked.keys.iter().map(|key| format!("{}{}", key.before, key.right[0]));
+    Ok(keys.chain([marked.rest.clone()]).collect())
 }
 
 /// The example of a line.

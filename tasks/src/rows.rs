@@ -33,14 +33,7 @@ pub(crate) fn jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<Row<T>>> {
     Ok(lines
         .map(|(index, line)| Row {
             origin: format!("{}:{}", path.display(), index + 1),
-            value: serde_json::from_str(line).map_err(|error| {
-                // serde's own line number is the one within this line.
-                let reason = error.to_string();
-                let reason = reason.split(" at line ").next().unwrap_or_default();
-                let kind =
-                    if error.is_data() { "not a row of this task" } else { "malformed JSON" };
-                Error::input(format!("{kind}: {reason}"))
-            }),
+            value: files::parse_row(line).map_err(Error::input),
         })
         .collect())
 }
@@ -116,6 +109,8 @@ impl Sieve {
     pub(crate) fn keep<T>(&mut self, origin: &str, value: Result<T>) -> Result<Option<T>> {
         match (value, self.policy) {
             (Ok(value), _) => Ok(Some(value)),
+            // It is no row's fault.
+            (Err(error @ Error::Template(_)), _) => Err(error),
             (Err(error), BadRows::Skip) => {
                 self.bad.push(format!("{origin}: {error}"));
                 Ok(None)

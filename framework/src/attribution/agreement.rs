@@ -17,11 +17,7 @@ pub struct Agreement {
 impl Agreement {
     /// Of the `top` edges with the largest |score|. Both are of the same graph.
     pub fn of(scores: &Scores, reference: &Scores, top: usize) -> Self {
-        let mut edges: Vec<_> = scores.graph.edges().collect();
-        let magnitude = |&(writer, reader): &_| scores.of(writer, reader).abs();
-        // A stable sort: ties go to the lower writer, then the lower reader.
-        edges.sort_by(|a, b| magnitude(b).total_cmp(&magnitude(a)));
-        edges.truncate(top);
+        let edges = scores.strongest(top);
         let values = |of: &Scores| -> Vec<f64> {
             edges.iter().map(|&(writer, reader)| f64::from(of.of(writer, reader))).collect()
         };

@@ -2,12 +2,14 @@
 //! for.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use super::by_example::EdgeOrder;
 use super::method::{Attribution, Discovered};
 use super::{Discovery, Scoring};
 use crate::data::example::{Batch, Example, by_length};
 use crate::evaluation::metric::PatchingMetric;
+use crate::graph::{Reader, Writer};
 use crate::model::Model;
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result};
@@ -30,10 +32,38 @@ pub fn discover(
     options: &Discovery,
     report: &Report,
 ) -> Result<Discovered> {
+    let scoring = Scoring::new(model, examples, metric, options)?;
+    start(scoring, model, examples, options, report)
+}
+
+/// As [`discover`], where only the scores of some edges, of the graph between the options' kinds of nodes, are
+/// wanted. What stands at others is unsaid.
+///
+/// # Errors
+/// As [`discover`].
+pub fn discover_edges(
+    model: &dyn Model,
+    examples: &[&Example],
+    metric: &dyn PatchingMetric,
+    options: &Discovery,
+    edges: &BTreeSet<(Writer, Reader)>,
+    report: &Report,
+) -> Result<Discovered> {
+    let scoring = Scoring::new(model, examples, metric, options)?.wanting(edges);
+    start(scoring, model, examples, options, report)
+}
+
+/// Scores on examples, those of a length together.
+fn start(
+    scoring: Scoring,
+    model: &dyn Model,
+    examples: &[&Example],
+    options: &Discovery,
+    report: &Report,
+) -> Result<Discovered> {
     let order = by_length(examples, |example| example.tokens.len());
-    let attribution = options.start(model, examples, metric)?;
     let examples: Vec<&Example> = order.iter().map(|&index| examples[index]).collect();
-    score(attribution, model, &examples, options, report)
+    score(options.method.build()?.start(scoring)?, model, &examples, options, report)
 }
 
 /// As [`discover`], to the very bits, and gives `take` each example's own scores too. Batches come one after

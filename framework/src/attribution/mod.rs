@@ -25,7 +25,7 @@ pub use agreement::Agreement;
 pub use crate::evaluation::ablation::{AblatedValues, Ablation, counterfactual_tokens, values_of};
 pub use bootstrap::{Bootstrap, Certainty, Resamples};
 pub use by_example::EdgeOrder;
-pub use discover::{TakeExamples, discover, discover_by_example};
+pub use discover::{TakeExamples, discover, discover_by_example, discover_edges};
 pub use method::{Attribution, AttributionMethod, Discovered, MethodChoice, Needs, Run};
 pub use products::Difference;
 pub use scoring::{Observation, Scoring};

@@ -1,6 +1,7 @@
 //! What attribution methods are made of: writes that are observed on clean and counterfactual passes,
 //! their differences, and the sums of products with the gradients that a backward pass leaves.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -36,6 +37,8 @@ pub struct Scoring<'a> {
     added_weight: f64,
     /// Where scores are asked for by example.
     by_example: Option<ExampleScores<'a>>,
+    /// Where only some edges' scores are asked for.
+    wanted: Option<&'a BTreeSet<(Writer, Reader)>>,
 }
 
 /// What is written on a batch's clean pass, as far as that has run, and on its counterfactuals'.
@@ -89,7 +92,19 @@ impl<'a> Scoring<'a> {
             total_weight: examples.iter().map(|example| metric.weight(example)).sum(),
             added_weight: 0.0,
             by_example: None,
+            wanted: None,
         })
+    }
+
+    /// This scoring, of which only these edges' scores are wanted. What a method gives others is unsaid: one
+    /// that pays for each edge leaves them out.
+    pub(super) fn wanting(self, edges: &'a BTreeSet<(Writer, Reader)>) -> Self {
+        Self { wanted: Some(edges), ..self }
+    }
+
+    /// Whether an edge's score is wanted.
+    pub fn wants(&self, edge: (Writer, Reader)) -> bool {
+        self.wanted.is_none_or(|edges| edges.contains(&edge))
     }
 
     /// This scoring, which also gives `take` each example's own scores. Where the ablation is a mean, `batches`

@@ -60,7 +60,7 @@ impl Tokenizer {
         };
         let failed = |error: minijinja::Error| {
             let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-            Error::input(format!("the model's chat template can't be rendered: {reason}"))
+            Error::Template(reason)
         };
         let text = |id: Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
         let environment = environment().map_err(failed)?;

@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use tokenizers::ModelWrapper;
 
 use crate::data::example::Spans;
 use crate::{Error, Result, refuse};
+
+/// How many unknown words a note shows.
+const SHOWN: usize = 10;
 
 /// A tokenizer and its special tokens.
 #[derive(Clone)]
@@ -72,6 +76,44 @@ impl Tokenizer {
     /// The text of one token as it stands in a sentence, special ones too; none where it has no text.
     pub fn text(&self, token: u32) -> Option<String> {
         self.inner.decode(&[token], false).ok().filter(|text| !text.is_empty())
+    }
+
+    /// The token that stands for words that aren't in the vocabulary, where the tokenizer has such.
+    pub fn unknown(&self) -> Option<u32> {
+        let token = match self.inner.get_model() {
+            ModelWrapper::WordLevel(model) => Some(&model.unk_token),
+            ModelWrapper::WordPiece(model) => Some(&model.unk_token),
+            ModelWrapper::BPE(model) => model.unk_token.as_ref(),
+            ModelWrapper::Unigram(_) => None,
+        };
+        token.and_then(|token| self.inner.token_to_id(token))
+    }
+
+    /// Says which words of texts aren't in the vocabulary, if any: the model reads one token for them all.
+    ///
+    /// # Errors
+    /// If the tokenizer can't encode a text.
+    pub fn note_unknown_words<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<()> {
+        let Some(unknown) = self.unknown() else { return Ok(()) };
+        let (mut words, mut count, mut all) = (BTreeSet::new(), 0, 0);
+        for text in texts {
+            let encoding = self.encoding(text)?;
+            all += encoding.len();
+            let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+            for (_, &(start, end)) in tokens.filter(|(token, _)| **token == unknown) {
+                words.extend(text.get(start..end));
+                count += 1;
+            }
+        }
+        if count > 0 {
+            log::warn!(
+                "{count} of {all} words are unknown to the model and read as {}: {}{}",
+                self.inner.id_to_token(unknown).unwrap_or_default(),
+                words.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", "),
+                if words.len() > SHOWN { ", …" } else { "" }
+            );
+        }
+        Ok(())
     }
 
     /// The token to put before a text that is given to the model, if any.

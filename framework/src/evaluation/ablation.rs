@@ -32,6 +32,16 @@ pub enum Ablation {
 }
 
 impl Ablation {
+    /// Its name, as it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ablation::Mean => "mean",
+            Ablation::MeanPositional => "mean-positional",
+            Ablation::Zero => "zero",
+            Ablation::Corrupt => "corrupt",
+        }
+    }
+
     /// Refuses an example without what is read along ablated edges at all positions. `why` is a task's
     /// reason for having no counterfactuals.
     ///

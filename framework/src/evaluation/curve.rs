@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::evaluation::faithfulness::{CircuitEvaluation, Scale};
+use crate::evaluation::plot::Line;
 use crate::graph::edge_set::EdgeSet;
 use crate::graph::{Reader, Writer};
 
@@ -32,6 +33,14 @@ pub struct Curve {
     pub cpr: f64,
     /// The area under |1 − f|.
     pub cmd: f64,
+}
+
+impl Curve {
+    /// The curve as a plot's line.
+    pub fn line(&self, label: &str) -> Line {
+        let points = self.points.iter().map(|point| (point.fraction, point.faithfulness)).collect();
+        Line { label: label.to_owned(), points }
+    }
 }
 
 /// The smallest circuit from which a faithfulness stays reached.
@@ -87,28 +96,37 @@ impl CircuitEvaluation<'_> {
         Ok((scale, curves.remove(0)))
     }
 
-    /// The smallest of [`SIZES`] circuits, their sizes spaced evenly in their logarithm from one edge to
-    /// all, from which on faithfulness `reach` stays reached; none if it isn't even by the largest.
+    /// The smallest of [`SIZES`] circuits of each order, their sizes spaced evenly in their logarithm from
+    /// one edge to all, from which on faithfulness `reach` stays reached; none if it isn't even by the
+    /// largest.
     ///
     /// # Errors
     /// As [`CircuitEvaluation::measure`]'s.
-    pub fn smallest(&self, order: &[(Writer, Reader)], reach: f64) -> Result<Option<Smallest>> {
+    pub fn smallest(
+        &self,
+        orders: &[Vec<(Writer, Reader)>],
+        reach: f64,
+    ) -> Result<Vec<Option<Smallest>>> {
         let edges = self.all.len();
         let size = |index: usize| {
             let share = index as f64 / (SIZES - 1) as f64;
             (edges as f64).powf(share).round() as usize
         };
         let sizes: Vec<usize> = (0..SIZES).map(size).collect();
-        let circuits: Vec<EdgeSet> = sizes.iter().map(|&n| self.first(order, n)).collect();
+        let circuits: Vec<EdgeSet> =
+            (orders.iter()).flat_map(|order| sizes.iter().map(|&n| self.first(order, n))).collect();
         let measured = self.measure(&circuits)?;
-        let faithfulness = |index: usize| measured.scale.faithfulness(measured.metrics[index]);
-        let stays = (0..SIZES).rev().take_while(|&index| faithfulness(index) >= reach);
-        Ok(stays.last().map(|index| Smallest {
-            reach,
-            n: sizes[index],
-            fraction: sizes[index] as f64 / edges as f64,
-            faithfulness: faithfulness(index),
-        }))
+        let of_order = |metrics: &[f64]| {
+            let faithfulness = |index: usize| measured.scale.faithfulness(metrics[index]);
+            let stays = (0..SIZES).rev().take_while(|&index| faithfulness(index) >= reach);
+            stays.last().map(|index| Smallest {
+                reach,
+                n: sizes[index],
+                fraction: sizes[index] as f64 / edges as f64,
+                faithfulness: faithfulness(index),
+            })
+        };
+        Ok(measured.metrics.chunks(SIZES).map(of_order).collect())
     }
 
     /// The first `n` edges of an order.

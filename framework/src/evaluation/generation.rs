@@ -12,7 +12,7 @@ use crate::data::example::by_length;
 use crate::evaluation::Evaluation;
 use crate::pass::cache::Cache;
 use crate::peers;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::{Result, refuse};
 
 /// How tokens are chosen, and how many.
@@ -113,6 +113,7 @@ impl Evaluation<'_> {
             return Ok(going);
         }
         loop {
+            progress::check_stop()?;
             let logits = self.next_logits(&cache, &tokens)?;
             let mut keep = Vec::new();
             let mut rest = Vec::new();

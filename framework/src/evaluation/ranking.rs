@@ -113,6 +113,9 @@ fn greedy(graph: &Graph, scored: &[(f32, (Writer, Reader))]) -> Result<Vec<(Writ
     Ok(chosen)
 }
 
+/// What plots and tables call the edges in a random order.
+pub const RANDOM: &str = "random";
+
 /// The edges in an order drawn with this seed, to hold a ranking against.
 pub fn random(all: &EdgeSet, seed: u64) -> Vec<(Writer, Reader)> {
     let mut edges: Vec<_> = all.iter().collect();

@@ -1,20 +1,24 @@
 //! Files that are whole or not there: everything is written under a temporary name in the target's
 //! folder, synced and renamed.
 
+mod room;
 pub(crate) mod tensors;
+mod unfinished;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use candle_core::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tempfile::NamedTempFile;
+use serde_json::{Map, Value};
 
 use crate::{Error, Result};
-
-/// What the names of files and folders begin with that aren't whole yet: a file, a model's folder.
-pub const UNFINISHED: [&str; 2] = [".writing-", ".saving-"];
+pub use room::check_room;
+pub(crate) use unfinished::{PREFIX, Unfinished};
+pub use unfinished::{clear_left_behind, make_folder, parent};
 
 /// Writes `content` to `path` in one step.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
@@ -34,60 +38,34 @@ pub(crate) fn write_with(
     unfinished.finish()
 }
 
-/// A file that has its name only when it is finished, and is gone where it isn't.
-pub(crate) struct Unfinished {
-    path: PathBuf,
-    file: NamedTempFile,
-}
-
-impl Unfinished {
-    /// Begins the file that is to be at `path`.
-    pub(crate) fn new(path: &Path) -> Result<Self> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let file = as_readable_as_any(tempfile::Builder::new().prefix(UNFINISHED[0]))
-            .tempfile_in(folder)
-            .map_err(Error::io(path))?;
-        Ok(Self { path: path.to_path_buf(), file })
-    }
-
-    pub(crate) fn file(&self) -> &File {
-        self.file.as_file()
-    }
-
-    /// Gives it its name.
-    pub(crate) fn finish(self) -> Result<()> {
-        // Else a machine that goes down may have the name without the content.
-        self.file().sync_all().map_err(Error::io(&self.path))?;
-        self.file.persist(&self.path).map_err(|error| Error::io(&self.path)(error.error))?;
-        Ok(())
-    }
-}
-
-/// Temporary files are the owner's alone; results are as readable as the umask lets any new file be.
-#[cfg(unix)]
-fn as_readable_as_any<'a, 'b>(
-    builder: &'a mut tempfile::Builder<'b, 'b>,
-) -> &'a mut tempfile::Builder<'b, 'b> {
-    use std::os::unix::fs::PermissionsExt;
-    builder.permissions(std::fs::Permissions::from_mode(0o666))
-}
-
-#[cfg(not(unix))]
-fn as_readable_as_any<'a, 'b>(
-    builder: &'a mut tempfile::Builder<'b, 'b>,
-) -> &'a mut tempfile::Builder<'b, 'b> {
-    builder
-}
-
 /// Writes `value` as indented JSON with a final newline.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
     text.push('\n');
     write_atomically(path, text.as_bytes())
+}
+
+/// Writes tensors as a safetensors file, by their names.
+///
+/// # Errors
+/// If it can't be written.
+pub fn write_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: Map<String, Value>,
+) -> Result<()> {
+    let piece = |(name, tensor): (&String, &Tensor)| tensors::Piece {
+        name: name.clone(),
+        dtype: tensor.dtype(),
+        shape: tensor.dims().to_vec(),
+        values: Box::new({
+            let tensor = tensor.clone();
+            move || Ok(tensor.clone())
+        }),
+    };
+    let pieces: Vec<_> = tensors.iter().map(piece).collect();
+    tensors::write(path, metadata, &pieces)
 }
 
 /// Values as JSON Lines.
@@ -104,7 +82,11 @@ pub fn jsonl(values: &[impl Serialize]) -> Result<String> {
 
 /// The file's text; an error names the file.
 pub fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(Error::io(path))
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Error::input(format!("{}: is no text file: byte {place} is not UTF-8", path.display()))
+    })
 }
 
 /// A JSON file; an error names the file and the line.
@@ -118,9 +100,31 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
     let text = read_text(path)?;
     let parse = |(index, line): (usize, &str)| {
         let number = index + 1;
-        serde_json::from_str(line)
-            .map(|value| (number, value))
-            .map_err(|error| Error::input(format!("{}:{number}: {error}", path.display())))
+        let value = parse_row(line)
+            .map_err(|reason| Error::input(format!("{}:{number}: {reason}", path.display())))?;
+        Ok((number, value))
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}
+
+/// A line of a JSON Lines file; the reason where it is malformed, or has other fields than wanted: then with those
+/// that it has.
+pub fn parse_row<T: DeserializeOwned>(line: &str) -> Result<T, String> {
+    serde_json::from_str(line).map_err(|error| {
+        // serde's own line number is the one within this line.
+        let reason = error.to_string();
+        let reason = reason.split(" at line ").next().unwrap_or_default();
+        if !error.is_data() {
+            return format!("malformed JSON: {reason}");
+        }
+        let has = match serde_json::from_str(line) {
+            Ok(Value::Object(row)) => {
+                let names: Vec<String> =
+                    row.keys().take(10).map(|key| format!("{key:?}")).collect();
+                format!("; the row has {}", names.join(", "))
+            }
+            _ => "; a row is an object, { }".to_owned(),
+        };
+        format!("not a row of this task: {reason}{has}")
+    })
 }

@@ -24,7 +24,9 @@ pub(crate) fn header<'a>(
     tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>,
 ) -> Vec<u8> {
     let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), metadata.into());
+    if !metadata.is_empty() {
+        header.insert("__metadata__".to_owned(), metadata.into());
+    }
     let mut end = 0;
     for (name, dtype, shape) in tensors {
         let start = end;

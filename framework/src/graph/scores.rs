@@ -21,6 +21,16 @@ impl Scores {
         self.values[writer.0 * self.graph.readers().len() + reader.0]
     }
 
+    /// The `count` edges with the largest |score|, or all where there are fewer. Ties go to the lower
+    /// writer, then the lower reader.
+    pub fn strongest(&self, count: usize) -> Vec<(Writer, Reader)> {
+        let mut edges: Vec<_> = self.graph.edges().collect();
+        let magnitude = |&(writer, reader): &_| self.of(writer, reader).abs();
+        edges.sort_by(|a, b| magnitude(b).total_cmp(&magnitude(a)));
+        edges.truncate(count);
+        edges
+    }
+
     /// |score|, laid out as the scores are.
     pub fn magnitudes(&self) -> Vec<f32> {
         self.values.iter().map(|score| score.abs()).collect()

@@ -1,6 +1,6 @@
 //! Adapters in the files of Hugging Face's PEFT.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -14,20 +14,15 @@ use crate::weights::projection::Projection;
 use crate::{Error, Result, files, refuse};
 
 impl Adapters {
-    /// Writes `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads. The latter names
-    /// the model that the adapters belong to.
+    /// Writes a folder of `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads. The latter
+    /// names the model that the adapters belong to. The folder appears whole or not at all.
     ///
     /// # Errors
     /// If the folder exists or can't be written.
     pub fn save(&self, folder: &Path, base_model: Option<&Path>) -> Result<()> {
-        if folder.exists() {
-            refuse!("{}: exists already; name a new folder", folder.display());
-        }
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let tensors = (self.parameters.iter())
             .map(|(_, p)| Ok((p.name.clone(), p.tensor.to_dtype(DType::F32)?)))
-            .collect::<Result<HashMap<_, _>>>()?;
-        candle_core::safetensors::save(&tensors, folder.join(WEIGHTS))?;
+            .collect::<Result<BTreeMap<_, _>>>()?;
         let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
         let targets: BTreeSet<String> =
             self.adapters.iter().map(|adapter| last(&adapter.projection.name)).collect();
@@ -43,7 +38,10 @@ impl Adapters {
             "bias": "none",
             "inference_mode": true,
         });
-        files::write_json(&folder.join(CONFIG), &config)
+        files::make_folder(folder, |new| {
+            files::write_tensors(&new.join(WEIGHTS), &tensors, Default::default())?;
+            files::write_json(&new.join(CONFIG), &config)
+        })
     }
 
     /// Reads adapters that this program or PEFT saved, for this model.
@@ -57,9 +55,17 @@ impl Adapters {
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
             .map_err(|error| Error::input(format!("{}: {error}", path.display())))?;
         let mut tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
-        let projections: Vec<Projection> = (projections.into_iter())
-            .filter(|projection| tensors.contains_key(&tensor_name(projection, "A")))
-            .collect();
+        let has = |projection: &Projection| tensors.contains_key(&tensor_name(projection, "A"));
+        if let (Some(theirs), Some(own)) = (tensors.keys().next(), projections.first())
+            && !projections.iter().any(has)
+        {
+            refuse!(
+                "{}: is an adapter for another model: it has tensor `{theirs}`, and this model would have `{}`",
+                path.display(),
+                tensor_name(own, "A")
+            );
+        }
+        let projections: Vec<Projection> = projections.into_iter().filter(has).collect();
         let adapters =
             Self::with(weights, lora, projections.into_iter(), |projection, a, b, (dtype, device)| {
                 let mut take = |matrix: &str, shape: [usize; 2]| {
@@ -70,10 +76,15 @@ impl Adapters {
                             path.display()
                         ),
                         Some(tensor) if tensor.dims() == shape => Ok(tensor.to_device(device)?.to_dtype(dtype)?),
-                        found => refuse!(
-                            "{}: tensor `{name}` is {:?}; in this model it must be {shape:?}",
+                        Some(tensor) => refuse!(
+                            "{}: tensor `{name}` is {:?}; in this model it must be {shape:?}: the adapter is for \
+                             a model of another size",
                             path.display(),
-                            found.map(|tensor| tensor.dims().to_vec())
+                            tensor.dims()
+                        ),
+                        None => refuse!(
+                            "{}: tensor `{name}` is missing, which goes with its other half",
+                            path.display()
                         ),
                     }
                 };

@@ -119,16 +119,6 @@ fn values(schema: &Value) -> Vec<Allowed> {
     all
 }
 
-/// What serde says of a value that doesn't fit, on one line.
-pub(crate) fn misfit(message: &str) -> String {
-    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let wants_text = line.contains("expected path string") || line.contains("expected a string");
-    match wants_text {
-        true => format!("{line}; a name or a path that looks like a number is put in quotes"),
-        false => line,
-    }
-}
-
 /// A string on one line.
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().replace('\n', " ")

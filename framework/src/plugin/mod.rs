@@ -4,4 +4,5 @@
 pub mod conformance;
 pub mod description;
 pub mod guard;
+pub(crate) mod misfit;
 pub mod registry;

@@ -12,8 +12,9 @@ use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
 use crate::model::Architecture;
 use crate::plugin::description::{self, Description};
+use crate::plugin::misfit::Misfit;
 use crate::tuning::selector::ParamSelector;
-use crate::{Result, refuse, suggestion};
+use crate::{Error, Result, refuse, suggestion};
 
 /// A kind of plugin: `dyn Task`, `dyn PatchingMetric`, …
 pub trait Kind: 'static {
@@ -119,15 +120,20 @@ impl<T: Kind + ?Sized> Plugin<T> {
     /// If an option is unknown or its value doesn't fit; the message names the plugin, the option
     /// and the known ones.
     pub fn build(&self, options: &toml::Table) -> Result<Box<T>> {
+        self.fit(options)?.map_err(|misfit| Error::input(format!("{}: {misfit}", self.name)))
+    }
+
+    /// As [`Plugin::build`], but what doesn't fit is told apart from options that contradict each other.
+    pub(crate) fn fit(&self, options: &toml::Table) -> Result<Result<Box<T>, Misfit>> {
         let known = self.options();
         if let Some(unknown) = options.keys().find(|key| known.iter().all(|o| o.name != **key)) {
             let names = known.iter().map(|option| option.name.as_str());
-            refuse!("{}: no option `{unknown}`{}", self.name, suggestion(unknown, names));
+            return Ok(Err(Misfit::unknown(unknown, names)));
         }
         let mut erased = <dyn erased_serde::Deserializer>::erase(options.clone());
         match (self.build)(&mut erased) {
-            Ok(built) => Ok(T::guard(self.name, built?)),
-            Err(error) => refuse!("{}: {}", self.name, description::misfit(&error.to_string())),
+            Ok(built) => Ok(Ok(T::guard(self.name, built?))),
+            Err(error) => Ok(Err(Misfit::of(&error.to_string()))),
         }
     }
 }

@@ -11,8 +11,7 @@ use super::provenance::Provenance;
 use super::score_file::metadata;
 use crate::attribution::EdgeOrder;
 use crate::data::example::Example;
-use crate::files::Unfinished;
-use crate::files::tensors;
+use crate::files::{self, Unfinished, tensors};
 use crate::graph::Graph;
 use crate::{Error, Result, refuse};
 
@@ -42,7 +41,8 @@ impl ExampleScoreFile {
         examples: &[&Example],
     ) -> Result<Self> {
         let shape = [examples.len(), graph.writers().len(), graph.readers().len()];
-        check_size(path, shape)?;
+        let bytes = check_size(path, shape)?;
+        files::check_room(files::parent(path), bytes, "each example's scores")?;
         let mut metadata = metadata(graph, Some(provenance));
         let origins: Vec<&str> = examples.iter().map(|example| &example.origin[..]).collect();
         metadata.insert("examples".to_owned(), Value::from(origins).to_string().into());
@@ -84,8 +84,8 @@ impl ExampleScoreFile {
     }
 }
 
-/// Refuses what nobody can want written.
-fn check_size(path: &Path, [examples, writers, readers]: [usize; 3]) -> Result<()> {
+/// The file's size in bytes; what nobody can want written is refused.
+fn check_size(path: &Path, [examples, writers, readers]: [usize; 3]) -> Result<u64> {
     let bytes =
         [examples, writers, readers].iter().fold(4u64, |all, &n| all.saturating_mul(n as u64));
     if bytes > MOST {
@@ -97,7 +97,7 @@ fn check_size(path: &Path, [examples, writers, readers]: [usize; 3]) -> Result<(
             MOST >> 30
         );
     }
-    Ok(())
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ const SIZES: [&str; 9] = ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50"];
 /// many of the circuit's edges, best first, as each size allows. What comes back are the files.
 ///
 /// # Errors
-/// If the track knows no such task or model, as [`Correspondence::to_eap_ig`]'s, and if a file can't be
-/// written.
+/// If the track knows no such task or model, as [`Correspondence::to_eap_ig`]'s, and if the folder of task and
+/// model exists or can't be written.
 pub fn lay_out(
     folder: &Path,
     task: &str,
@@ -36,17 +36,20 @@ pub fn lay_out(
     scores: Option<&Scores>,
 ) -> Result<Converted<Vec<PathBuf>>> {
     let folder = folder.join(format!("{}_{}", task_name(task)?, model_name(model)?));
+    let parent = files::parent(&folder);
+    std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
     let mut files = Vec::new();
     let mut losses = Vec::new();
-    for (name, circuit) in parts(theirs, circuit, scores.is_some()) {
-        let converted = theirs.to_eap_ig(&circuit, scores)?;
-        // The last has all edges of those before.
-        losses = converted.losses;
-        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let file = folder.join(name);
-        files::write_atomically(&file, converted.result.to_string().as_bytes())?;
-        files.push(file);
-    }
+    files::make_folder(&folder, |new| {
+        for (name, circuit) in parts(theirs, circuit, scores.is_some()) {
+            let converted = theirs.to_eap_ig(&circuit, scores)?;
+            // The last has all edges of those before.
+            losses = converted.losses;
+            files::write_atomically(&new.join(&name), converted.result.to_string().as_bytes())?;
+            files.push(folder.join(name));
+        }
+        Ok(())
+    })?;
     Ok(Converted { result: files, losses })
 }
 

@@ -1,18 +1,32 @@
 //! Whether an experiment fits: its settings, its examples, the metrics, the adapters. Everything here
 //! is asked before the run folder is made.
 
+use std::path::Path;
+
 use super::Runner;
 use crate::analysis::Name;
 use crate::data::example::Example;
 use crate::evaluation::metric::PatchingMetric;
-use crate::evaluation::task::Split;
+use crate::evaluation::task::{Figures, Split};
 use crate::graph::circuit::Circuit;
 use crate::lora::Adapters;
 use crate::plugin::registry;
 use crate::run::experiment::{Experiment, Plugins};
-use crate::{Error, Result, refuse};
+use crate::{Error, Result, files, refuse};
 
 impl Runner<'_> {
+    /// Refuses to show figures that no evaluation has.
+    pub(super) fn check_shown(&self, evaluated: &Figures) -> Result<()> {
+        let mut shown = self.experiment.figures.iter();
+        match shown.find(|&name| !evaluated.contains_key(name)) {
+            Some(name) => {
+                let names: Vec<&str> = evaluated.keys().map(String::as_str).collect();
+                refuse!("figures: there is no figure `{name}`; there are {}", names.join(", "))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The task's training examples, checked against the model and the settings.
     ///
     /// # Errors
@@ -76,6 +90,22 @@ impl Runner<'_> {
         }
         self.data.others(self.plugins, &self.setting())?;
         Ok(examples)
+    }
+
+    /// Refuses to begin where there is no room for the models that the run saves: the tuned one, and the
+    /// checkpoints of the circuit's run, the other seeds' and the controls'. What else a run leaves is small
+    /// beside them.
+    pub(super) fn check_room(&self, examples: &[Example], folder: &Path) -> Result<()> {
+        let tuning = &self.experiment.tuning;
+        let steps = tuning.total_steps(examples.len());
+        let checkpoints = steps.checked_div(tuning.checkpoint_every).unwrap_or(0) as u64;
+        let seeds = self.experiment.controls.seeds.beside(self.experiment.seed).len();
+        let tunings = (seeds * (1 + self.plugins.controls.len())) as u64;
+        let models = checkpoints.saturating_mul(tunings).saturating_add(1);
+        // Saved as float32.
+        let bytes = (self.model.parameters().count() as u64).saturating_mul(4);
+        let what = format!("a run that saves {models} models of {} parameters", bytes / 4);
+        files::check_room(folder, models.saturating_mul(bytes), &what)
     }
 
     /// Refuses a selector that is a control only, and controls that need what the circuit's run hasn't.

@@ -1,13 +1,17 @@
 //! The discovery of a circuit with an experiment's settings, and what its bootstrap says of it.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Runner;
-use crate::attribution::{Certainty, Discovered, Resamples, discover, discover_by_example};
+use crate::attribution::{
+    Certainty, Discovered, Resamples, discover, discover_by_example, discover_edges,
+};
 use crate::data::example::Example;
 use crate::graph::circuit::Circuit;
 use crate::graph::scores::Scores;
+use crate::graph::{Reader, Writer};
 use crate::results::example_score_file::ExampleScoreFile;
 use crate::run::experiment::Experiment;
 use crate::{Result, refuse};
@@ -57,6 +61,24 @@ impl Runner<'_> {
             certainty.note(&graph, &mut circuit);
         }
         Ok(Found { scores, metric, circuit, certainty })
+    }
+
+    /// The scores of some edges, of the graph between discovery's kinds of nodes; others are unsaid.
+    ///
+    /// # Errors
+    /// As [`discover_edges`]'s, and if the metric or a score isn't a finite number.
+    pub fn score_edges(
+        &self,
+        examples: &[Example],
+        edges: &BTreeSet<(Writer, Reader)>,
+    ) -> Result<Scores> {
+        let Experiment { discovery, .. } = self.experiment;
+        let examples: Vec<&Example> =
+            examples[..self.provenance(examples).examples].iter().collect();
+        let metric = &*self.plugins.metric;
+        let found = discover_edges(self.model, &examples, metric, discovery, edges, self.report)?;
+        found.check()?;
+        Ok(found.scores)
     }
 
     /// The scores, and resampled ones where there is a bootstrap.

@@ -13,9 +13,10 @@ use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
 use crate::graph::pruning::Pruning;
 use crate::model::{Place, Precision};
-use crate::plugin::description;
+use crate::plugin::misfit::Misfit;
 use crate::plugin::registry::{self, Kind, Origin, Plugin, Registration};
 use crate::run::controls::Controls;
+use crate::run::place::place;
 use crate::tuning::Tuning;
 use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result, refuse};
@@ -40,6 +41,17 @@ impl Choice {
         Plugin<T>: inventory::Collect,
     {
         registry::find::<T>(&self.name)?.build(&self.options)
+    }
+
+    /// Options that don't fit, as they stand in a section of an experiment.
+    fn misfits<T: Kind + ?Sized>(&self, section: &str) -> Vec<Misfit>
+    where
+        Plugin<T>: inventory::Collect,
+    {
+        let built = registry::find::<T>(&self.name).and_then(|plugin| plugin.fit(&self.options));
+        Vec::from_iter(
+            built.ok().and_then(Result::err).map(|misfit| misfit.of_plugin(&self.name, section)),
+        )
     }
 
     /// A patching metric; one that only measures is answered with where it belongs.
@@ -146,6 +158,10 @@ pub struct Experiment {
     /// Other tasks to evaluate on too, each a `name` with its options: what tuning costs elsewhere.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluate: Vec<Choice>,
+    /// The figures that a finished run shows, in this order (`right_share`, `ioi.right_share`); without
+    /// it, all. `summary.json` has all in any case.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<String>,
     /// What of the circuit is tuned, one of `list selectors`.
     pub selector: Choice,
     /// What is tuned from the same start in the same way, to hold the circuit against, and with how many
@@ -179,6 +195,7 @@ impl Default for Experiment {
             metric: None,
             measure: Vec::new(),
             evaluate: Vec::new(),
+            figures: Vec::new(),
             selector: Choice::named("nodes"),
             controls: Controls::default(),
             discovery: Discovery::default(),
@@ -211,6 +228,18 @@ fn check_format(table: &toml::Table, origin: &str) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Refuses a name that run folders can't be named after: it must not lead out of theirs.
+fn check_name(name: &str, origin: &str) -> Result<()> {
+    let leads_out = name.contains(['/', '\\']) || name.contains("..") || name == ".";
+    if leads_out || name.trim().is_empty() || name.contains(char::is_control) {
+        refuse!(
+            "{origin}: name = {name:?}: run folders are named after it, so it must have a letter or a digit, \
+             and no /, \\, .. or control character"
+        );
+    }
+    Ok(())
 }
 
 /// Reads what was called `[control]` once, a single selector, as a list of one kind of control.
@@ -313,9 +342,24 @@ impl Experiment {
             );
         }
         rename_control(&mut table, origin)?;
-        table.try_into().map_err(|error: toml::de::Error| {
-            Error::input(format!("{origin}: {}", description::misfit(&error.to_string())))
-        })
+        let place = |misfit: &Misfit| place(origin, &misfit.key, &table);
+        let experiment: Self = table.clone().try_into().map_err(|error: toml::de::Error| {
+            let misfit = Misfit::of(&error.to_string());
+            Error::input(format!("{}: {misfit}", place(&misfit)))
+        })?;
+        check_name(&experiment.name, origin)?;
+        for misfit in experiment.misfits() {
+            refuse!("{}: {misfit}", place(&misfit));
+        }
+        Ok(experiment)
+    }
+
+    /// Options that don't fit the plugins that are known by now; others are loaded later.
+    fn misfits(&self) -> Vec<Misfit> {
+        let mut all = self.task.misfits::<dyn Task>("task");
+        all.extend(self.selector.misfits::<dyn ParamSelector>("selector"));
+        all.extend(self.metric.iter().flat_map(|m| m.misfits::<dyn PatchingMetric>("metric")));
+        all
     }
 
     /// Builds the plugins, refusing unknown names and options.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::Runner;
 use super::folder::RunFolder;
 use crate::evaluation::task::Split;
-use crate::evaluation::{CircuitEvaluation, CircuitFigures, Curve, Faithfulness, Scale, Smallest};
+use crate::evaluation::{
+    CircuitEvaluation, CircuitFigures, Curve, Faithfulness, Line, Plot, Scale, Smallest, ranking,
+};
 use crate::graph::Kind;
 use crate::graph::circuit::Circuit;
 use crate::graph::scores::Scores;
@@ -24,7 +26,18 @@ pub struct CircuitSummary {
     pub edges: usize,
     /// The circuit itself.
     pub circuit: CircuitFigures,
-    /// The area under the faithfulness curve of the ranking by scores: MIB's CPR.
+    /// Circuits of all sizes, the best edges by their scores.
+    #[serde(flatten)]
+    pub ranked: RankingSummary,
+    /// Circuits of all sizes, edges drawn at random; none in runs of former versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<RankingSummary>,
+}
+
+/// What circuits of growing size, taken from one ranking of the edges, come to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankingSummary {
+    /// The area under the faithfulness curve: MIB's CPR.
     pub cpr: f64,
     /// The area under |1 − faithfulness| of the same curve: MIB's CMD.
     pub cmd: f64,
@@ -32,12 +45,13 @@ pub struct CircuitSummary {
     pub smallest: Option<Smallest>,
 }
 
-/// A curve file: the summary, and the points that it is of.
+/// A curve file: the summary, and the curves that it is of.
 #[derive(Serialize)]
 struct CurveFile<'a> {
     #[serde(flatten)]
     summary: &'a CircuitSummary,
     curve: &'a Curve,
+    random_curve: &'a Curve,
 }
 
 impl Runner<'_> {
@@ -74,6 +88,20 @@ impl Runner<'_> {
         })
     }
 
+    /// A plot of what circuits came to in an evaluation.
+    pub fn faithfulness_plot(
+        &self,
+        evaluation: &CircuitEvaluation,
+        title: String,
+        lines: Vec<Line>,
+    ) -> Plot {
+        let metric = self.provenance(evaluation.examples).metric;
+        let (ablation, edges) = (evaluation.ablation.name(), evaluation.all.len());
+        let examples = evaluation.examples.len();
+        let subtitle = format!("{metric}, {ablation} ablation, {edges} edges, {examples} examples");
+        Plot { title, subtitle, lines }
+    }
+
     /// Evaluates a circuit and the ranking by its scores as `[faithfulness]` says, and writes the curve
     /// down. None, and a warning, where there is nothing to measure faithfulness by.
     pub(super) fn judge(
@@ -85,9 +113,17 @@ impl Runner<'_> {
         when: &str,
     ) -> Result<Option<CircuitSummary>> {
         match self.circuit_summary(settings, circuit, scores) {
-            Ok((summary, curve)) => {
-                let file = folder.path(&format!("faithfulness-{when}.json"));
-                files::write_json(&file, &CurveFile { summary: &summary, curve: &curve })?;
+            Ok((summary, curves)) => {
+                let file =
+                    CurveFile { summary: &summary, curve: &curves[0], random_curve: &curves[1] };
+                files::write_json(&folder.path(&format!("faithfulness-{when}.json")), &file)?;
+                let evaluation = self.circuit_evaluation(&self.experiment.discovery.nodes)?;
+                let labels = [settings.ranking.name(), ranking::RANDOM].into_iter();
+                let lines = labels.zip(&curves).map(|(label, curve)| curve.line(label)).collect();
+                let title = format!("{}: circuits {when} tuning", self.experiment.name);
+                let plot = self.faithfulness_plot(&evaluation, title, lines);
+                let path = folder.path(&format!("faithfulness-{when}.svg"));
+                files::write_atomically(&path, plot.svg().as_bytes())?;
                 Ok(Some(summary))
             }
             Err(error @ (Error::NoEffect { .. } | Error::NotFinite(_))) => {
@@ -98,22 +134,35 @@ impl Runner<'_> {
         }
     }
 
+    /// The summary, and the curves of the ranking by scores and of a random one.
     fn circuit_summary(
         &self,
         settings: &Faithfulness,
         circuit: &Circuit,
         scores: &Scores,
-    ) -> Result<(CircuitSummary, Curve)> {
+    ) -> Result<(CircuitSummary, Vec<Curve>)> {
         let evaluation = self.circuit_evaluation(&self.experiment.discovery.nodes)?;
-        let order = settings.ranking.order(self.model.graph(), &evaluation.all, scores)?;
-        let smallest = evaluation.smallest(&order, settings.reach)?;
-        let (Scale { metric_full, metric_empty }, curve) =
-            evaluation.curve(order, &settings.fractions)?;
+        let orders = [
+            settings.ranking.order(self.model.graph(), &evaluation.all, scores)?,
+            ranking::random(&evaluation.all, self.experiment.seed),
+        ];
+        let smallest = evaluation.smallest(&orders, settings.reach)?;
+        let (Scale { metric_full, metric_empty }, curves) =
+            evaluation.curves(&orders, &settings.fractions)?;
         let (_, circuit) = evaluation.circuit(circuit, &[], false)?;
-        let (cpr, cmd) = (curve.cpr, curve.cmd);
-        let edges = evaluation.all.len();
-        let summary =
-            CircuitSummary { metric_full, metric_empty, edges, circuit, cpr, cmd, smallest };
-        Ok((summary, curve))
+        let of = |index: usize| RankingSummary {
+            cpr: curves[index].cpr,
+            cmd: curves[index].cmd,
+            smallest: smallest[index].clone(),
+        };
+        let summary = CircuitSummary {
+            metric_full,
+            metric_empty,
+            edges: evaluation.all.len(),
+            circuit,
+            ranked: of(0),
+            random: Some(of(1)),
+        };
+        Ok((summary, curves))
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::inputs::Inputs;
 use crate::{Error, Result, files, refuse};
 
 /// The file that says what a run is.
@@ -18,31 +19,20 @@ pub(super) struct RunFolder {
 }
 
 impl RunFolder {
-    /// A new folder that has its config.toml from the moment it is there: two runs never share one, and one
-    /// that was ended at once can be resumed.
+    /// A new folder that has its config.toml and the hashes of its inputs from the moment it is there: two
+    /// runs never share one, and one that was ended at once can be resumed.
     ///
     /// # Errors
     /// If it exists or can't be made.
-    pub(super) fn create(path: &Path, config: &str) -> Result<Self> {
-        if path.exists() {
-            refuse!(
-                "{}: exists already; name a new folder, runs are never overwritten",
-                path.display()
-            );
-        }
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+    pub(super) fn create(path: &Path, config: &str, inputs: &Inputs) -> Result<Self> {
+        let parent = files::parent(path);
         std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let new = parent.join(format!(".making-{}-{}", std::process::id(), rand::random::<u32>()));
-        std::fs::create_dir(&new).map_err(Error::io(&new))?;
-        let made = files::write_atomically(&new.join(CONFIG), config.as_bytes())
-            // Refused by the system where the name is a folder that isn't empty.
-            .and_then(|()| std::fs::rename(&new, path).map_err(Error::io(path)));
-        if made.is_err() {
-            // It is of no use to anybody; what went wrong is said already.
-            let _ = std::fs::remove_dir_all(&new);
-        }
-        made.and_then(|()| Self::locked(path))
+        files::clear_left_behind(parent);
+        files::make_folder(path, |new| {
+            inputs.write(new)?;
+            files::write_atomically(&new.join(CONFIG), config.as_bytes())
+        })?;
+        Self::locked(path)
     }
 
     fn locked(path: &Path) -> Result<Self> {
@@ -66,10 +56,15 @@ impl RunFolder {
     ///
     /// # Errors
     /// If none can.
-    pub(super) fn create_next(parent: &Path, name: &str, config: &str) -> Result<Self> {
+    pub(super) fn create_next(
+        parent: &Path,
+        name: &str,
+        config: &str,
+        inputs: &Inputs,
+    ) -> Result<Self> {
         loop {
             let path = next_folder(parent, name);
-            match Self::create(&path, config) {
+            match Self::create(&path, config, inputs) {
                 // Another run was faster.
                 Err(_) if path.exists() => {}
                 made => return made,
@@ -130,8 +125,7 @@ fn clear_unfinished(folder: &Path) -> Result<()> {
         let is_folder = entry.file_type().map_err(Error::io(folder))?.is_dir();
         let path = entry.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let unfinished = files::UNFINISHED.iter().any(|prefix| name.starts_with(prefix));
-        match (unfinished, is_folder) {
+        match (name.starts_with(files::PREFIX), is_folder) {
             (true, true) => std::fs::remove_dir_all(&path).map_err(Error::io(&path))?,
             (true, false) => std::fs::remove_file(&path).map_err(Error::io(&path))?,
             (false, true) => clear_unfinished(&path)?,
@@ -209,7 +203,10 @@ impl Lines {
 
     pub(super) fn finish(self) -> Result<()> {
         match self.file {
-            Some(_) => std::fs::rename(&self.part, &self.path).map_err(Error::io(&self.path)),
+            Some(_) => {
+                self.sync()?;
+                std::fs::rename(&self.part, &self.path).map_err(Error::io(&self.path))
+            }
             None => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Runner;
 use super::folder::{Lines, RunFolder};
-use super::resume::Checkpoints;
+use super::resume::{Checkpoints, STATE, Stages};
 use crate::Result;
 use crate::evaluation::figures::InJson;
 use crate::lora::Adapters;
@@ -18,9 +18,6 @@ use crate::tuning::{DiscoveredAt, Event, State, Step};
 
 /// The file of a run's circuits.
 pub(super) const CIRCUITS: &str = "circuits.jsonl";
-
-/// The folder of what a run goes on from.
-pub(super) const STATE: &str = "state";
 
 /// The files of a tuning under way. Call [`RunLog::event`] for everything that happens, then
 /// [`RunLog::finish`].
@@ -33,6 +30,8 @@ pub(super) struct RunLog<'a> {
     circuits: Lines,
     evaluations: Lines,
     checkpoints: Checkpoints,
+    /// Whose seconds are kept with every state.
+    stages: &'a Stages,
     /// The adapters that are trained, if any are; they follow every step.
     adapters: Option<Arc<Adapters>>,
 }
@@ -42,6 +41,7 @@ impl<'a> RunLog<'a> {
         runner: &'a Runner<'a>,
         folder: &'a RunFolder,
         untuned: Option<&'a [Tensor]>,
+        stages: &'a Stages,
     ) -> Self {
         let lines = |name: &str| Lines::new(folder.path(name));
         let states = folder.path(STATE);
@@ -53,6 +53,7 @@ impl<'a> RunLog<'a> {
             steps: lines("log.jsonl"),
             circuits: lines(CIRCUITS),
             evaluations: lines("evaluations.jsonl"),
+            stages,
             adapters: None,
         }
     }
@@ -137,6 +138,7 @@ impl<'a> RunLog<'a> {
                 lines.sync()?;
             }
             self.checkpoints.write(state, self.runner.model, made < total)?;
+            self.stages.keep()?;
         }
         stops
     }

@@ -9,10 +9,13 @@ mod discovery;
 pub mod experiment;
 mod faithfulness;
 mod folder;
+mod inputs;
 mod log;
+mod place;
 mod resume;
 pub mod settings;
 pub mod splits;
+mod stages;
 mod summary;
 pub mod sweep;
 mod tune;
@@ -20,36 +23,28 @@ mod tune;
 use std::path::Path;
 
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
-
 pub use controls::Controls;
 pub use discovery::Found;
-pub use faithfulness::CircuitSummary;
+pub use faithfulness::{CircuitSummary, RankingSummary};
+pub use inputs::Inputs;
+pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};
 
-use crate::analysis::Name;
-use crate::attribution::{Ablation, Bootstrap};
+use crate::Result;
+use crate::attribution::Ablation;
 use crate::data::example::Example;
 use crate::data::tokenizer::Tokenizer;
 use crate::evaluation::task::{Dataset, Figures, Setting, Split};
 use crate::evaluation::{CircuitEvaluation, CircuitInForce, Evaluation};
-use crate::files;
 use crate::graph::circuit::Circuit;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
 use crate::peers::Peers;
 use crate::progress::Report;
-use crate::results::circuit_file::CircuitFile;
-use crate::results::drawing::Drawing;
 use crate::results::provenance::{Geometry, Provenance};
-use crate::run::controls::{ControlsSummary, Repeat};
 use crate::run::experiment::{Experiment, Plugins};
 use crate::run::splits::Data;
-use crate::tuning::Tuned;
-use crate::{Error, Result};
 use folder::RunFolder;
-use log::STATE;
-use resume::Stages;
 
 /// Saves a model to a folder that doesn't exist yet; the file formats are not the framework's.
 pub type Save<'a> = dyn Fn(&Path, &dyn Model) -> Result<()> + 'a;
@@ -197,7 +192,9 @@ impl Runner<'_> {
     /// As [`Runner::run`]'s.
     pub fn run_in_next(&self, parent: &Path, begun: impl FnOnce(&Path)) -> Result<Summary> {
         let (examples, config) = (self.prepare()?, self.experiment.resolved()?);
-        let folder = RunFolder::create_next(parent, &self.experiment.name, &config)?;
+        let inputs = Inputs::of(self.experiment)?;
+        self.check_room(examples, parent)?;
+        let folder = RunFolder::create_next(parent, &self.experiment.name, &config, &inputs)?;
         begun(folder.root());
         self.go_on(examples, &folder)
     }
@@ -210,7 +207,9 @@ impl Runner<'_> {
     /// adapters as they were reached are saved first; if an evaluation after tuning fails, the tuned
     /// model.
     pub fn run_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
-        let folder = RunFolder::create(folder, &self.experiment.resolved()?)?;
+        let inputs = Inputs::of(self.experiment)?;
+        self.check_room(examples, folder)?;
+        let folder = RunFolder::create(folder, &self.experiment.resolved()?, &inputs)?;
         self.go_on(examples, &folder)
     }
 
@@ -229,150 +228,10 @@ impl Runner<'_> {
     /// As [`Runner::run_prepared`]'s.
     pub fn resume_prepared(&self, examples: &[Example], folder: &Path) -> Result<Summary> {
         let folder = RunFolder::open(folder)?;
-        let finished = folder.path(SUMMARY);
-        if finished.exists() {
-            folder.clear(STATE)?;
-            return files::read_json(&finished);
+        if let Some(summary) = finished(folder.root())? {
+            return Ok(summary);
         }
+        Inputs::of(self.experiment)?.check(folder.root())?;
         self.go_on(examples, &folder)
     }
-
-    /// Every stage that isn't finished yet.
-    fn go_on(&self, examples: &[Example], folder: &RunFolder) -> Result<Summary> {
-        let mut stages = Stages::of(&folder.path(STATE), &self.experiment.resolved()?)?;
-        // A second copy of the weights, only where something starts from it or is compared with it.
-        let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
-        let untuned = match compared || self.has_controls() {
-            true => Some(self.model.parameters().snapshot()?),
-            false => None,
-        };
-        let untuned = untuned.as_deref();
-        let before = stages.evaluation("before", || {
-            self.evaluate(Some(&folder.path("evaluation-before")), None)
-        })?;
-        let circuit_before =
-            stages.once("circuit before", || self.circuit(folder, "before", examples))?;
-        stages.once("analyses before", || self.analyse(folder, "before"))?;
-        let tuned = self.tune(folder, &*self.plugins.selector, None, examples, untuned)?;
-        // Before anything else can fail.
-        stages.once("model", || (self.save)(&folder.clear("model")?, self.model))?;
-        let after = stages.evaluation("after", || {
-            self.evaluate(Some(&folder.path("evaluation-after")), untuned)
-        })?;
-        let circuit_after =
-            stages.once("circuit after", || self.circuit(folder, "after", examples))?;
-        stages.once("analyses after", || self.analyse(folder, "after"))?;
-        let controls = match untuned {
-            Some(weights) if self.has_controls() => {
-                let circuit = Repeat {
-                    figures: after.clone(),
-                    tuned_parameters: tuned.tuned_parameters,
-                    seconds: tuned.discovery_seconds + tuned.tuning_seconds,
-                };
-                Some(self.controls(folder, (&before, circuit), weights, &mut stages)?)
-            }
-            _ => None,
-        };
-        let summary = Summary {
-            seconds: stages.seconds(),
-            faithfulness_before: circuit_before.faithfulness,
-            faithfulness_after: circuit_after.faithfulness,
-            bootstrap_before: circuit_before.bootstrap,
-            bootstrap_after: circuit_after.bootstrap,
-            ..self.summary(examples, before, after, &tuned, controls)
-        };
-        files::write_json(&folder.path(SUMMARY), &summary)?;
-        folder.clear(STATE)?;
-        Ok(summary)
-    }
-
-    fn summary(
-        &self,
-        examples: &[Example],
-        before: Figures,
-        after: Figures,
-        tuned: &Tuned,
-        controls: Option<ControlsSummary>,
-    ) -> Summary {
-        let parameters = self.model.parameters().count();
-        let Experiment { name, task, selector, tuning, .. } = self.experiment;
-        Summary {
-            experiment: name.clone(),
-            task: task.name.clone(),
-            selector: selector.name.clone(),
-            before,
-            after,
-            faithfulness_before: None,
-            faithfulness_after: None,
-            bootstrap_before: None,
-            bootstrap_after: None,
-            parameters,
-            tuned_parameters: tuned.tuned_parameters,
-            tuned_parameter_ratio: tuned.tuned_parameters as f64 / parameters as f64,
-            steps: tuning.total_steps(examples.len()),
-            discovery_seconds: tuned.discovery_seconds,
-            tuning_seconds: tuned.tuning_seconds,
-            seconds: 0.0,
-            controls,
-        }
-    }
-
-    /// Discovers the circuit as the model is now; writes and draws it, and evaluates it where
-    /// `[faithfulness]` asks for that.
-    fn circuit(
-        &self,
-        folder: &RunFolder,
-        when: &str,
-        examples: &[Example],
-    ) -> Result<CircuitOutcome> {
-        let Experiment { discovery, tuning, faithfulness, .. } = self.experiment;
-        let is_wanted = faithfulness.is_some() || self.experiment.analyses.contains(&Name::Roles);
-        if !self.plugins.selector.needs_circuit() && !is_wanted {
-            return Ok(CircuitOutcome::default());
-        }
-        let graph = self.model.graph().subset(&discovery.nodes);
-        let fixed = tuning.fixed_circuit(self.model, &graph)?.filter(|_| when == "before");
-        // What a fixed circuit is held against is the ranking by scores.
-        let found = match (&fixed, faithfulness) {
-            (Some(_), None) => None,
-            _ => match self.discover(examples) {
-                Ok(found) => Some(found),
-                // The tuned model is there to be looked at; the figures say what became of it.
-                Err(error @ Error::NotFinite(_)) if when == "after" => {
-                    ::log::warn!("there is no circuit after tuning: {error}");
-                    return Ok(CircuitOutcome::default());
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        let (scores, circuit, bootstrap) = match (fixed, found) {
-            // Resamples say nothing of a circuit that wasn't cut from these scores.
-            (Some(fixed), found) => (found.map(|found| found.scores), fixed, None),
-            (None, Some(found)) => {
-                (Some(found.scores), found.circuit, found.certainty.map(|c| c.bootstrap))
-            }
-            (None, None) => return Ok(CircuitOutcome::default()),
-        };
-        let provenance = self.provenance(examples);
-        let title = format!("{}: circuit {when} tuning", self.experiment.name);
-        let drawing = Drawing::of(&circuit.edges, &title, &provenance);
-        CircuitFile::new(circuit.clone(), provenance, bootstrap)
-            .write(&folder.path(&format!("circuit-{when}.json")))?;
-        let file = folder.path(&format!("circuit-{when}.svg"));
-        files::write_atomically(&file, drawing.svg().as_bytes())?;
-        let faithfulness = match (faithfulness, scores) {
-            (Some(settings), Some(scores)) => {
-                self.judge(settings, &circuit, &scores, folder, when)?
-            }
-            _ => None,
-        };
-        Ok(CircuitOutcome { faithfulness, bootstrap })
-    }
-}
-
-/// What is said of a run's circuit.
-#[derive(Default, Serialize, Deserialize)]
-struct CircuitOutcome {
-    faithfulness: Option<CircuitSummary>,
-    bootstrap: Option<Bootstrap>,
 }

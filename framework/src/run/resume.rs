@@ -1,6 +1,7 @@
 //! What a run that was ended goes on from: the state of tuning after some step, as it grows, and the stages
 //! that are finished. Both are in the run's folder `state`, which a finished run doesn't have.
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,11 +10,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::summary::{SUMMARY, Summary};
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 use crate::model::Model;
 use crate::tuning::{State, Tuning};
 use crate::{Error, Result, files, progress, refuse};
+
+/// The folder of what a run goes on from.
+pub(super) const STATE: &str = "state";
 
 /// How many states are kept: the last may be of the step that failed.
 const KEPT: usize = 2;
@@ -42,7 +47,7 @@ impl Checkpoints {
     /// # Errors
     /// If the folder can't be read.
     pub(super) fn newest(&self) -> Result<Option<(usize, PathBuf)>> {
-        Ok(self.states()?.pop())
+        Ok(states(&self.folder)?.pop())
     }
 
     /// Whether a state is due after so many steps.
@@ -62,7 +67,7 @@ impl Checkpoints {
             model,
             moments,
         )?;
-        let mut states = self.states()?;
+        let mut states = states(&self.folder)?;
         states.truncate(states.len().saturating_sub(KEPT));
         for (_, path) in states {
             std::fs::remove_file(&path).map_err(Error::io(&path))?;
@@ -70,31 +75,58 @@ impl Checkpoints {
         self.last = Instant::now();
         Ok(())
     }
+}
 
-    /// All states by their step.
-    fn states(&self) -> Result<Vec<(usize, PathBuf)>> {
-        let entries = match std::fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(Error::io(&self.folder))?,
-        };
-        let mut states = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(Error::io(&self.folder))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let step = name.strip_prefix("step-").and_then(|s| s.strip_suffix(".safetensors"));
-            if let Some(step) = step.and_then(|step| step.parse().ok()) {
-                states.push((step, path));
-            }
+/// All states in a folder by their step.
+fn states(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io(folder))?,
+    };
+    let mut states = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let step = name.strip_prefix("step-").and_then(|s| s.strip_suffix(".safetensors"));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            states.push((step, path));
         }
-        states.sort();
-        Ok(states)
     }
+    states.sort();
+    Ok(states)
+}
+
+/// The file of a run's finished stages, in its folder `state`.
+const STAGES: &str = "stages.json";
+
+/// Whether a folder is that of a run that was finished, controls included.
+pub fn is_finished(folder: &Path) -> bool {
+    folder.join(SUMMARY).exists() && !folder.join(STATE).join(STAGES).exists()
+}
+
+/// The summary of a run that was finished; none of another. What a process that was killed at its very end left of
+/// the state is removed.
+///
+/// # Errors
+/// If the summary can't be read.
+pub fn finished(folder: &Path) -> Result<Option<Summary>> {
+    if !is_finished(folder) {
+        return Ok(None);
+    }
+    // The process that is at its end removes it too.
+    let _ = std::fs::remove_dir_all(folder.join(STATE));
+    files::read_json(&folder.join(SUMMARY)).map(Some)
+}
+
+/// The step after which the newest state of a run's own tuning was kept, where there is one.
+pub fn last_kept_step(folder: &Path) -> Option<usize> {
+    states(&folder.join(STATE)).ok()?.pop().map(|(step, _)| step)
 }
 
 /// The stages of a run that are finished, with what they found.
 pub(super) struct Stages {
     path: PathBuf,
-    kept: Kept,
+    kept: RefCell<Kept>,
     start: Instant,
     /// What earlier tries took, as far as their stages were finished.
     earlier: f64,
@@ -118,7 +150,7 @@ impl Stages {
     /// # Errors
     /// If the file is malformed, or of a run with another configuration.
     pub(super) fn of(folder: &Path, config: &str) -> Result<Self> {
-        let path = folder.join("stages.json");
+        let path = folder.join(STAGES);
         let new = || Kept { config: config.to_owned(), ..Kept::default() };
         let kept = if path.exists() { files::read_json(&path)? } else { new() };
         if kept.config != config {
@@ -128,7 +160,7 @@ impl Stages {
                 path.display()
             );
         }
-        Ok(Self { path, earlier: kept.seconds, kept, start: Instant::now() })
+        Ok(Self { path, earlier: kept.seconds, kept: RefCell::new(kept), start: Instant::now() })
     }
 
     /// From the run's start to now, as far as nothing was done twice.
@@ -141,22 +173,42 @@ impl Stages {
     /// # Errors
     /// As `work`, and if what it found can't be kept.
     pub(super) fn once<T: Serialize + DeserializeOwned>(
-        &mut self,
+        &self,
         name: &str,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let misfit = |error| Error::input(format!("{}: {name}: {error}", self.path.display()));
-        if let Some(found) = self.kept.finished.get(name) {
+        if let Some(found) = self.kept.borrow().finished.get(name) {
             return serde_json::from_value(found.clone()).map_err(misfit);
         }
         progress::check_stop()?;
         let found = work()?;
-        self.kept.finished.insert(name.to_owned(), serde_json::to_value(&found).map_err(misfit)?);
-        self.kept.seconds = self.seconds();
-        let folder = self.path.parent().unwrap_or(&self.path);
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        files::write_json(&self.path, &self.kept)?;
+        let value = serde_json::to_value(&found).map_err(misfit)?;
+        self.kept.borrow_mut().finished.insert(name.to_owned(), value);
+        self.keep()?;
         Ok(found)
+    }
+
+    /// Writes down what there is, and the seconds up to now.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(super) fn keep(&self) -> Result<()> {
+        self.kept.borrow_mut().seconds = self.seconds();
+        let folder = files::parent(&self.path);
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        files::write_json(&self.path, &*self.kept.borrow())
+    }
+
+    /// Removes the folder `state`: the run is finished.
+    ///
+    /// # Errors
+    /// If it can't be removed.
+    pub(super) fn finish(self) -> Result<()> {
+        // It says that the run isn't finished; the states would be missed by one that goes on.
+        std::fs::remove_file(&self.path).map_err(Error::io(&self.path))?;
+        let folder = files::parent(&self.path);
+        std::fs::remove_dir_all(folder).map_err(Error::io(folder))
     }
 
     /// The figures of an evaluation, as [`Stages::once`].
@@ -164,7 +216,7 @@ impl Stages {
     /// # Errors
     /// As [`Stages::once`]'s.
     pub(super) fn evaluation(
-        &mut self,
+        &self,
         name: &str,
         work: impl FnOnce() -> Result<Figures>,
     ) -> Result<Figures> {

@@ -4,6 +4,7 @@
 use std::cell::OnceCell;
 
 use crate::Result;
+use crate::data::example::Example;
 use crate::evaluation::task::{Dataset, Setting, Split};
 use crate::run::experiment::Plugins;
 
@@ -30,7 +31,11 @@ impl Data {
             Split::Train => &self.train,
             Split::Test => &self.test,
         };
-        Ok(&**once(cell, || plugins.task.load(split, setting))?)
+        Ok(&**once(cell, || {
+            let data = plugins.task.load(split, setting)?;
+            note_unknown_words(data.examples(), split, setting);
+            Ok(data)
+        })?)
     }
 
     /// The test splits of the other tasks, in the order of `plugins.evaluate`.
@@ -41,6 +46,32 @@ impl Data {
         let load =
             || plugins.evaluate.iter().map(|(_, task)| task.load(Split::Test, setting)).collect();
         Ok(once(&self.others, load)?)
+    }
+}
+
+/// Says how many words of the examples aren't in the model's vocabulary.
+fn note_unknown_words(examples: &[Example], split: Split, setting: &Setting) {
+    let Some((tokenizer, unknown)) = setting.tokenizer.and_then(|t| Some((t, t.unknown()?))) else {
+        return;
+    };
+    // What a text begins and ends with may be the same token.
+    let inner = |tokens: &'_ Vec<u32>| {
+        let start = usize::from(tokens.first().copied() == tokenizer.prefix());
+        let end = usize::from(tokens.len() > start && tokens.last().copied() == tokenizer.end);
+        start..tokens.len() - end
+    };
+    let tokens = || examples.iter().flat_map(|example| &example.tokens[inner(&example.tokens)]);
+    let count = tokens().filter(|token| **token == unknown).count();
+    if count > 0 {
+        let which = match split {
+            Split::Train => "training",
+            Split::Test => "test",
+        };
+        log::warn!(
+            "{count} of {} tokens of the {which} examples are words unknown to the model, read as {}",
+            tokens().count(),
+            tokenizer.inner.id_to_token(unknown).unwrap_or_default()
+        );
     }
 }
 

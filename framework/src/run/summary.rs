@@ -37,6 +37,9 @@ pub struct Summary {
     /// The same of the circuit after tuning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap_after: Option<Bootstrap>,
+    /// The names of the figures that are shown, in this order; all where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shown: Vec<String>,
     /// The task's registered name.
     pub task: String,
     /// The selector's registered name.

@@ -14,6 +14,8 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::place::place;
+use crate::plugin::misfit::Misfit;
 use crate::{Error, Result, refuse};
 
 /// The lists; one that is left out leaves the experiment's own choice. An entry is a name (of a model
@@ -58,7 +60,8 @@ pub fn combinations(experiment: &Table, origin: &str) -> Result<Option<Vec<Combi
     };
     let Sweep { models, tasks, metrics, selectors, seeds } =
         sweep.try_into().map_err(|error: toml::de::Error| {
-            Error::input(format!("{origin}: [sweep]: {}", error.message().replace('\n', " ")))
+            let misfit = Misfit::of(&error.to_string()).below("sweep");
+            Error::input(format!("{}: {misfit}", place(origin, &misfit.key, experiment)))
         })?;
     let seeds: Vec<Value> = seeds.into_iter().map(Value::from).collect();
     let mut combinations = vec![Combination { name: String::new(), experiment: base }];
@@ -170,7 +173,7 @@ mod tests {
     fn what_is_malformed_is_named() {
         for (text, part) in [
             ("[sweep]\n", "is empty"),
-            ("[sweep]\nmetric = ['loss']", "unknown field `metric`"),
+            ("[sweep]\nmetric = ['loss']", "there is no key `sweep.metric`; did you mean metrics"),
             ("[sweep]\nmetrics = [3]", "3 is no metric"),
             ("[sweep]\nmodels = [{ name = 'x' }]", "with `path`"),
         ] {

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::Runner;
 use super::folder::RunFolder;
 use super::log::RunLog;
+use super::resume::Stages;
 use crate::data::example::Example;
 use crate::lora::Adapters;
 use crate::plugin::guard::caught;
@@ -27,6 +28,7 @@ impl Runner<'_> {
         matched: Option<&Matched>,
         examples: &[Example],
         untuned: Option<&[Tensor]>,
+        stages: &Stages,
     ) -> Result<Tuned> {
         let Experiment { discovery, pruning, tuning, seed, .. } = self.experiment;
         let tuner = Tuner {
@@ -39,7 +41,7 @@ impl Runner<'_> {
             matched,
             seed: *seed,
         };
-        let mut log = RunLog::new(self, folder, untuned);
+        let mut log = RunLog::new(self, folder, untuned, stages);
         // An update is the last thing in a step, so model and adapters are as the last whole step left
         // them, even after a panic.
         let from = log.resume()?;

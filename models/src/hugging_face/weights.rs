@@ -10,7 +10,7 @@ use candle_core::safetensors::{Load, load_buffer};
 use candle_core::{Device, Tensor};
 use circuit_framework::model::checkpoint::Stored;
 use circuit_framework::{Error, Result, files, refuse};
-use safetensors::tensor::{Metadata, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView};
 use serde_json::Value;
 
 /// A folder's tensors.
@@ -21,6 +21,14 @@ pub(super) fn list(folder: &Path) -> Result<BTreeMap<String, Stored>> {
         return list_file(&single);
     }
     if !index.exists() {
+        let torch = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+        if let Some(file) = torch.iter().find(|file| folder.join(file).exists()) {
+            refuse!(
+                "{0}: has its weights in {file}, which isn't read; transformers makes safetensors of them: \
+                 AutoModelForCausalLM.from_pretrained(\"{0}\").save_pretrained(FOLDER)",
+                folder.display()
+            );
+        }
         refuse!(
             "{}: there is no model.safetensors and no model.safetensors.index.json",
             folder.display()
@@ -83,7 +91,11 @@ fn header(path: &Path) -> Result<(u64, Metadata)> {
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).map_err(|error| broken(error.to_string()))?;
     let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| broken(error.to_string()))?;
+        serde_json::from_slice(&header).map_err(|error| match error.is_data() {
+            // Whole, but with a type that isn't known, say.
+            true => Error::input(format!("{}: the header can't be read: {error}", path.display())),
+            false => broken(error.to_string()),
+        })?;
     let start = 8 + length;
     let (held, listed) = (size.saturating_sub(start), metadata.data_len() as u64);
     if held != listed {
@@ -93,6 +105,13 @@ fn header(path: &Path) -> Result<(u64, Metadata)> {
 }
 
 fn read(path: &PathBuf, start: u64, info: &TensorInfo, name: &str) -> Result<Tensor> {
+    if !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        refuse!(
+            "{}: tensor `{name}` is {:?}, but weights are read as F64, F32, F16 or BF16; convert them first",
+            path.display(),
+            info.dtype
+        );
+    }
     let (from, to) = info.data_offsets;
     let mut bytes = vec![0; to - from];
     let mut file = File::open(path).map_err(Error::io(path))?;

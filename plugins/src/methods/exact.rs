@@ -55,13 +55,14 @@ impl Attribution for Patching<'_> {
         if ablated.is_mean() {
             batches.iter().try_for_each(|batch| ablated.add(model, batch))?;
         }
+        let edges: Vec<_> = graph.edges().filter(|&edge| scoring.wants(edge)).collect();
         let columns = graph.readers().len();
         let mut effects = vec![0f64; graph.writers().len() * columns];
         for batch in &batches {
             let by = ablated.of(model, batch)?;
             scoring.begin_examples(batch)?;
             let whole = shares(&scoring, batch, Pass::forward_only())?;
-            for (writer, reader) in graph.edges() {
+            for &(writer, reader) in &edges {
                 let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
                 let edges = AblatedEdges::only(model.graph(), by.clone(), ends)?;
                 let pass = Pass::forward_only().ablating(edges.into());

@@ -125,7 +125,7 @@ pub(super) type Templates = BTreeMap<String, String>;
 impl Logic {
     /// All problems of the folder that were asked for, in the order of the files.
     pub(super) fn problems(&self, folder: &Path, sieve: &mut Sieve) -> Result<Vec<Problem>> {
-        let mut problems = Vec::new();
+        let (mut problems, mut found) = (Vec::new(), false);
         let levels = if self.levels.is_empty() { &[1, 2, 3, 4] } else { &self.levels[..] };
         for &level in levels {
             for &kind in &self.kinds {
@@ -141,6 +141,7 @@ impl Logic {
                     }
                     continue;
                 };
+                found = true;
                 let templates = match file("_cot") {
                     path if path.exists() => read_templates(&path)?,
                     _ => Templates::new(),
@@ -155,6 +156,14 @@ impl Logic {
                     }
                 }
             }
+        }
+        if !found {
+            refuse!(
+                "{}: there is no Contexthub file such as data_level1/{}_logic.json in it; give the folder that \
+                 holds data_level1 to data_level4",
+                folder.display(),
+                self.kinds.first().map_or("deductive", |kind| kind.name())
+            );
         }
         Ok(problems)
     }

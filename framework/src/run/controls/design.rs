@@ -12,8 +12,8 @@ use crate::files;
 use crate::run::Runner;
 use crate::run::experiment::Experiment;
 use crate::run::folder::RunFolder;
-use crate::run::log::{CIRCUITS, STATE};
-use crate::run::resume::Stages;
+use crate::run::log::CIRCUITS;
+use crate::run::resume::{STATE, Stages};
 use crate::tuning::selector::ParamSelector;
 use crate::tuning::{DiscoveredAt, Matched};
 
@@ -47,7 +47,7 @@ impl Runner<'_> {
         folder: &RunFolder,
         (before, circuit): (&Figures, Repeat),
         weights: &[Tensor],
-        stages: &mut Stages,
+        stages: &Stages,
     ) -> Result<ControlsSummary> {
         let seeds = self.seeds();
         let mut found = vec![OfSeed {
@@ -74,7 +74,7 @@ impl Runner<'_> {
     }
 
     /// Everything with the seed of this experiment.
-    fn of_seed(&self, root: &RunFolder, weights: &[Tensor], stages: &mut Stages) -> Result<OfSeed> {
+    fn of_seed(&self, root: &RunFolder, weights: &[Tensor], stages: &Stages) -> Result<OfSeed> {
         let seed = self.experiment.seed;
         let folder = root.folder(&format!("controls/seed-{seed}/circuit"))?;
         let before = stages.evaluation(&format!("seed {seed}: before"), || {
@@ -99,7 +99,7 @@ impl Runner<'_> {
         root: &RunFolder,
         circuit: &RunFolder,
         weights: &[Tensor],
-        stages: &mut Stages,
+        stages: &Stages,
     ) -> Result<Vec<Repeat>> {
         let seed = self.experiment.seed;
         let control = |(kind, selector): &(String, Box<dyn ParamSelector>)| {
@@ -115,7 +115,7 @@ impl Runner<'_> {
     }
 
     /// Tunes from the weights before tuning, evaluates, and puts the weights back.
-    fn repeat(&self, stage: Stage, weights: &[Tensor], stages: &mut Stages) -> Result<Repeat> {
+    fn repeat(&self, stage: Stage, weights: &[Tensor], stages: &Stages) -> Result<Repeat> {
         let Stage { name, folder, selector, circuit } = stage;
         let repeat = stages.once(&name, || {
             let _tuned = self.model.parameters().put_back_on_drop()?;
@@ -125,7 +125,8 @@ impl Runner<'_> {
                 None => None,
             };
             let examples = self.examples()?;
-            let tuned = self.tune(folder, selector, matched.as_ref(), examples, Some(weights))?;
+            let tuned =
+                self.tune(folder, selector, matched.as_ref(), examples, Some(weights), stages)?;
             let figures = self.evaluate(Some(&folder.path("evaluation-after")), Some(weights))?;
             Ok(Repeat {
                 figures,

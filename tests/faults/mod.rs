@@ -1,0 +1,89 @@
+//! What may go wrong from outside, at any moment: kills, signals, full disks, closed pipes, races, and outputs that
+//! would destroy what is there. docs/reliability.md tells what is promised.
+
+mod disk;
+mod kills;
+mod outputs;
+mod races;
+mod signals;
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::command_line::words;
+
+fn start(folder: &Path, line: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_circuit-tuning"));
+    command.args(words(line)).current_dir(folder).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Everything a run leaves, by its path; of logs and summary without seconds.
+fn left(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    fn without_seconds(value: &mut Value) {
+        match value {
+            Value::Object(table) => {
+                table.retain(|key, _| !key.ends_with("seconds"));
+                table.values_mut().for_each(without_seconds);
+            }
+            Value::Array(values) => values.iter_mut().for_each(without_seconds),
+            _ => {}
+        }
+    }
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut content = std::fs::read(&path).unwrap();
+            let name = path.strip_prefix(folder).unwrap().display().to_string();
+            if name.ends_with("log.jsonl") || name == "summary.json" {
+                let text = String::from_utf8(content).unwrap();
+                let values = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+                let values = values.map(|value| {
+                    let mut value = value.unwrap();
+                    without_seconds(&mut value);
+                    value.to_string()
+                });
+                content = values.collect::<Vec<_>>().join("\n").into_bytes();
+            }
+            files.push((name, content));
+        }
+    }
+    files.sort();
+    files
+}
+
+fn assert_same(expected: &Path, found: &Path) {
+    let (expected, found) = (left(expected), left(found));
+    let names = |files: &[(String, Vec<u8>)]| -> Vec<String> {
+        files.iter().map(|(name, _)| name.clone()).collect()
+    };
+    assert_eq!(names(&expected), names(&found));
+    for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+        assert!(expected == found, "{name} differs");
+    }
+}
+
+/// Runs a shell's script in a folder; `$PROGRAM` in it is the program.
+#[cfg(unix)]
+fn shell(folder: &Path, script: &str) -> Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(folder);
+    command.env("PROGRAM", env!("CARGO_BIN_EXE_circuit-tuning")).output().unwrap()
+}
+
+/// The names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
