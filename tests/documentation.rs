@@ -142,6 +142,28 @@ fn report_commands_run() {
     }
 }
 
+#[test]
+fn trust_commands_run() {
+    assert_eq!(follow("docs/trust.md", tempfile::tempdir().unwrap().path()), 1);
+}
+
+/// The figures of every shipped experiment on SmolLM2 stand beside the command that makes them.
+#[test]
+fn experiments_on_smollm2_are_documented() {
+    let pages = ["docs/trust.md", "docs/experiments.md"]
+        .map(|page| std::fs::read_to_string(repository(page)).unwrap());
+    let files = std::fs::read_dir(repository("experiments")).unwrap();
+    let names: Vec<String> = files
+        .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|name| name.starts_with("smollm2-"))
+        .collect();
+    assert!(!names.is_empty());
+    for name in names {
+        let command = format!("circuit-tuning run {name}");
+        assert!(pages.iter().any(|page| page.contains(&command)), "{command}");
+    }
+}
+
 /// What its scripts leave stands in it, which their own tests hold against them.
 #[test]
 fn data_commands_run() {
