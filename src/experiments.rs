@@ -25,6 +25,7 @@ shipped!(
     "embedded",
     "embedded-model",
     "smollm2-bias",
+    "smollm2-controls",
     "smollm2-disagreement",
     "smollm2-logic",
     "smollm2-math",

@@ -83,6 +83,9 @@ fn one_line(message: &str) -> String {
 }
 
 fn run(matches: &ArgMatches) -> Result<()> {
+    if matches.get_flag("quiet") {
+        progress::be_quiet();
+    }
     for path in matches.get_many::<String>("plugins").into_iter().flatten() {
         plugins::load(Path::new(path))?;
     }
@@ -147,4 +150,11 @@ fn command() -> Command {
                 .help("Load a run-time plugin first, as `plugin build` made it"),
         )
         .arg(outputs::force_flag())
+        .arg(
+            Arg::new("quiet")
+                .long("quiet")
+                .action(ArgAction::SetTrue)
+                .global(true)
+                .help("Show no progress and no notes, only warnings and the result"),
+        )
 }

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,18 @@ use crate::print::tell;
 const LINES: usize = 10;
 /// Between two lines of one piece of work there is at least this; its last line comes in any case.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether progress and notes are left out; warnings never are.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out progress and notes from now on.
+pub(crate) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Shows progress as it is reported.
 pub(crate) struct Display {
@@ -43,6 +56,9 @@ impl Display {
     }
 
     pub(crate) fn show(&self, progress: &Progress) {
+        if is_quiet() {
+            return;
+        }
         let mut state = self.state.borrow_mut();
         match std::io::stderr().is_terminal() {
             true => state.move_bar(progress),
@@ -94,7 +110,8 @@ fn figure(progress: &Progress) -> String {
 
 fn bar(progress: &Progress) -> ProgressBar {
     let bar = ProgressBar::new(progress.total as u64);
-    let style = ProgressStyle::with_template("{prefix:9} {wide_bar} {pos}/{len} {msg} {eta}");
+    let style =
+        ProgressStyle::with_template("{prefix:9} {wide_bar} {pos}/{len} {per_sec} {msg} {eta}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_prefix(progress.stage);
     bar
@@ -108,7 +125,7 @@ struct Messages {
 impl log::Log for Messages {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
         // Other crates' notes are of no use to who runs this program.
-        let most = match metadata.target().starts_with("circuit_") {
+        let most = match metadata.target().starts_with("circuit_") && !is_quiet() {
             true => log::Level::Info,
             false => log::Level::Warn,
         };

@@ -254,6 +254,7 @@ fn list_shows_everything_registered() {
             "embedded",
             "embedded-model",
             "smollm2-bias",
+            "smollm2-controls",
             "smollm2-disagreement",
             "smollm2-logic",
             "smollm2-math",

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::command_line::{json, refuses, succeeds, words};
+use crate::command_line::{json, program, refuses, succeeds, words};
 
 const EXAMPLES: &str = "\
 {\"tokens\": [1, 3, 119, 1, 4, 83, 98], \"key_positions\": [5], \"correct\": [83], \"wrong\": [82]}
@@ -55,6 +55,21 @@ fn json_is_one_flag_on_every_command_that_prints_a_result() {
     assert!(settings.iter().any(|setting| setting["name"] == "tuning.lr"), "{listed}");
     std::fs::write(here.join("sweep.toml"), "[sweep]\nseeds = [0, 1]\n").unwrap();
     refuses(here, &words("run sweep.toml --json"), &["compare.json"]);
+}
+
+/// Only progress and notes are left out.
+#[test]
+fn quiet_commands_say_nothing_but_their_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = format!("eval {SMALL}");
+    let [loud, quiet] =
+        ["", " --quiet"].map(|flag| program(folder.path(), &words(&(line.clone() + flag))));
+    assert!(!loud.stderr.is_empty() && quiet.stderr.is_empty());
+    assert_eq!(loud.stdout, quiet.stdout);
+    // A warning is heard.
+    std::fs::write(folder.path().join("s.txt"), "the zebra[[ is| are]] old\n").unwrap();
+    let warned = program(folder.path(), &words("tokens s.txt --out s.jsonl --quiet"));
+    assert!(String::from_utf8_lossy(&warned.stderr).contains("zebra"));
 }
 
 #[test]

@@ -87,6 +87,7 @@ const NO_SETTINGS: &[&str] = &[
     "--per-example",
     "--markdown",
     "--strongest-only",
+    "--quiet",
     "--no-shuffle",
     "--text",
     "--tokens",

@@ -111,7 +111,7 @@ fn what_a_run_leaves_is_documented() {
 #[test]
 fn analyses_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("docs/analyses.md", folder.path()), 7);
+    assert_eq!(follow("docs/analyses.md", folder.path()), 9);
     let page = std::fs::read_to_string(repository("docs/analyses.md")).unwrap();
     let paths = std::fs::read_to_string(folder.path().join("paths.json")).unwrap();
     let paths: serde_json::Value = serde_json::from_str(&paths).unwrap();
@@ -139,6 +139,28 @@ fn report_commands_run() {
     for picture in pictures {
         let size = repository("docs/images").join(picture).metadata().unwrap().len();
         assert!(size < 300_000, "{picture}: {size}");
+    }
+}
+
+#[test]
+fn trust_commands_run() {
+    assert_eq!(follow("docs/trust.md", tempfile::tempdir().unwrap().path()), 1);
+}
+
+/// The figures of every shipped experiment on SmolLM2 stand beside the command that makes them.
+#[test]
+fn experiments_on_smollm2_are_documented() {
+    let pages = ["docs/trust.md", "docs/experiments.md"]
+        .map(|page| std::fs::read_to_string(repository(page)).unwrap());
+    let files = std::fs::read_dir(repository("experiments")).unwrap();
+    let names: Vec<String> = files
+        .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|name| name.starts_with("smollm2-"))
+        .collect();
+    assert!(!names.is_empty());
+    for name in names {
+        let command = format!("circuit-tuning run {name}");
+        assert!(pages.iter().any(|page| page.contains(&command)), "{command}");
     }
 }
 

@@ -15,74 +15,13 @@ use crate::graph::pruning::Pruning;
 use crate::model::{Place, Precision};
 use crate::plugin::misfit::Misfit;
 use crate::plugin::registry::{self, Kind, Origin, Plugin, Registration};
+pub use crate::run::choice::Choice;
 use crate::run::controls::Controls;
 use crate::run::observed::Observing;
 use crate::run::place::place;
 use crate::tuning::Tuning;
 use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result, refuse};
-
-/// A plugin by name, with its options beside the name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Choice {
-    pub name: String,
-    #[serde(flatten)]
-    #[schemars(skip)]
-    pub options: toml::Table,
-}
-
-impl Choice {
-    /// This plugin, its options left at their defaults.
-    pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), options: toml::Table::new() }
-    }
-
-    fn build<T: Kind + ?Sized>(&self) -> Result<Box<T>>
-    where
-        Plugin<T>: inventory::Collect,
-    {
-        registry::find::<T>(&self.name)?.build(&self.options)
-    }
-
-    /// Options that don't fit, as they stand in a section of an experiment.
-    fn misfits<T: Kind + ?Sized>(&self, section: &str) -> Vec<Misfit>
-    where
-        Plugin<T>: inventory::Collect,
-    {
-        let built = registry::find::<T>(&self.name).and_then(|plugin| plugin.fit(&self.options));
-        Vec::from_iter(
-            built.ok().and_then(Result::err).map(|misfit| misfit.of_plugin(&self.name, section)),
-        )
-    }
-
-    /// A patching metric; one that only measures is answered with where it belongs.
-    fn build_metric(&self) -> Result<Box<dyn PatchingMetric>> {
-        let measuring = registry::all::<dyn MeasuringMetric>()?;
-        if measuring.iter().any(|plugin| plugin.name == self.name) {
-            refuse!(
-                "metric `{0}` only measures, nothing can be discovered with it; write measure = [{{ name = \"{0}\" }}]",
-                self.name
-            );
-        }
-        self.build()
-    }
-
-    /// The same choice with every option spelt out.
-    fn resolved<T: Kind + ?Sized>(&self) -> Result<Self>
-    where
-        Plugin<T>: inventory::Collect,
-    {
-        let mut options = toml::Table::new();
-        for option in registry::find::<T>(&self.name)?.options() {
-            // An option left open has no TOML value and is left out.
-            if let Ok(default) = toml::Value::try_from(option.default) {
-                options.insert(option.name, default);
-            }
-        }
-        options.extend(self.options.clone());
-        Ok(Self { name: self.name.clone(), options })
-    }
-}
 
 /// Which model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -353,8 +292,8 @@ impl Experiment {
             Error::input(format!("{}: {misfit}", place(&misfit)))
         })?;
         check_name(&experiment.name, origin)?;
-        for misfit in experiment.misfits() {
-            refuse!("{}: {misfit}", place(&misfit));
+        if let Some(misfit) = experiment.misfits().first() {
+            refuse!("{}: {misfit}", place(misfit));
         }
         Ok(experiment)
     }

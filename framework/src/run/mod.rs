@@ -4,6 +4,7 @@
 
 mod analyses;
 mod check;
+mod choice;
 pub mod controls;
 mod discovery;
 pub mod experiment;
