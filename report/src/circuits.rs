@@ -8,7 +8,7 @@ use std::path::Path;
 use circuit_framework::Result;
 use circuit_framework::graph::circuit::Edge;
 use circuit_framework::results::circuit_file::CircuitFile;
-use circuit_framework::tuning::DiscoveredAt;
+use circuit_framework::tuning::{CIRCUITS, DiscoveredAt};
 use serde::Serialize;
 
 use crate::encoding::rounded;
@@ -62,7 +62,7 @@ impl Circuits {
         if let Some(file) = before {
             all.add(&mut met, "before".to_owned(), None, &file.edges);
         }
-        for found in log::lines::<DiscoveredAt>(&folder.join("circuits.jsonl"))? {
+        for found in log::lines::<DiscoveredAt>(&folder.join(CIRCUITS))? {
             all.add(&mut met, format!("step {}", found.step), Some(found.step), &found.edges);
         }
         if let Some(file) = after {

@@ -113,13 +113,8 @@ struct Failed {
 
 /// The run folders in a folder, by name.
 fn folders_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path.join(CONFIG).is_file() {
-            found.push(path);
-        }
-    }
+    let mut found = subfolders(folder)?;
+    found.retain(|path| path.join(CONFIG).is_file());
     found.sort();
     Ok(found)
 }

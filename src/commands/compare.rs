@@ -5,27 +5,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use circuit_framework::run::controls::{ControlSummary, ControlsSummary, Estimate, RepeatsSummary};
 use circuit_framework::run::experiment::Experiment;
-use circuit_framework::run::{Summary, is_finished};
+use circuit_framework::run::{SUMMARY, Summary, is_finished};
 use circuit_framework::{Figures, files};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use serde::Serialize;
 
 use super::summary::estimate;
-use super::{json_flag, output, show, table};
+use super::{json_flag, named_runs, output, runs, show, table};
 use crate::outputs::Outputs;
 use crate::print;
 
 pub(crate) fn command() -> Command {
     Command::new("compare")
         .about("Put runs side by side: figures, tuned parameters, time")
-        .arg(
-            Arg::new("runs")
-                .value_name("RUN")
-                .action(ArgAction::Append)
-                .required(true)
-                .num_args(1..)
-                .help("Run folders"),
-        )
+        .arg(runs("Run folders"))
         .arg(output("markdown", "OUT.md", "Write the tables here"))
         .arg(json_flag())
 }
@@ -52,7 +45,7 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let runs: Vec<String> = matches.get_many("runs").into_iter().flatten().cloned().collect();
+    let runs: Vec<String> = named_runs(matches).cloned().collect();
     let folders = runs.iter().map(PathBuf::from).collect();
     let outputs = Outputs::new(matches, &["markdown"], folders)?;
     let rows = rows(&runs)?;
@@ -72,9 +65,9 @@ pub(crate) fn rows(runs: &[String]) -> Result<Vec<Row>> {
 
 /// Adds the rows of a finished run, by its folder.
 pub(crate) fn add_run(rows: &mut Vec<Row>, run: &str) -> Result<()> {
-    let file = Path::new(run).join("summary.json");
+    let file = Path::new(run).join(SUMMARY);
     if !file.exists() {
-        bail!("{run}: there is no summary.json; name the folder of a finished run");
+        bail!("{run}: there is no {SUMMARY}; name the folder of a finished run");
     }
     if !is_finished(Path::new(run)) {
         log::warn!(

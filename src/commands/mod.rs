@@ -33,7 +33,7 @@ use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, finished, last_kept_step};
 use circuit_framework::{Error, Figures, files};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Id};
+use clap::{Arg, ArgAction, ArgMatches, Id};
 use serde::Serialize;
 
 use crate::outputs::{self, Outputs, STDOUT};
@@ -69,6 +69,21 @@ fn path(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
 /// A flag that names a file or folder that is written.
 fn output(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
+}
+
+/// The run folders that a command takes.
+fn runs(help: &'static str) -> Arg {
+    Arg::new("runs")
+        .value_name("RUN")
+        .action(ArgAction::Append)
+        .required(true)
+        .num_args(1..)
+        .help(help)
+}
+
+/// The run folders that were named.
+fn named_runs(matches: &ArgMatches) -> impl Iterator<Item = &String> {
+    matches.get_many("runs").into_iter().flatten()
 }
 
 /// The flag `--json [FILE]`, the same on every command that prints a result; [`show`] follows it.

@@ -8,21 +8,14 @@ use circuit_framework::files;
 use circuit_report::REPORT;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::output;
+use super::{named_runs, output, runs};
 use crate::outputs::Outputs;
 use crate::print::say;
 
 pub(crate) fn command() -> Command {
     Command::new("report")
         .about("Make one page of runs, to be looked at in a browser: one HTML file, offline")
-        .arg(
-            Arg::new("runs")
-                .value_name("RUN")
-                .action(ArgAction::Append)
-                .required(true)
-                .num_args(1..)
-                .help("Run folders, or a sweep's folder for all of its runs"),
-        )
+        .arg(runs("Run folders, or a sweep's folder for all of its runs"))
         .arg(output("out", "OUT.html", "Write the page here").default_value(REPORT))
         .arg(
             Arg::new("open").long("open").action(ArgAction::SetTrue).help("Open it in the browser"),
@@ -30,8 +23,7 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
-    let runs: Vec<PathBuf> =
-        matches.get_many::<String>("runs").into_iter().flatten().map(PathBuf::from).collect();
+    let runs: Vec<PathBuf> = named_runs(matches).map(PathBuf::from).collect();
     let outputs = Outputs::new(matches, &["out"], runs.clone())?;
     let page = circuit_report::page(&runs)?;
     let Some(out) = outputs.file("out")? else { return Ok(()) };

@@ -25,7 +25,7 @@ const WHOLE: f64 = 255.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     pub origin: String,
-    /// As text.
+    /// The tokens as text.
     pub tokens: Vec<String>,
     /// Tokens that the task marks.
     pub spans: Spans,

@@ -82,7 +82,7 @@ impl LensSums {
 }
 
 impl Answer {
-    /// Of one key; all zero where there are no answers.
+    /// The probability and the rank of the answers at one key; both are 0 where there are no answers.
     fn of(logits: &[f64], answers: &[u32]) -> Self {
         if answers.is_empty() {
             return Self::default();

@@ -36,11 +36,11 @@ pub fn discover(
     start(scoring, model, examples, options, report)
 }
 
-/// As [`discover`], where only the scores of some edges, of the graph between the options' kinds of nodes, are
-/// wanted. What stands at others is unsaid.
+/// Scores some edges, of the graph between the options' kinds of nodes, like [`discover`] scores all. What the
+/// result has for other edges is unsaid.
 ///
 /// # Errors
-/// As [`discover`].
+/// Those of [`discover`].
 pub fn discover_edges(
     model: &dyn Model,
     examples: &[&Example],

@@ -23,6 +23,16 @@ pub enum Positions {
     All,
 }
 
+impl Positions {
+    /// Its name, as it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Positions::Key => "key",
+            Positions::All => "all",
+        }
+    }
+}
+
 /// How edges are scored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -24,14 +24,14 @@ impl fmt::Display for Misfit {
 }
 
 impl Misfit {
-    /// Of an option that is none of those known.
+    /// A misfit for an option that is none of those known.
     pub(crate) fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
         let name = key.rsplit('.').next().unwrap_or(key);
         let what = format!("there is no key `{}`{}", cut(key), suggestion(name, known));
         Self { key: key.to_owned(), what }
     }
 
-    /// Of something else that is said of a key.
+    /// A misfit for something else that is said of a key.
     pub(crate) fn other(key: &str, what: impl fmt::Display) -> Self {
         let what = one_line(&what.to_string());
         let what = match key {
@@ -48,7 +48,7 @@ impl Misfit {
         Self { what: self.what.replace(&format!("`{}`", self.key), &format!("`{key}`")), key }
     }
 
-    /// The same of a plugin's options, which stand in a section of an experiment.
+    /// This misfit as one of a plugin's options, which stand in a section of an experiment.
     pub(crate) fn of_plugin(self, name: &str, section: &str) -> Self {
         let Self { key, what } = self.below(section);
         Self { key, what: format!("{name}: {what}") }

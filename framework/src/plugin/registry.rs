@@ -123,7 +123,7 @@ impl<T: Kind + ?Sized> Plugin<T> {
         self.fit(options)?.map_err(|misfit| Error::input(format!("{}: {misfit}", self.name)))
     }
 
-    /// As [`Plugin::build`], but what doesn't fit is told apart from options that contradict each other.
+    /// Builds it like [`Plugin::build`], but tells what doesn't fit apart from options that contradict each other.
     pub(crate) fn fit(&self, options: &toml::Table) -> Result<Result<Box<T>, Misfit>> {
         let known = self.options();
         if let Some(unknown) = options.keys().find(|key| known.iter().all(|o| o.name != **key)) {

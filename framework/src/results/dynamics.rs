@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::graph::circuit::Circuit;
 use crate::graph::comparison::Comparison;
 use crate::graph::{Input, Node};
-use crate::tuning::DiscoveredAt;
+use crate::tuning::{CIRCUITS, DiscoveredAt};
 use crate::{Result, files, refuse};
 
 /// A run's circuits over its steps.
@@ -63,10 +63,10 @@ impl Dynamics {
     /// # Errors
     /// If the run discovered nothing on its way, or the file is malformed.
     pub fn of_run(folder: &Path) -> Result<Self> {
-        let file = folder.join("circuits.jsonl");
+        let file = folder.join(CIRCUITS);
         if !file.is_file() {
             refuse!(
-                "{}: there is no circuits.jsonl; name the folder of a finished run whose selector needs a \
+                "{}: there is no {CIRCUITS}; name the folder of a finished run whose selector needs a \
                  circuit",
                 folder.display()
             );

@@ -144,17 +144,14 @@ pub struct Provenance {
 impl std::fmt::Display for Provenance {
     /// One line for a drawing: `logit_diff, eap, mean ablation at key positions, 16 examples`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let word = |value: serde_json::Result<serde_json::Value>| {
-            value.ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-        };
         let examples = if self.examples == 1 { "example" } else { "examples" };
         write!(
             f,
             "{}, {}, {} ablation at {} positions, {} {examples}",
             self.metric,
             self.method,
-            word(serde_json::to_value(self.ablation)),
-            word(serde_json::to_value(self.positions)),
+            self.ablation.name(),
+            self.positions.name(),
             self.examples
         )
     }

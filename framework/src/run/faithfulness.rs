@@ -114,12 +114,12 @@ impl Runner<'_> {
         folder: &RunFolder,
         when: &str,
     ) -> Result<Option<CircuitSummary>> {
-        match self.circuit_summary(settings, circuit, scores) {
+        let evaluation = self.circuit_evaluation(&self.experiment.discovery.nodes)?;
+        match self.circuit_summary(&evaluation, settings, circuit, scores) {
             Ok((summary, curves)) => {
                 let file =
                     CurveFile { summary: &summary, curve: &curves[0], random_curve: &curves[1] };
                 files::write_json(&folder.path(&format!("faithfulness-{when}.json")), &file)?;
-                let evaluation = self.circuit_evaluation(&self.experiment.discovery.nodes)?;
                 let labels = [settings.ranking.name(), ranking::RANDOM].into_iter();
                 let lines = labels.zip(&curves).map(|(label, curve)| curve.line(label)).collect();
                 let title = format!("{}: circuits {when} tuning", self.experiment.name);
@@ -139,11 +139,11 @@ impl Runner<'_> {
     /// The summary, and the curves of the ranking by scores and of a random one.
     fn circuit_summary(
         &self,
+        evaluation: &CircuitEvaluation,
         settings: &Faithfulness,
         circuit: &Circuit,
         scores: &Scores,
     ) -> Result<(CircuitSummary, Vec<Curve>)> {
-        let evaluation = self.circuit_evaluation(&self.experiment.discovery.nodes)?;
         let orders = [
             settings.ranking.order(self.model.graph(), &evaluation.all, scores)?,
             ranking::random(&evaluation.all, self.experiment.seed),

@@ -14,10 +14,7 @@ use crate::Result;
 use crate::evaluation::figures::InJson;
 use crate::lora::Adapters;
 use crate::progress::{self, Progress};
-use crate::tuning::{DiscoveredAt, Event, State, Step};
-
-/// The file of a run's circuits.
-pub(super) const CIRCUITS: &str = "circuits.jsonl";
+use crate::tuning::{CIRCUITS, DiscoveredAt, Event, State, Step};
 
 /// The files of a tuning under way. Call [`RunLog::event`] for everything that happens, then
 /// [`RunLog::finish`].

@@ -10,7 +10,10 @@ use crate::tuning::selector::{ParamSelector, Reference};
 use crate::weights::parameters::Selection;
 use crate::{Result, refuse};
 
-/// A circuit that a run discovered at a step: a line of `circuits.jsonl`.
+/// The file of a run folder that has its circuits, a [`DiscoveredAt`] a line.
+pub const CIRCUITS: &str = "circuits.jsonl";
+
+/// A circuit that a run discovered at a step: a line of [`CIRCUITS`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoveredAt {
     pub step: usize,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use matched::{DiscoveredAt, Matched};
+pub use matched::{CIRCUITS, DiscoveredAt, Matched};
 pub use objective::Objective;
 pub use optimizer::Optimizer;
 pub use rule::Algorithm;

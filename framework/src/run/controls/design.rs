@@ -12,10 +12,9 @@ use crate::files;
 use crate::run::Runner;
 use crate::run::experiment::Experiment;
 use crate::run::folder::RunFolder;
-use crate::run::log::CIRCUITS;
 use crate::run::resume::{STATE, Stages};
 use crate::tuning::selector::ParamSelector;
-use crate::tuning::{DiscoveredAt, Matched};
+use crate::tuning::{CIRCUITS, DiscoveredAt, Matched};
 
 /// What is tuned in a stage, and where it is written down.
 struct Stage<'a> {
