@@ -78,7 +78,7 @@ fn is_near(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// head.0.2 of the built-in model reads the subject, and tells the MLP behind it.
+/// head.0.1 of the built-in model reads the subject, and tells the MLP behind it.
 #[test]
 fn the_head_that_carries_the_subjects_number_is_found() {
     let folder = tempfile::tempdir().unwrap();
@@ -89,17 +89,18 @@ fn the_head_that_carries_the_subjects_number_is_found() {
         let size = |of: &Value| of["effect"].as_f64().unwrap().abs();
         nodes.into_iter().max_by(|a, b| size(a).total_cmp(&size(b))).unwrap()["node"].clone()
     };
-    assert_eq!(strongest(&paths), "head.0.2");
+    assert_eq!(strongest(&paths), "head.0.1");
     std::fs::write(here.join("paths.json"), paths.to_string()).unwrap();
     let chosen = analyze(here, "paths --strongest 1 --of paths.json --port v --ablation corrupt");
-    assert_eq!(chosen["to"], Value::from(vec!["head.0.2.v"]));
+    assert_eq!(chosen["to"], Value::from(vec!["head.0.1.v"]));
     assert_eq!(strongest(&chosen), "embed");
-    let attention = analyze(here, "attention --heads head.0.2 --patterns 2");
+    let attention = analyze(here, "attention --heads head.0.1 --patterns 2");
     let looks = &attention["heads"][0]["looks"];
-    assert!(looks["subject"]["share"].as_f64().unwrap() > 0.99);
+    assert!(looks["subject"]["share"].as_f64().unwrap() > 0.95);
+    assert!(looks["subject"]["largest"].as_f64().unwrap() >= 0.99);
     assert!(looks["attractor"]["largest"].as_f64().unwrap() < 0.01);
     assert_eq!(attention["patterns"].as_array().unwrap().len(), 2);
-    let shown = succeeds(here, &words("analyze attention --heads head.0.2 --patterns 1"));
+    let shown = succeeds(here, &words("analyze attention --heads head.0.1 --patterns 1"));
     assert!(shown.contains("| \"hill\"    | subject   |"), "{shown}");
 }
 

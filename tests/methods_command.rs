@@ -60,7 +60,7 @@ fn the_strongest_edges_alone_are_patched() {
     let here = folder.path();
     let compare = |rest: &str| {
         let line = format!(
-            "methods --compare eap,relp --top 20 --ablation corrupt {} --json out.json {rest}",
+            "methods --compare eap,relp --top 20 --ablation corrupt {} --json out.json --force {rest}",
             case("eval-gpt2-exact")
         );
         succeeds(here, &words(&line));

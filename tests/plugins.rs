@@ -29,7 +29,7 @@ fn build(folder: &Path, name: &str) -> PathBuf {
 
 /// The scores that `discover` writes, as bytes: the tensor alone, since the header names the metric.
 fn scores(folder: &Path, arguments: &str) -> Vec<u8> {
-    succeeds(folder, &words(&format!("discover --scores scores.safetensors {arguments}")));
+    succeeds(folder, &words(&format!("discover --force --scores scores.safetensors {arguments}")));
     let file = std::fs::read(folder.join("scores.safetensors")).unwrap();
     let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     file[8 + header..].to_vec()

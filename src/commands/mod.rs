@@ -32,6 +32,7 @@ use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, finished, last_kept_step};
 use circuit_framework::{Error, Figures, files};
+use circuit_report::REPORT;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Id};
 use serde::Serialize;
@@ -170,11 +171,13 @@ fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
             let origin = config.display().to_string();
             let experiment = flags::from_table(experiments::find(&origin)?, &origin)?;
             let run = || with_runner(&experiment, |runner| Ok(runner.resume(folder)?));
-            let summary = stoppable(run, || go_on(folder)).map_err(|error| kept(error, folder))?;
-            report::write_own(folder);
-            summary
+            stoppable(run, || go_on(folder)).map_err(|error| kept(error, folder))?
         }
     };
+    // A process that was killed at its very end may have left none.
+    if !folder.join(REPORT).exists() {
+        report::write_own(folder);
+    }
     show(matches, &outputs, &Finished { folder, summary }, summary::print)
 }
 

@@ -60,8 +60,8 @@ fn a_sweep_is_run_by_one_process_at_a_time() {
         }
     }
     assert!(done >= 1);
-    let cells = ["compare.json", "compare.md", "failed.json", "seed0", "seed1"];
-    assert_eq!(names(&here.join("sweep"))[..5], cells);
+    let cells = ["compare.json", "compare.md", "failed.json", "report.html", "seed0", "seed1"];
+    assert_eq!(names(&here.join("sweep"))[..6], cells);
     assert_eq!(json(&here.join("sweep/compare.json")).as_array().unwrap().len(), 3);
 }
 

@@ -88,9 +88,9 @@ impl Runner<'_> {
         let analysis = Analysis { model, metric, examples, ablation, batch_size, report };
         let seen = self.seen(&analysis, folder, when, untuned);
         let file = match seen {
-            // The tuned model is there to be looked at.
-            Err(error @ Error::NotFinite(_)) if when == "after" => {
-                ::log::warn!("nothing can be looked at after tuning: {error}");
+            // The run doesn't need what its page shows.
+            Err(error @ Error::NotFinite(_)) => {
+                ::log::warn!("nothing can be looked at {when} tuning: {error}");
                 return Ok(());
             }
             seen => seen?,
