@@ -65,7 +65,9 @@ fn a_strangers_program_knows_the_strangers_plugins() {
     let data = case.join("examples.jsonl");
     let discover = |model: &Path| {
         let (model, data) = (model.display(), data.display());
-        format!("discover --model {model} --task tokens --data {data} --circuit circuit.json")
+        format!(
+            "discover --force --model {model} --task tokens --data {data} --circuit circuit.json"
+        )
     };
     let output = cargo_run(&krate, folder, &discover(&mine));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -2,7 +2,7 @@
 //! drawings stand in it as HTML and SVG, so that it can be read and printed anywhere; a script, which is in
 //! `page/` and built into `dist/`, makes them interactive with the data that the page carries along.
 //!
-//! `folder` reads a run folder into [`folder::Run`], which is what the script gets too; `html` writes the
+//! `folder` reads a run folder into `folder::Run`, which is what the script gets too; `html` writes the
 //! page.
 
 mod circuits;
