@@ -60,5 +60,6 @@ mod resume;
 mod runs;
 mod smollm2;
 mod support;
+mod tensorboard;
 mod tokenizers;
 mod work;

@@ -41,7 +41,7 @@ impl Runner<'_> {
             matched,
             seed: *seed,
         };
-        let mut log = RunLog::new(self, folder, untuned, stages);
+        let mut log = RunLog::new(self, folder, untuned, stages)?;
         // An update is the last thing in a step, so model and adapters are as the last whole step left
         // them, even after a panic.
         let from = log.resume()?;
