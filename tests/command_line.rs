@@ -251,6 +251,7 @@ fn list_shows_everything_registered() {
             "nodes",
             "random",
             "random_parameters",
+            "static",
             "embedded",
             "embedded-model",
             "smollm2-bias",

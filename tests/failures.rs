@@ -196,7 +196,7 @@ fn a_panic_while_adapters_are_merged_puts_the_weights_back() {
     guard::note_panics();
     let model = embedded().model;
     let everything = Selection::blocks(model.parameters(), |_, _| true);
-    let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0 };
+    let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0, layers: Vec::new() };
     let adapters = Arc::new(
         Adapters::new(model.parameters(), model.projections(), &everything, lora, 0).unwrap(),
     );

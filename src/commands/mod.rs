@@ -13,6 +13,7 @@ pub(crate) mod faithfulness;
 pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod methods;
+mod movement;
 pub(crate) mod plugin;
 pub(crate) mod report;
 pub(crate) mod run;

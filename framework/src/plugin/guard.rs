@@ -195,12 +195,16 @@ impl ParamSelector for Guarded<dyn ParamSelector> {
         self.call(|selector| selector.control(tuned, model, seed))
     }
 
+    fn is_control(&self) -> bool {
+        self.inner.is_control()
+    }
+
     fn needs_node_scores(&self) -> bool {
         self.inner.needs_node_scores()
     }
 
-    fn lora(&self) -> Option<Lora> {
-        self.inner.lora()
+    fn lora(&self, model: &dyn Model) -> Result<Option<Lora>> {
+        self.call(|selector| selector.lora(model))
     }
 
     fn needs_circuit(&self) -> bool {

@@ -31,7 +31,7 @@ pub use controls::Controls;
 pub use discovery::Found;
 pub use faithfulness::{CircuitSummary, RankingSummary};
 pub use inputs::Inputs;
-pub use movement::Movement;
+pub use movement::{Movement, movements};
 pub use observed::Observing;
 pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};

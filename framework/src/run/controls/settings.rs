@@ -10,7 +10,8 @@ use crate::{Result, refuse};
 #[serde(default, deny_unknown_fields)]
 pub struct Controls {
     /// The controls, each a selector's name or a table of its `name` and options: `random`,
-    /// `random_parameters` and `complement` tune at every step as many parameters as the circuit does.
+    /// `random_parameters` and `complement` tune at every step as many parameters as the circuit does, and
+    /// `static` at every step what the circuit tunes at its first.
     #[serde(deserialize_with = "names_or_tables")]
     pub kinds: Vec<Choice>,
     /// The seeds with which the circuit and every control are tuned: how many, counted up from the
