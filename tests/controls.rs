@@ -7,7 +7,9 @@ use circuit_framework::attribution::Discovery;
 use circuit_framework::graph::{Kind, Port};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::tuning::{DiscoveredAt, Event, Matched, Step, Tuned, Tuner, Tuning};
-use circuit_framework::{Circuit, Example, Model, Owner, ParamSelector, PatchingMetric, Pruning, Selection};
+use circuit_framework::{
+    Circuit, Example, Model, Owner, ParamSelector, PatchingMetric, Pruning, Selection,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 

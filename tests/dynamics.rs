@@ -76,7 +76,8 @@ fn movements_are_the_differences_of_the_saved_models() {
     for (of, model) in movement.iter().zip(["run/checkpoint-2", "run/model"]) {
         let mut squares = 0.0;
         for (after, before) in weights(&here.join(model)).iter().zip(&before) {
-            squares += values(&(after - before).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap()[0];
+            squares +=
+                values(&(after - before).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap()[0];
         }
         let moved = |node: &Value| node["moved"].as_f64().unwrap();
         let sum: f64 = of["nodes"].as_array().unwrap().iter().map(|node| moved(node).powi(2)).sum();
@@ -95,7 +96,9 @@ fn movements_are_the_differences_of_the_saved_models() {
     assert_eq!(csv.lines().count(), 1 + 2 * nodes);
     // Layers' changes are the edges' that were born, gone and turned.
     for key in ["born", "died", "turned"] {
-        let sum = |of: &Value| of.as_array().unwrap().iter().map(|of| of[key].as_u64().unwrap()).sum::<u64>();
+        let sum = |of: &Value| {
+            of.as_array().unwrap().iter().map(|of| of[key].as_u64().unwrap()).sum::<u64>()
+        };
         assert_eq!(sum(&found["layers"]), sum(&found["steps"]), "{key}");
     }
 }

@@ -270,7 +270,10 @@ fn ranks_follow_the_change_of_edges() {
     for (a, b) in ranks.keys().flat_map(|a| ranks.keys().map(move |b| (a, b))) {
         assert!(change(a) <= change(b) || ranks[a] >= ranks[b], "{ranks:?} {changes:?}");
     }
-    assert!(ranks.values().any(|rank| *rank != 3), "the test wants layers that differ: {changes:?}");
+    assert!(
+        ranks.values().any(|rank| *rank != 3),
+        "the test wants layers that differ: {changes:?}"
+    );
     let [changed, even] = ["changed", "even"].map(|run| json(&here.join(run).join("summary.json")));
     assert_eq!(changed["tuned_parameters"], even["tuned_parameters"]);
     // The adapter, loaded beside the model that it was trained for, is the merged model.
@@ -285,7 +288,10 @@ fn ranks_follow_the_change_of_edges() {
     assert!(difference.abs() < 1e-5, "{difference}");
     for (settings, parts) in [
         (by_change.to_owned(), ["edge_change", "selector.change_of"]),
-        (format!("{by_change} --set selector.change_of=nowhere"), ["nowhere/circuit-before.json", "is not there"]),
+        (
+            format!("{by_change} --set selector.change_of=nowhere"),
+            ["nowhere/circuit-before.json", "is not there"],
+        ),
         ("--selector lora --set selector.change_of=first".to_owned(), ["rank_by", "leave it out"]),
     ] {
         refuses(here, &words(&format!("tune {settings} --steps 1 --out refused")), &parts);

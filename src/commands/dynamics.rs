@@ -5,8 +5,8 @@ use anyhow::Result;
 use circuit_framework::evaluation::{Across, Line, Plot};
 use circuit_framework::files;
 use circuit_framework::results::dynamics::{Change, Dynamics, Life};
-use serde::Serialize;
 use clap::{Arg, ArgMatches, Command};
+use serde::Serialize;
 
 use super::movement::{self, Moved};
 use super::{json_flag, output, path, show, table};

@@ -39,7 +39,10 @@ impl Lora {
     }
 
     fn check(&self) -> Result<()> {
-        if self.rank == 0 || self.layers.contains(&0) || !(self.alpha.is_finite() && self.alpha > 0.0) {
+        if self.rank == 0
+            || self.layers.contains(&0)
+            || !(self.alpha.is_finite() && self.alpha > 0.0)
+        {
             refuse!(
                 "rank is {} and alpha {}; the rank must be at least 1 and alpha above 0",
                 self.rank,
@@ -106,7 +109,10 @@ impl Adapters {
         });
         let sizes = lora.clone();
         let size = |projection: &Projection| sizes.in_layer(projection.layer(parameters));
-        let drawn = |_: &Projection, [rank, input]: [usize; 2], [output, _]: [usize; 2], (dtype, device): (DType, &Device)| {
+        let drawn = |_: &Projection,
+                     [rank, input]: [usize; 2],
+                     [output, _]: [usize; 2],
+                     (dtype, device): (DType, &Device)| {
             let bound = 1.0 / (input as f64).sqrt();
             let values: Vec<f64> =
                 (0..rank * input).map(|_| random.random_range(-bound..bound)).collect();

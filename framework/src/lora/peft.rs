@@ -139,8 +139,7 @@ impl Config {
                 folder.display()
             );
         }
-        let lora =
-            Lora { rank: self.r, alpha: self.lora_alpha, dropout: 0.0, layers: Vec::new() };
+        let lora = Lora { rank: self.r, alpha: self.lora_alpha, dropout: 0.0, layers: Vec::new() };
         lora.check()?;
         Ok(lora)
     }

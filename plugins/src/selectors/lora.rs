@@ -35,7 +35,9 @@ struct LoraOptions {
 }
 
 /// How layers share the rank.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 enum RankBy {
     /// Each has the same.
@@ -90,7 +92,9 @@ impl ParamSelector for LoraOptions {
             (RankBy::Even, None) => Vec::new(),
             (RankBy::EdgeChange, Some(run)) => ranks(&changes(run, model)?, self.rank),
             (RankBy::Even, Some(_)) => {
-                refuse!("selector.change_of goes with selector.rank_by = \"edge_change\"; leave it out")
+                refuse!(
+                    "selector.change_of goes with selector.rank_by = \"edge_change\"; leave it out"
+                )
             }
             (RankBy::EdgeChange, None) => refuse!(
                 "selector.rank_by = \"edge_change\" needs an earlier run's circuits; write selector.change_of = \
