@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::sweep::Combination;
 use circuit_framework::run::{Inputs, is_finished};
-use circuit_framework::{files, plugin::guard};
+use circuit_framework::{files, panics};
 use serde::Serialize;
 
 use super::{compare, report, with_runner};
@@ -187,7 +187,7 @@ impl Cell {
                 Ok(())
             })
         };
-        let done = guard::caught("the run", || Ok(run())).map_err(anyhow::Error::from);
+        let done = panics::caught("the run", || Ok(run())).map_err(anyhow::Error::from);
         Ok(match done.flatten() {
             Ok(()) => Outcome::Done,
             Err(error) if is_stop(&error) => return Err(error),

@@ -116,7 +116,7 @@ impl Tuning {
     pub fn total_steps(&self, examples: usize) -> usize {
         match self.steps {
             Some(steps) => steps,
-            None => (self.epochs * examples).div_ceil(self.batch_size.max(1)),
+            None => self.epochs.saturating_mul(examples).div_ceil(self.batch_size.max(1)),
         }
     }
 
@@ -177,7 +177,7 @@ impl Tuning {
             0 => 1.0,
             warmup => ((step + 1) as f64 / warmup as f64).min(1.0),
         };
-        let epoch = step * self.batch_size / examples.max(1);
+        let epoch = step.saturating_mul(self.batch_size) / examples.max(1);
         self.lr * warm * self.lr_decay.powi(epoch as i32)
     }
 }
