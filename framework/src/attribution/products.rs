@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::observation::BatchView;
 use super::site_values::Sites;
 use crate::graph::Graph;
-use crate::ops::is_fused;
+use crate::ops::{is_fused, matmul};
 use crate::{Error, Result};
 
 /// Readers whose products are formed at once, at least: a matrix product with few rows spends its
@@ -48,7 +48,7 @@ pub(super) fn product(
     columns: Range<usize>,
 ) -> Result<Vec<Vec<f64>>> {
     let of = |nodes: &Tensor| nodes.narrow(1, columns.start, columns.len());
-    let product = of(readers)?.matmul(&of(writers)?.t()?)?;
+    let product = matmul(&of(readers)?, &of(writers)?.t()?)?;
     Ok(product.to_dtype(DType::F64)?.to_vec2()?)
 }
 

@@ -12,6 +12,9 @@ use crate::graph::{Reader, Writer};
 /// How many sizes are tried for the smallest circuit.
 pub const SIZES: usize = 40;
 
+/// How many of them are run together, with one batch's ablated values for all.
+const SIZES_AT_ONCE: usize = 4;
+
 /// A circuit of the curve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
@@ -107,26 +110,31 @@ impl CircuitEvaluation<'_> {
         orders: &[Vec<(Writer, Reader)>],
         reach: f64,
     ) -> Result<Vec<Option<Smallest>>> {
+        orders.iter().map(|order| self.smallest_of(order, reach)).collect()
+    }
+
+    fn smallest_of(&self, order: &[(Writer, Reader)], reach: f64) -> Result<Option<Smallest>> {
         let edges = self.all.len();
         let size = |index: usize| {
             let share = index as f64 / (SIZES - 1) as f64;
             (edges as f64).powf(share).round() as usize
         };
         let sizes: Vec<usize> = (0..SIZES).map(size).collect();
-        let circuits: Vec<EdgeSet> =
-            (orders.iter()).flat_map(|order| sizes.iter().map(|&n| self.first(order, n))).collect();
-        let measured = self.measure(&circuits)?;
-        let of_order = |metrics: &[f64]| {
-            let faithfulness = |index: usize| measured.scale.faithfulness(metrics[index]);
-            let stays = (0..SIZES).rev().take_while(|&index| faithfulness(index) >= reach);
-            stays.last().map(|index| Smallest {
-                reach,
-                n: sizes[index],
-                fraction: sizes[index] as f64 / edges as f64,
-                faithfulness: faithfulness(index),
-            })
-        };
-        Ok(measured.metrics.chunks(SIZES).map(of_order).collect())
+        let mut smallest = None;
+        // From the largest down: those below the first that fails need not be run.
+        for sizes in sizes.rchunks(SIZES_AT_ONCE) {
+            let circuits: Vec<EdgeSet> = sizes.iter().map(|&n| self.first(order, n)).collect();
+            let measured = self.measure(&circuits)?;
+            for (&n, &metric) in sizes.iter().zip(&measured.metrics).rev() {
+                let faithfulness = measured.scale.faithfulness(metric);
+                if faithfulness.is_nan() || faithfulness < reach {
+                    return Ok(smallest);
+                }
+                let fraction = n as f64 / edges as f64;
+                smallest = Some(Smallest { reach, n, fraction, faithfulness });
+            }
+        }
+        Ok(smallest)
     }
 
     /// The first `n` edges of an order.

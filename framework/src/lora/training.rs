@@ -7,6 +7,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::{Adapter, Adapters};
+use crate::ops::matmul;
 use crate::weights::parameters::ParamId;
 use crate::weights::projection::Projection;
 
@@ -89,8 +90,8 @@ impl Training {
             Some(mask) => (input * mask)?,
             None => input.clone(),
         };
-        let hidden = input.matmul(&a.tensor.t()?)?;
-        let update = hidden.matmul(&b.tensor.t()?)?.affine(self.adapters.lora.scale(), 0.0)?;
+        let hidden = matmul(&input, &a.tensor.t()?)?;
+        let update = matmul(&hidden, &b.tensor.t()?)?.affine(self.adapters.lora.scale(), 0.0)?;
         Ok((Applied { index, input, mask, hidden }, update))
     }
 
@@ -124,10 +125,10 @@ impl Training {
                 true => columns(at_output, projection)?,
                 false => at_output.clone(),
             };
-            let d_b = gradient.t()?.matmul(&applied.hidden)?.affine(scale, 0.0)?;
-            let d_hidden = gradient.matmul(&b.tensor)?.affine(scale, 0.0)?;
-            let d_a = d_hidden.t()?.matmul(&applied.input)?;
-            let mut d_input = d_hidden.matmul(&a.tensor)?;
+            let d_b = matmul(&gradient.t()?, &applied.hidden)?.affine(scale, 0.0)?;
+            let d_hidden = matmul(&gradient, &b.tensor)?.affine(scale, 0.0)?;
+            let d_a = matmul(&d_hidden.t()?, &applied.input)?;
+            let mut d_input = matmul(&d_hidden, &a.tensor)?;
             if let Some(mask) = &applied.mask {
                 d_input = (d_input * mask)?;
             }

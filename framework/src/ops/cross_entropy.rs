@@ -7,7 +7,7 @@ use std::cell::Cell;
 use candle_core::{DType, Device, Result, Tensor, WithDType};
 use rayon::prelude::*;
 
-use super::{Real, by_dtype, cap, in_place, is_fused, lanes, weight};
+use super::{Real, by_dtype, cap, in_place, is_fused, lanes, matmul, weight};
 
 /// Logits held at once. With fewer rows, bringing the unembedding into the cache would take longer
 /// than the products themselves.
@@ -69,7 +69,7 @@ pub fn unembedding_gradient(
     for (start, targets) in chunks(targets, unembedding)? {
         let rows = hidden.narrow(0, start, targets.len())?;
         let (_, d_logits) = chunk(&rows, unembedding, cap, targets)?;
-        sum = (sum + d_logits.t()?.matmul(&rows)?)?;
+        sum = (sum + matmul(&d_logits.t()?, &rows)?)?;
     }
     Ok(sum)
 }

@@ -80,21 +80,6 @@ pub(crate) fn select_columns(tensor: &Tensor, ranges: &[Range<usize>]) -> Result
     })
 }
 
-/// Contiguous matrices [rows, l] and [rows, r] on the CPU as one [rows, l + r].
-pub(crate) fn beside(left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    by_dtype!(left, T => {
-        let ((rows, l), r) = (left.dims2()?, right.dim(1)?);
-        let (left, right, device) = (values::<T>(left)?, values::<T>(right)?, left.device());
-        let mut whole = vec![T::zero(); rows * (l + r)];
-        let halves = left.par_chunks(l).zip(right.par_chunks(r));
-        whole.par_chunks_mut(l + r).zip(halves).for_each(|(row, (left, right))| {
-            row[..l].copy_from_slice(left);
-            row[l..].copy_from_slice(right);
-        });
-        Tensor::from_vec(whole, (rows, l + r), device)
-    })
-}
-
 /// `y` [rows, width] with the rows of a contiguous tensor, and one row, the bias, added to each of its
 /// rows; in y's own place where that can be.
 pub(crate) fn add_rows(y: Tensor, rows: Option<&Tensor>, bias: Option<&Tensor>) -> Result<Tensor> {

@@ -18,6 +18,7 @@ pub mod cross_entropy;
 mod function;
 mod kept;
 mod lanes;
+mod matmul;
 mod matrix;
 pub mod norm;
 mod product;
@@ -33,8 +34,9 @@ pub(crate) use composed::is_fused;
 pub(crate) use function::{by_dtype, differentiable, in_place, values};
 pub use kept::Kept;
 pub(crate) use lanes::vectorized;
+pub(crate) use matmul::matmul;
 pub(crate) use matrix::{
-    add_by_place, add_rows, beside, select_columns, squared_norm, sum_all_rows, sum_rows,
+    add_by_place, add_rows, select_columns, squared_norm, sum_all_rows, sum_rows,
 };
 pub(crate) use reader_inputs::{Apart, Sums, subtract_from};
 pub(crate) use real::Real;

@@ -1,9 +1,6 @@
 //! Products with weights. What flows through a model is float32 (or float64); its matrices may be kept
 //! in bfloat16, half the size. On a GPU their products are then bfloat16's own. A CPU has none worth
 //! having: there a weight is widened for the product, so only its own rounding shows.
-//!
-//! On a CPU a narrow product is formed in two halves side by side. candle's own way to share one between
-//! threads has each of them bring the whole weight into shape, or one of them while the others wait.
 
 use std::ops::Range;
 
@@ -12,13 +9,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::{add_rows, beside, is_fused, values};
-
-/// Columns up to which a product is formed in halves: wider ones gain nothing by it.
-const NARROW: usize = 1024;
-
-/// Rows and columns from which it is; below, sharing costs more than the product.
-const WORTH_SHARING: usize = 64;
+use super::{add_rows, matmul, values};
 
 /// Rows of a weight that are widened at once.
 const ROWS: usize = 8192;
@@ -34,12 +25,12 @@ pub(crate) fn computing(weights: DType) -> DType {
 /// x [n, rows] times weight [rows, width].
 pub(crate) fn times(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !is_widened(weight) {
-        return product(&x.to_dtype(weight.dtype())?, weight)?.to_dtype(x.dtype());
+        return matmul(&x.to_dtype(weight.dtype())?, weight)?.to_dtype(x.dtype());
     }
     let mut sum = Tensor::zeros((x.dim(0)?, weight.dim(1)?), x.dtype(), x.device())?;
     for rows in blocks(weight)? {
         let block = widened(&weight.narrow(0, rows.start, rows.len())?)?;
-        let share = product(&x.narrow(1, rows.start, rows.len())?, &block)?;
+        let share = matmul(&x.narrow(1, rows.start, rows.len())?, &block)?;
         sum = add_rows(share, Some(&sum), None)?;
     }
     Ok(sum)
@@ -48,26 +39,14 @@ pub(crate) fn times(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// x [n, width] times the transpose of weight [rows, width].
 pub(crate) fn times_transposed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !is_widened(weight) {
-        return product(&x.to_dtype(weight.dtype())?, &weight.t()?)?.to_dtype(x.dtype());
+        return matmul(&x.to_dtype(weight.dtype())?, &weight.t()?)?.to_dtype(x.dtype());
     }
     let whole = Tensor::zeros((x.dim(0)?, weight.dim(0)?), x.dtype(), x.device())?;
     for rows in blocks(weight)? {
         let block = widened(&weight.narrow(0, rows.start, rows.len())?)?;
-        whole.slice_set(&product(x, &block.t()?)?, 1, rows.start)?;
+        whole.slice_set(&matmul(x, &block.t()?)?, 1, rows.start)?;
     }
     Ok(whole)
-}
-
-/// x [n, k] times matrix [k, width].
-fn product(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
-    let (n, width) = (x.dim(0)?, matrix.dim(1)?);
-    if !is_fused(x) || n < WORTH_SHARING || !(WORTH_SHARING..=NARROW).contains(&width) {
-        return x.matmul(matrix);
-    }
-    let half = width.div_ceil(2);
-    let columns = |start, len| x.matmul(&matrix.narrow(1, start, len)?);
-    let (left, right) = rayon::join(|| columns(0, half), || columns(half, width - half));
-    beside(&left?, &right?)
 }
 
 /// Whether a weight has to be widened for its products.

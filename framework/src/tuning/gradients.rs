@@ -10,7 +10,7 @@ use crate::Result;
 use crate::lora::AdapterGradients;
 use crate::ops::norm::Norm;
 use crate::ops::norm::NormGradient;
-use crate::ops::{Kept, cross_entropy, select_columns, squared_norm, sum_all_rows};
+use crate::ops::{Kept, cross_entropy, matmul, select_columns, squared_norm, sum_all_rows};
 use crate::pass::{Captured, Reading, SharedInput};
 use crate::weights::parameters::{Param, ParamId, Parameters, Selection};
 
@@ -155,7 +155,7 @@ impl Gradients {
                 let normed = reading.normalise(&input.x)?;
                 for reader in &input.readers {
                     let gradient = projected.narrow(1, reader * width, width)?.t()?.contiguous()?;
-                    parts.slice_set(&gradient.matmul(&normed)?, 0, reader * width)?;
+                    parts.slice_set(&matmul(&gradient, &normed)?, 0, reader * width)?;
                 }
             }
             self.add_rows(reading.weight.id, |range| {
@@ -182,7 +182,7 @@ impl Gradients {
             // One product of all ranges: their columns are less to copy than its rows.
             ranges => select_columns(&narrow.contiguous()?, ranges)?,
         };
-        self.add(param.id, columns.t()?.matmul(wide)?)
+        self.add(param.id, matmul(&columns.t()?, wide)?)
     }
 
     /// Adds gradient [n, width] to the rows that `index` [n] names, where they are selected. Of a large
