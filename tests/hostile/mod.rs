@@ -2,6 +2,8 @@
 //! hang or a full memory.
 
 mod folders;
+#[cfg(all(unix, feature = "runtime"))]
+mod plugins;
 mod shown;
 mod sizes;
 mod templates;

@@ -29,12 +29,14 @@ fn what_a_file_calls_a_tensor_is_plain_in_the_error() {
     std::fs::write(model.join("model.safetensors"), changed).unwrap();
     let config = std::fs::read_to_string(model.join("config.json")).unwrap();
     // A model that has everything but the norm doesn't get as far as the left-over.
-    let output = program(folder.path(), &words("discover --model model --task tokens --data absent"));
+    let output =
+        program(folder.path(), &words("discover --model model --task tokens --data absent"));
     assert_plain(&String::from_utf8(output.stderr).unwrap());
     let mut config: Value = serde_json::from_str(&config).unwrap();
     config["model_type"] = json!(EVIL);
     std::fs::write(model.join("config.json"), config.to_string()).unwrap();
-    let output = program(folder.path(), &words("discover --model model --task tokens --data absent"));
+    let output =
+        program(folder.path(), &words("discover --model model --task tokens --data absent"));
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(errors.contains("there is no model architecture `\\u{1b}[31mred\\u{7}"), "{errors}");
     assert_plain(&errors);

@@ -58,6 +58,27 @@ impl Tokenizer {
         let Some(template) = &self.chat_template else {
             return Ok(messages.iter().map(|message| format!("{}\n", message.content)).collect());
         };
+        if template.len() > LONGEST {
+            let length = template.len();
+            return Err(Error::Template(format!("it has {length} bytes; it may have {LONGEST}")));
+        }
+        // A long run of operators is a call in a call for whoever reads it.
+        let stack = STACK + template.len() * STACK_PER_BYTE;
+        let rendering = std::thread::Builder::new().stack_size(stack);
+        std::thread::scope(|scope| {
+            let rendered = rendering
+                .spawn_scoped(scope, || self.render_with(template, messages, add_generation_prompt))
+                .map_err(|error| Error::Template(format!("no thread for it: {error}")))?;
+            rendered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn render_with(
+        &self,
+        template: &str,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let failed = |error: minijinja::Error| {
             let reason = match error.kind() {
                 ErrorKind::OutOfFuel => {
@@ -141,6 +162,15 @@ impl Tokenizer {
         Ok(tokens)
     }
 }
+
+/// The longest template, in bytes: the longest that models have are a quarter of it.
+const LONGEST: usize = 1 << 16;
+
+/// Bytes of stack for what a template calls.
+const STACK: usize = 2 << 20;
+
+/// Bytes of stack that reading a byte of a template takes at most, an operator as short as that.
+const STACK_PER_BYTE: usize = 1 << 13;
 
 /// The bytes that a template may add to messages, and a few repetitions of these.
 const MOST_ADDED: usize = 1 << 20;

@@ -40,7 +40,7 @@ use crate::lora::{Adapters, Training};
 use crate::model::Model;
 use crate::tuning::selector::ParamSelector;
 use crate::weights::parameters::Selection;
-use crate::{Result, memory, refuse};
+use crate::{Result, refuse};
 use order::Order;
 
 /// What a step did: a line of `log.jsonl`.
@@ -125,16 +125,6 @@ impl Tuner<'_> {
         self.resume(examples, None, event)
     }
 
-    /// Refuses a step of more examples than there is memory for, without what a model makes of them.
-    fn check_batch(&self, examples: &[Example]) -> Result<()> {
-        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-        let each =
-            longest.saturating_mul(size_of::<u32>()).saturating_add(2 * size_of::<&Example>());
-        let size = self.tuning.batch_size;
-        let what = format!("tuning.batch_size is {size}, and a step's examples alone");
-        memory::check(&what, memory::product(&[size, each]), "give a smaller number")
-    }
-
     /// Goes on from the state in a file, the model being as it was before the first step; without a file,
     /// from that step.
     ///
@@ -150,7 +140,7 @@ impl Tuner<'_> {
         if examples.is_empty() {
             refuse!("there are no examples to tune on; give the task some");
         }
-        self.check_batch(examples)?;
+        self.tuning.check_batch(examples)?;
         let graph = self.model.graph().subset(&self.discovery.nodes);
         self.pruning.check(&graph)?;
         if let Some(schedule) = &self.tuning.top_n_schedule {

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Algorithm, Objective, TopNSchedule};
 use crate::attribution::Smoothing;
+use crate::data::example::Example;
 use crate::graph::Graph;
 use crate::graph::circuit::Circuit;
 use crate::model::Model;
 use crate::range::Range;
-use crate::{Result, refuse};
+use crate::{Result, memory, refuse};
 
 /// How a circuit is tuned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -154,6 +155,18 @@ impl Tuning {
             refuse!("a circuit from a file is neither scheduled nor smoothed; leave one out");
         }
         Ok(())
+    }
+
+    /// Refuses a step of more examples than there is memory for, without what a model makes of them.
+    ///
+    /// # Errors
+    /// With both figures.
+    pub fn check_batch(&self, examples: &[Example]) -> Result<()> {
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let each =
+            longest.saturating_mul(size_of::<u32>()).saturating_add(2 * size_of::<&Example>());
+        let what = format!("tuning.batch_size is {}, and a step's examples alone", self.batch_size);
+        memory::check(&what, memory::product(&[self.batch_size, each]), "give a smaller number")
     }
 
     /// The circuit of the file that is to be tuned, if one is named.
