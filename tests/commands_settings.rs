@@ -81,6 +81,7 @@ const NO_SETTINGS: &[&str] = &[
     "--minimality",
     "--no-prune",
     "--resume",
+    "--shard",
     "--plot",
     "--drawing",
     "--table",

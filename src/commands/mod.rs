@@ -17,6 +17,7 @@ pub(crate) mod plugin;
 pub(crate) mod report;
 pub(crate) mod run;
 mod settings;
+mod share;
 mod summary;
 mod sweep;
 mod table;
