@@ -29,6 +29,7 @@ fn a_plugin_that_everybody_may_write_to_is_refused_before_it_is_read() {
     refuses(folder.path(), &line, &["theirs.so: is no plugin"]);
 }
 
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 #[test]
 fn a_plugin_that_somebody_elses_experiment_names_needs_leave() {
     let folder = tempfile::tempdir().unwrap();
