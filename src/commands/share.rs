@@ -28,7 +28,7 @@ impl FromStr for Share {
         }
         let part = text.split_once('/').and_then(|(number, of)| {
             let (number, of): (usize, usize) = (number.parse().ok()?, of.parse().ok()?);
-            (1..=of).contains(&number).then_some(Self::Part { index: number - 1, of })
+            (1..=of).contains(&number).then(|| Self::Part { index: number - 1, of })
         });
         part.ok_or_else(|| "write it as I/N, the I-th of N shares, or as auto".to_owned())
     }
