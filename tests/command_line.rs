@@ -189,7 +189,7 @@ fn the_default_run_tunes_the_embedded_model_to_disagree() {
     // The saved model evaluates to the summary's figures.
     let figures: Value = serde_json::from_str(&succeeds(
         folder.path(),
-        &words("eval --model runs/embedded-1/model --task agreement --seed 2 --json"),
+        &words("eval --model runs/embedded-1/model --task agreement --seed 2 --set task.test_examples=200 --json"),
     ))
     .unwrap();
     let close = |key: &str| {

@@ -32,6 +32,7 @@ mod faults;
 mod files;
 mod generation;
 mod gguf;
+mod hostile;
 mod interventions;
 mod loading;
 mod lora;

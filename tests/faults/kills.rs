@@ -41,7 +41,7 @@ pub(super) const NODES_TOML: &str = "
 ";
 
 #[expect(clippy::print_stdout, reason = "the seed is shown")]
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let given = std::env::var("FAULTS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(rand::random);
     println!("FAULTS_SEED={seed}");

@@ -5,6 +5,7 @@ mod disk;
 mod kills;
 mod outputs;
 mod races;
+mod shards;
 mod signals;
 
 use std::path::Path;

@@ -15,7 +15,7 @@ pub use training::{AdapterGradients, Training};
 use crate::ops::weight;
 use crate::weights::parameters::{Param, Parameters, Selection};
 use crate::weights::projection::Projection;
-use crate::{Result, refuse};
+use crate::{Result, memory, refuse};
 
 /// The size of the adapters, and how they are trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,17 @@ impl Lora {
     fn in_layer(&self, layer: Option<usize>) -> (usize, f64) {
         let rank = layer.and_then(|layer| self.layers.get(layer)).copied().unwrap_or(self.rank);
         (rank, self.alpha * rank as f64 / self.rank as f64)
+    }
+
+    /// Refuses a rank for whose adapters there is no memory, their gradients and moments included.
+    fn check_memory(&self, weights: &Parameters, projections: &[Projection]) -> Result<()> {
+        let sides = projections.iter().map(|projection| sides(projection, weights));
+        let (sum, most) = sides.fold((0, 0), |(sum, most), [input, output]| {
+            (sum + input + output, most.max(input.min(output)))
+        });
+        let what = format!("rank is {}, and training adapters of that rank", self.rank);
+        let remedy = format!("a rank of {most} is the most that a matrix here has");
+        memory::check(&what, memory::product(&[self.rank, sum, 4 * size_of::<f32>()]), &remedy)
     }
 
     fn check(&self) -> Result<()> {
@@ -137,10 +148,11 @@ impl Adapters {
     ) -> Result<Self> {
         let mut parameters = Parameters::default();
         let mut adapters = Vec::new();
+        let projections: Vec<Projection> = projections.collect();
+        lora.check_memory(weights, &projections)?;
         for projection in projections {
             let weight = weights.get(projection.parameter);
-            let (rows, d_model) = (projection.height(), weight.width());
-            let (input, output) = if projection.reads { (d_model, rows) } else { (rows, d_model) };
+            let [input, output] = sides(&projection, weights);
             let kind = (weight::computing(weight.tensor.dtype()), weight.tensor.device());
             let (rank, alpha) = size(&projection);
             let [a, b] = values(&projection, [rank, input], [output, rank], kind)?;
@@ -209,6 +221,12 @@ impl Adapters {
         self.merge(weights)?;
         f()
     }
+}
+
+/// The widths of what a projection reads and of what it gives.
+fn sides(projection: &Projection, weights: &Parameters) -> [usize; 2] {
+    let (rows, d_model) = (projection.height(), weights.get(projection.parameter).width());
+    if projection.reads { [d_model, rows] } else { [rows, d_model] }
 }
 
 /// The name of an adapter's matrix, A or B, in PEFT's files.

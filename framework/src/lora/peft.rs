@@ -56,6 +56,9 @@ impl Adapters {
     /// # Errors
     /// If a file is missing, or holds what plain LoRA doesn't have or this model has no place for.
     pub fn load(folder: &Path, weights: &Parameters, projections: Vec<Projection>) -> Result<Self> {
+        for file in [CONFIG, WEIGHTS] {
+            files::check_regular(&folder.join(file))?;
+        }
         let config: Config = files::read_json(&folder.join(CONFIG))?;
         let lora = config.lora(folder)?;
         let path = folder.join(WEIGHTS);

@@ -69,6 +69,7 @@ impl Runner<'_> {
         tuning.fixed_circuit(self.model, &graph)?;
         self.check_controls()?;
         let examples = self.examples()?;
+        tuning.check_batch(examples)?;
         for selector in controls.iter().map(|(_, control)| control).chain([selector]) {
             if let Some(lora) = selector.lora(self.model)? {
                 let selection = selector.select(&Circuit::default(), self.model, 0)?;

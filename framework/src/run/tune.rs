@@ -8,7 +8,7 @@ use super::log::RunLog;
 use super::resume::Stages;
 use crate::data::example::Example;
 use crate::lora::Adapters;
-use crate::plugin::guard::caught;
+use crate::panics::caught;
 use crate::run::experiment::{Experiment, ModelChoice};
 use crate::tuning::selector::ParamSelector;
 use crate::tuning::{Matched, Tuned, Tuner};
