@@ -76,8 +76,10 @@ fn movements_are_the_differences_of_the_saved_models() {
     for (of, model) in movement.iter().zip(["run/checkpoint-2", "run/model"]) {
         let mut squares = 0.0;
         for (after, before) in weights(&here.join(model)).iter().zip(&before) {
-            squares +=
-                values(&(after - before).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap()[0];
+            squares += values(&(after - before).unwrap().sqr().unwrap().flatten_all().unwrap())
+                .unwrap()
+                .iter()
+                .sum::<f64>();
         }
         let moved = |node: &Value| node["moved"].as_f64().unwrap();
         let sum: f64 = of["nodes"].as_array().unwrap().iter().map(|node| moved(node).powi(2)).sum();
