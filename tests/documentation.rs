@@ -82,6 +82,13 @@ fn tokens_commands_run_and_leave_the_line_that_is_shown() {
     assert_eq!(written.lines().next(), shown.lines().next());
 }
 
+#[test]
+fn deltas_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/deltas.md", folder.path()), 16);
+    assert!(folder.path().join("agreement-only.json").exists());
+}
+
 /// Every file of a run and every key of its logs and summary stands in docs/run-folder.md.
 #[test]
 fn what_a_run_leaves_is_documented() {

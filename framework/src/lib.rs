@@ -13,6 +13,7 @@
 //! | [`pass`] | one forward pass and the way back: sites, hooks, interventions |
 //! | [`model`] | [`Model`], [`Architecture`], checkpoints, the decoder builder |
 //! | [`lora`] | low-rank adapters and PEFT's files |
+//! | [`delta`] | what tuning changed of a model: kept, applied, reverted, added |
 //! | [`evaluation`] | [`Task`], metrics, running a model over examples, circuits put to the test |
 //! | [`analysis`] | what single nodes do: direct effects, attention, paths, roles |
 //! | [`attribution`] | [`AttributionMethod`], and what methods are made of |
@@ -28,6 +29,7 @@ pub mod analysis;
 pub mod attribution;
 mod correlation;
 pub mod data;
+pub mod delta;
 mod error;
 pub mod evaluation;
 pub mod files;
@@ -52,6 +54,7 @@ pub mod weights;
 pub use attribution::{Attribution, AttributionMethod};
 pub use candle_core::{self, Device, Tensor};
 pub use data::example::{Batch, Example, Key};
+pub use delta::Delta;
 pub use error::{Error, Result, suggestion};
 pub use evaluation::Evaluation;
 pub use evaluation::generation::Generation;

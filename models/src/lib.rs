@@ -21,7 +21,7 @@ use circuit_framework::lora::Adapters;
 use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::{
-    Architecture, Checkpoint, Error, Model, Result, files, plugin::registry, refuse,
+    Architecture, Checkpoint, Delta, Error, Model, Result, files, plugin::registry, refuse,
 };
 
 pub use hugging_face::save;
@@ -59,6 +59,9 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
     if let Some(adapter) = &choice.adapter {
         Adapters::load(adapter, model.parameters(), model.projections())?
             .merge(model.parameters())?;
+    }
+    if let Some(delta) = &choice.delta {
+        Delta::load(delta)?.apply(model.parameters())?;
     }
     Ok(Loaded { model, tokenizer })
 }

@@ -13,7 +13,7 @@ use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::{Input, Node, Port};
 use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::run::Runner;
-use circuit_framework::run::experiment::{Experiment, ModelChoice};
+use circuit_framework::run::experiment::Experiment;
 use clap::{Arg, ArgGroup, ArgMatches, Command};
 use serde::Deserialize;
 use serde_json::Value;
@@ -141,12 +141,7 @@ fn of_run(matches: &ArgMatches, folder: &Path) -> Result<(Experiment, Experiment
     let mut table = experiments::find(&origin)?;
     flags::apply(matches, FLAGS, &mut table)?;
     let before = flags::from_table(table, &origin)?;
-    let model = ModelChoice {
-        path: folder.join("model"),
-        random_init: None,
-        adapter: None,
-        ..before.model.clone()
-    };
+    let model = before.model.saved_to(&folder.join("model"));
     if !model.path.is_dir() {
         bail!("{}: the run has not saved its tuned model", model.path.display());
     }

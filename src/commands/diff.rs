@@ -80,7 +80,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
 }
 
 /// A circuit file, or the circuit after tuning of a run; and the file's path.
-fn read(path: &Path) -> Result<(PathBuf, CircuitFile)> {
+pub(super) fn read(path: &Path) -> Result<(PathBuf, CircuitFile)> {
     let file = match path.is_dir() {
         true => path.join("circuit-after.json"),
         false => path.to_path_buf(),
@@ -96,7 +96,7 @@ fn read(path: &Path) -> Result<(PathBuf, CircuitFile)> {
 }
 
 /// Refuses circuits of models of another geometry.
-fn check(
+pub(super) fn check(
     first: &Path,
     one: Option<&Provenance>,
     second: &Path,

@@ -2,8 +2,10 @@
 
 pub(crate) mod analyze;
 pub(crate) mod bench;
+pub(crate) mod circuit;
 pub(crate) mod compare;
 pub(crate) mod convert;
+pub(crate) mod delta;
 pub(crate) mod diff;
 pub(crate) mod discover;
 pub(crate) mod draw;

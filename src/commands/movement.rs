@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::run::{Movement, SUMMARY, Summary, movements};
 use circuit_framework::{files, progress};
 use serde::Serialize;
@@ -35,9 +34,7 @@ pub(super) fn of_run(folder: &Path) -> Result<Vec<Moved>> {
     let before = before.model.parameters().snapshot()?;
     let moved = |(step, path): (usize, PathBuf)| {
         progress::check_stop()?;
-        let choice =
-            ModelChoice { path, random_init: None, adapter: None, ..experiment.model.clone() };
-        let model = circuit_models::load(&choice)?.model;
+        let model = circuit_models::load(&experiment.model.saved_to(&path))?.model;
         Ok(Moved { step, nodes: movements(model.parameters(), &before)? })
     };
     models.into_iter().map(moved).collect()

@@ -98,7 +98,7 @@ pub fn check_regular(path: &Path) -> Result<()> {
 }
 
 /// A file's bytes.
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let found = file.metadata().map_err(Error::io(path))?;
     let mut bytes = Vec::new();

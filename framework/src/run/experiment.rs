@@ -1,7 +1,7 @@
 //! An experiment as data: which model, task, metric, selector, and every setting of discovery and
 //! tuning. It is read from TOML, changed by `--set`, and written back fully resolved.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub struct ModelChoice {
     /// Merge the LoRA adapter in this folder, as PEFT or a run saved it, into the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
+    /// Apply the delta in this file, as `delta RUN --out` made it, to the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<PathBuf>,
     /// What to compute in.
     #[serde(default)]
     pub dtype: Precision,
@@ -57,10 +60,25 @@ impl Default for ModelChoice {
             path: PathBuf::from("embedded"),
             random_init: None,
             adapter: None,
+            delta: None,
             dtype: Precision::default(),
             device: Place::default(),
             bos: Bos::default(),
             options: toml::Table::new(),
+        }
+    }
+}
+
+impl ModelChoice {
+    /// Returns the choice of weights that were made of this model and saved to a folder: they are read as they
+    /// are there, in everything else like this one.
+    pub fn saved_to(&self, folder: &Path) -> Self {
+        Self {
+            path: folder.to_path_buf(),
+            random_init: None,
+            adapter: None,
+            delta: None,
+            ..self.clone()
         }
     }
 }

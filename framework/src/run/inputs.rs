@@ -33,12 +33,13 @@ const OF_MODELS: [&str; 5] = ["json", "safetensors", "txt", "model", "jinja"];
 pub struct Inputs(BTreeMap<String, String>);
 
 impl Experiment {
-    /// The files and folders that the experiment names: model, adapter, circuit, plugins, its tasks' data, and the
+    /// The files and folders that the experiment names: model, adapter, delta, circuit, plugins, its tasks' data, and the
     /// circuits of another run.
     /// The built-in model and one in Hugging Face's cache are none.
     pub fn inputs(&self) -> Vec<PathBuf> {
         let mut all = vec![self.model.path.clone()];
         all.extend(self.model.adapter.clone());
+        all.extend(self.model.delta.clone());
         all.extend(self.tuning.circuit.clone());
         all.extend(self.plugins.clone());
         let tasks = std::iter::once(&self.task).chain(&self.evaluate);

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use crate::Result;
 use crate::ops::{is_fused, squared_norm, weight};
 use crate::weights::parameters::Parameter;
+use crate::weights::rows::{gathered, put_back};
 
 /// Of one parameter; empty until one of its rows is first selected.
 #[derive(Default)]
@@ -151,28 +152,4 @@ fn copied<T: WithDType>(values: &[T], rows: &[Range<usize>], width: usize) -> Re
     let copied: Vec<T> = of.flatten().copied().collect();
     let height = copied.len() / width;
     Ok(Tensor::from_vec(copied, (height, width), &Device::Cpu)?)
-}
-
-/// Some rows of a tensor, one range behind the other.
-///
-/// # Errors
-/// If a tensor operation fails.
-pub(super) fn gathered(tensor: &Tensor, rows: &[Range<usize>]) -> Result<Tensor> {
-    let rows = rows.iter().map(|rows| tensor.narrow(0, rows.start, rows.len()));
-    Ok(Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
-}
-
-/// Puts rows that lie one range behind the other back to where they were.
-///
-/// # Errors
-/// If a tensor operation fails.
-pub(super) fn put_back(tensor: &Tensor, kept: &Tensor, rows: &[Range<usize>]) -> Result<()> {
-    let kept = kept.to_device(tensor.device())?.to_dtype(tensor.dtype())?;
-    let mut start = 0;
-    for range in rows {
-        let rows = kept.narrow(0, start, range.len())?.contiguous()?;
-        tensor.slice_set(&rows, 0, range.start)?;
-        start += range.len();
-    }
-    Ok(())
 }

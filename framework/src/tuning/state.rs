@@ -15,7 +15,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::moments::{Moments, Part, gathered, put_back};
+use super::moments::{Moments, Part};
 use super::{Optimizer, Tuner};
 use crate::attribution::Smoother;
 use crate::files::tensors::{self, Piece};
@@ -24,6 +24,7 @@ use crate::graph::circuit::{Circuit, Edge};
 use crate::lora::{Adapters, Training};
 use crate::model::Model;
 use crate::weights::parameters::{ParamId, Parameter, Parameters, Selection};
+use crate::weights::rows::{gathered, put_back};
 use crate::{Error, Result};
 
 /// The state of a run between steps.

@@ -3,3 +3,4 @@
 pub mod layout;
 pub mod parameters;
 pub mod projection;
+pub(crate) mod rows;
