@@ -32,6 +32,7 @@ mod failures;
 mod faithfulness;
 mod faults;
 mod files;
+mod forgetting;
 mod generation;
 mod gguf;
 mod hostile;

@@ -17,6 +17,7 @@ pub(crate) mod logits;
 pub(crate) mod methods;
 mod movement;
 pub(crate) mod plugin;
+pub(crate) mod relearn;
 pub(crate) mod report;
 pub(crate) mod run;
 mod settings;

@@ -198,6 +198,7 @@ impl<'a> Reader<'a> {
             spans: self.tokenizer.spans(&sentence.clean, [("year", at..at + 2)])?,
             values: BTreeMap::from([("year".to_owned(), Value::Number(year as f64))]),
             origin: origin.to_owned(),
+            ..Example::default()
         })
     }
 }

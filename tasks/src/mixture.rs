@@ -1,5 +1,6 @@
 //! A mixture of other tasks: their training examples in the proportion of their weights, and each evaluated
-//! as it evaluates itself. What the tasks are is theirs to say; this only mixes.
+//! as it evaluates itself. What the tasks are is theirs to say; this only mixes, and says which of them are to be
+//! forgotten and which only watched.
 
 use circuit_framework::plugin::registry::{self, Options, Plugin};
 use circuit_framework::{
@@ -12,9 +13,11 @@ use toml::Table;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Mixture {
-    /// The tasks: each a `name`, a `weight` (1 where none is given) and the task's own options beside
+    /// The tasks: each a `name`, a `weight` (1 where none is given), a `role` and the task's own options beside
     /// them. Training examples are mixed in the proportion of the weights, as many as there are until a
-    /// task has no more.
+    /// task has no more. The role is `retain` where none is given: training lowers the loss on the task's
+    /// examples. `forget`: training raises it. `control`: the task isn't trained on and has no weight, only
+    /// its figures are taken.
     tasks: Vec<Ingredient>,
 }
 
@@ -22,15 +25,25 @@ struct Mixture {
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 struct Ingredient {
     name: String,
-    #[serde(default = "one")]
-    weight: f64,
+    /// 1 where none is given.
+    weight: Option<f64>,
+    #[serde(default)]
+    role: Role,
     #[serde(flatten)]
     #[schemars(skip)]
     options: Table,
 }
 
-fn one() -> f64 {
-    1.0
+/// What a mixture's training does with a task.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    #[default]
+    Retain,
+    Forget,
+    Control,
 }
 
 /// A task of a mixture, built.
@@ -38,6 +51,7 @@ struct Part {
     /// By which its figures are called: of two of one name the second is NAME-2.
     name: String,
     weight: f64,
+    role: Role,
     task: Box<dyn Task>,
 }
 
@@ -52,14 +66,23 @@ impl Options<dyn Task> for Mixture {
             );
         }
         let names = registry::distinct(self.tasks.iter().map(|ingredient| &ingredient.name[..]));
-        let part = |(Ingredient { name, weight, options }, own): (&Ingredient, String)| {
-            if !(weight.is_finite() && *weight > 0.0) {
+        let part = |(Ingredient { name, weight, role, options }, own): (&Ingredient, String)| {
+            if *role == Role::Control && weight.is_some() {
+                refuse!(
+                    "mixture: {name} is a control, which isn't trained on; leave its weight out"
+                );
+            }
+            let weight = weight.unwrap_or(1.0);
+            if !(weight.is_finite() && weight > 0.0) {
                 refuse!("mixture: the weight of {name} is {weight}; it must be above 0");
             }
             let task = registry::find::<dyn Task>(name)?.build(options)?;
-            Ok(Part { name: own, weight: *weight, task })
+            Ok(Part { name: own, weight, role: *role, task })
         };
         let parts = Parts(self.tasks.iter().zip(names).map(part).collect::<Result<_>>()?);
+        if parts.trained().next().is_none() {
+            refuse!("mixture: all tasks are controls; give one to forget or to retain");
+        }
         if parts.common_metric().is_none() {
             log::info!(
                 "the tasks of the mixture have several metrics of their own; edges are scored by the \
@@ -71,9 +94,14 @@ impl Options<dyn Task> for Mixture {
 }
 
 impl Parts {
-    /// The metric that all tasks are discovered with, if there is one.
+    /// Those whose examples are trained on.
+    fn trained(&self) -> impl Iterator<Item = &Part> {
+        self.0.iter().filter(|part| part.role != Role::Control)
+    }
+
+    /// The metric that all trained tasks are discovered with, if there is one.
     fn common_metric(&self) -> Option<&str> {
-        let mut metrics = self.0.iter().map(|part| part.task.default_metric());
+        let mut metrics = self.trained().map(|part| part.task.default_metric());
         let first = metrics.next()?;
         metrics.all(|metric| metric == first).then_some(first)
     }
@@ -88,27 +116,36 @@ inventory::submit! {
 }
 
 impl Task for Parts {
-    /// The one of all tasks, or the loss where they differ.
+    /// The one of all trained tasks, or the loss where they differ.
     fn default_metric(&self) -> &str {
         self.common_metric().unwrap_or("loss")
     }
 
     fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
         let load = |part: &Part| Ok((part.name.clone(), part.task.load(split, setting)?));
-        let parts: Vec<(String, Box<dyn Dataset>)> =
-            self.0.iter().map(load).collect::<Result<_>>()?;
-        let counts: Vec<usize> = parts.iter().map(|(_, data)| data.examples().len()).collect();
-        let weights: Vec<f64> = self.0.iter().map(|part| part.weight).collect();
-        let mut next = vec![0; parts.len()];
-        let examples = order(&weights, &counts).into_iter().map(|part| {
+        // Of a control there are no training examples.
+        let loaded =
+            self.0.iter().filter(|part| split == Split::Test || part.role != Role::Control);
+        let parts: Vec<(String, Box<dyn Dataset>)> = loaded.map(load).collect::<Result<_>>()?;
+        let examples = |part: &Part| {
+            let data = parts.iter().find(|(name, _)| *name == part.name);
+            data.map_or(&[][..], |(_, data)| data.examples())
+        };
+        let trained: Vec<&Part> = self.trained().collect();
+        let counts: Vec<usize> = trained.iter().map(|part| examples(part).len()).collect();
+        let weights: Vec<f64> = trained.iter().map(|part| part.weight).collect();
+        let mut next = vec![0; trained.len()];
+        let mixed = order(&weights, &counts).into_iter().map(|part| {
             next[part] += 1;
-            parts[part].1.examples()[next[part] - 1].clone()
+            let Part { role, .. } = trained[part];
+            let example = examples(trained[part])[next[part] - 1].clone();
+            Example { forget: *role == Role::Forget, ..example }
         });
-        Ok(Box::new(Mixed { examples: examples.collect(), parts }))
+        Ok(Box::new(Mixed { examples: mixed.collect(), parts }))
     }
 
     fn why_no_counterfactual(&self) -> Option<&str> {
-        self.0.iter().find_map(|part| part.task.why_no_counterfactual())
+        self.trained().find_map(|part| part.task.why_no_counterfactual())
     }
 }
 

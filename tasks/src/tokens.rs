@@ -98,6 +98,7 @@ impl Line {
             spans: self.spans,
             values: self.values,
             origin,
+            ..Example::default()
         })
     }
 }

@@ -48,6 +48,8 @@ pub struct Example {
     pub predicted: Range<usize>,
     pub keys: Vec<Key>,
     pub counterfactual: Option<Counterfactual>,
+    /// Whether training is to raise the loss on it instead of lowering it.
+    pub forget: bool,
     /// What analyses look at by name.
     pub spans: Spans,
     /// What a metric made for the task reads by name.

@@ -23,8 +23,9 @@ impl Tuner<'_> {
         metric: Option<f64>,
     ) -> Result<(f64, f64, Gradients)> {
         let terms = Terms::of(self.tuning, examples)?;
-        let metric_is_objective =
-            self.metric.is_loss() && self.tuning.objective == Objective::Standard;
+        let metric_is_objective = self.metric.is_loss()
+            && self.tuning.objective == Objective::Standard
+            && !examples.iter().any(|example| example.forget);
         let penalty = self.tuning.metric_penalty;
         if let (true, Some(run), Some(value), true) =
             (metric_is_objective, &kept, metric, penalty == 0.0)

@@ -1,5 +1,6 @@
 //! The training loss: next-token cross-entropy, with more or all of the weight on the key tokens, or
-//! the probability of the keys' right answers.
+//! the probability of the keys' right answers. The terms of examples that are to be forgotten have the other
+//! sign: gradient ascent on them, descent on the rest (the gradient difference of Liu et al., 2022, arXiv 2203.12817).
 
 use std::collections::BTreeSet;
 
@@ -75,9 +76,10 @@ fn tokens_loss(batch: &Batch, readout: &Readout, key: f64, other: f64) -> Result
         batch.examples.iter().map(|example| key_positions(example)).collect();
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     for (index, position, row) in batch.predicted() {
-        let weight = if keys[index].contains(&position) { key } else { other };
+        let example = batch.examples[index];
+        let weight = if keys[index].contains(&position) { key } else { other } * sign(example);
         if weight != 0.0 {
-            let token = batch.examples[index].tokens[position];
+            let token = example.tokens[position];
             rows.push(row);
             targets.push(Target { token, weight });
         }
@@ -93,7 +95,14 @@ fn keys_loss(batch: &Batch, readout: &Readout, factor: f64) -> Result<Tensor> {
     }
     let log_probs = answers::log_probs(&answers::all_logits(readout, &keys)?)?;
     let right = answers::log_prob_of(&log_probs, &keys, Side::Right)?;
-    Ok(right.sum_all()?.affine(-factor, 0.0)?)
+    let signs: Vec<f64> = keys.iter().map(|(index, _, _)| sign(batch.examples[*index])).collect();
+    let signs = Tensor::new(signs, right.device())?.to_dtype(right.dtype())?;
+    Ok(right.mul(&signs)?.sum_all()?.affine(-factor, 0.0)?)
+}
+
+/// Whether an example's terms are lowered or raised.
+fn sign(example: &Example) -> f64 {
+    if example.forget { -1.0 } else { 1.0 }
 }
 
 /// The predicted key tokens' positions, each once.
