@@ -100,7 +100,7 @@ impl Runner<'_> {
         }
         Ok(Some(match name {
             Name::Logits => Request::Logits,
-            Name::Attention => Request::Attention { heads: Vec::new(), patterns: 0 },
+            Name::Attention => Request::Attention { heads: Vec::new(), from: None, patterns: 0 },
             Name::Paths if when == "after" => {
                 let file = folder.path("analysis-before/paths.json");
                 Request::Paths { from: Vec::new(), to: files::read_json::<Before>(&file)?.to }
