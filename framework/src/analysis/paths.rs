@@ -17,7 +17,7 @@ use crate::evaluation::ablation::values_over;
 use crate::evaluation::batches;
 use crate::graph::edge_set::served;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
-use crate::pass::{Ablated, AblatedEdges, Pass, scalar};
+use crate::pass::{Ablated, AblatedEdges, Pass, Prefix, scalar};
 use crate::peers::Alone;
 use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
@@ -102,12 +102,15 @@ impl Analysis<'_> {
         for batch in batches(self.model, self.examples, self.batch_size) {
             let batch = batch?;
             let by = values.of(self.model, &batch)?;
+            let clean = Prefix::default();
             let patched = writers.iter().map(|&writer| Some(writer));
             for (run, writer) in runs.iter_mut().zip(std::iter::once(None).chain(patched)) {
                 progress::check_stop()?;
                 let pass = match writer {
-                    None => Pass::forward_only(),
-                    Some(writer) => patching(graph, by.clone(), writer, readers),
+                    None => Pass::forward_only().keeping(&clean),
+                    Some(writer) => {
+                        patching(graph, by.clone(), writer, readers).beginning_from(&clean)
+                    }
                 };
                 self.add(run, pass, &batch, &heads)?;
                 done += 1;
