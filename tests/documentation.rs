@@ -85,7 +85,7 @@ fn tokens_commands_run_and_leave_the_line_that_is_shown() {
 #[test]
 fn deltas_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("docs/deltas.md", folder.path()), 16);
+    assert_eq!(follow("docs/deltas.md", folder.path()), 18);
     assert!(folder.path().join("agreement-only.json").exists());
 }
 

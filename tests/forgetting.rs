@@ -100,7 +100,7 @@ fn one_task_is_forgotten_others_are_kept_and_the_first_is_learned_again() {
         ]
         [tuning]
         objective = "alone"
-        steps = 6
+        steps = 24
         lr = 3e-3
         [discovery]
         bootstrap = 0
