@@ -1,0 +1,271 @@
+//! Models: configurations, weights, their index, GGUF files, adapters. One that is read is run on a few tokens.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::quantized::gguf_file::{self, Value as Gguf};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::safetensors;
+use circuit_framework::lora::Adapters;
+use circuit_framework::run::experiment::ModelChoice;
+use circuit_framework::{Device, Lora, Model, Pass, Selection, Tensor};
+use serde_json::{Value, json};
+
+use super::{Reader, Target, at, checked, file, reference};
+use crate::mutate;
+
+pub fn targets() -> Vec<Target> {
+    vec![
+        Target::new("config", mutate::json::mutate, configs, config),
+        Target::new("safetensors", mutate::safetensors::mutate, weights, safetensors),
+        Target::new("safetensors-index", mutate::json::mutate, indices, index),
+        Target::new("gguf", mutate::gguf::mutate, ggufs, gguf),
+        Target::new("adapter", mutate::safetensors::mutate, adapters, adapter),
+        Target::new("adapter-config", mutate::json::mutate, adapter_configs, adapter_config),
+    ]
+}
+
+/// Loads a model and, where that succeeds, runs it.
+fn load_and_run(choice: &ModelChoice) -> Result<()> {
+    let loaded = checked(circuit_models::load(choice))?;
+    run(&*loaded.model)
+}
+
+fn run(model: &dyn Model) -> Result<()> {
+    let length = model.context().min(5);
+    let tokens: Vec<u32> = (0..length).map(|id| (id % model.vocabulary()) as u32).collect();
+    let tokens = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+    let readout = checked(model.forward(&Pass::forward_only(), &tokens))?;
+    checked(readout.logits(&[0]))?;
+    Ok(())
+}
+
+/// A configuration of each architecture.
+fn configs() -> Result<Vec<Vec<u8>>> {
+    let cases = [
+        "gpt2-all-mean",
+        "llama-key-mean",
+        "mistral-all-zero-loss",
+        "qwen2-key-mean",
+        "qwen3-all-corrupt",
+        "gemma2-all-mean",
+        "gemma3-key-corrupt",
+        "gpt-neox-all-mean-positional",
+        "olmo2-eap-ig",
+    ];
+    cases.iter().map(|case| file(&format!("tests/reference/{case}/model/config.json"))).collect()
+}
+
+fn config(folder: &Path) -> Result<Reader> {
+    let file = folder.join("config.json");
+    let choice = ModelChoice { random_init: Some(0), ..at(folder) };
+    Ok(Box::new(move |input| {
+        std::fs::write(&file, input)?;
+        load_and_run(&choice)
+    }))
+}
+
+/// A model as small as can be.
+fn small() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "vocab_size": 5,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 16, "tie_word_embeddings": false,
+    })
+}
+
+fn write_small(folder: &Path) -> Result<()> {
+    Ok(std::fs::write(folder.join("config.json"), small().to_string())?)
+}
+
+/// The small model's tensors, drawn at random.
+fn small_tensors() -> Result<HashMap<String, Tensor>> {
+    let folder = tempfile::tempdir()?;
+    write_small(folder.path())?;
+    let choice = ModelChoice { random_init: Some(0), ..at(folder.path()) };
+    let model = circuit_models::load(&choice)?.model;
+    Ok(model.state_dict()?.into_iter().collect())
+}
+
+fn saved(tensors: &HashMap<String, Tensor>) -> Result<Vec<u8>> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("tensors.safetensors");
+    safetensors::save(tensors, &path)?;
+    Ok(std::fs::read(path)?)
+}
+
+fn weights() -> Result<Vec<Vec<u8>>> {
+    let own = small_tensors()?;
+    let half = |(name, tensor): (&String, &Tensor)| -> Result<_> {
+        Ok((name.clone(), tensor.to_dtype(candle_core::DType::BF16)?))
+    };
+    let half = own.iter().map(half).collect::<Result<_>>()?;
+    Ok(vec![saved(&own)?, saved(&half)?])
+}
+
+fn safetensors(folder: &Path) -> Result<Reader> {
+    write_small(folder)?;
+    let (file, choice) = (folder.join("model.safetensors"), at(folder));
+    Ok(Box::new(move |input| {
+        std::fs::write(&file, input)?;
+        load_and_run(&choice)
+    }))
+}
+
+const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+
+/// The name of the shard that has a tensor.
+fn shard(name: &str) -> &'static str {
+    SHARDS[usize::from(name.contains("mlp"))]
+}
+
+fn indices() -> Result<Vec<Vec<u8>>> {
+    let mut names: Vec<String> = small_tensors()?.into_keys().collect();
+    names.sort();
+    let map: serde_json::Map<String, Value> =
+        names.into_iter().map(|name| (name.clone(), shard(&name).into())).collect();
+    let index = json!({ "metadata": { "total_size": 3000 }, "weight_map": map });
+    Ok(vec![index.to_string().into_bytes()])
+}
+
+fn index(folder: &Path) -> Result<Reader> {
+    write_small(folder)?;
+    let tensors = small_tensors()?;
+    for own in SHARDS {
+        let part = tensors.iter().filter(|(name, _)| shard(name) == own);
+        let part = part.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        std::fs::write(folder.join(own), saved(&part)?)?;
+    }
+    let (file, choice) = (folder.join("model.safetensors.index.json"), at(folder));
+    Ok(Box::new(move |input| {
+        std::fs::write(&file, input)?;
+        load_and_run(&choice)
+    }))
+}
+
+/// GGUF's names of a Llama's tensors.
+const NAMES: [(&str, &str); 13] = [
+    ("model.embed_tokens", "token_embd"),
+    ("model.norm", "output_norm"),
+    ("lm_head", "output"),
+    ("model.layers", "blk"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+];
+
+/// The small model as GGUF files with each kind of tokenizer.
+fn ggufs() -> Result<Vec<Vec<u8>>> {
+    let text = |text: &str| Gguf::String(text.to_owned());
+    let list = |values: &[&str]| Gguf::Array(values.iter().map(|value| text(value)).collect());
+    let metadata = [
+        ("general.architecture", text("llama")),
+        ("llama.block_count", Gguf::U32(1)),
+        ("llama.context_length", Gguf::U32(16)),
+        ("llama.embedding_length", Gguf::U32(8)),
+        ("llama.feed_forward_length", Gguf::U32(8)),
+        ("llama.attention.head_count", Gguf::U32(2)),
+        ("llama.attention.head_count_kv", Gguf::U32(1)),
+        ("llama.attention.layer_norm_rms_epsilon", Gguf::F32(1e-5)),
+        ("llama.rope.dimension_count", Gguf::U32(4)),
+        ("tokenizer.ggml.bos_token_id", Gguf::U32(0)),
+        ("tokenizer.ggml.eos_token_id", Gguf::U32(1)),
+        ("tokenizer.chat_template", text("{% for m in messages %}{{ m.content }}{% endfor %}")),
+    ];
+    let pieces = [
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text("gpt-2")),
+        ("tokenizer.ggml.tokens", list(&["<s>", "</s>", "a", "b", "ab"])),
+        ("tokenizer.ggml.merges", list(&["a b"])),
+    ];
+    let scores = [
+        ("tokenizer.ggml.model", text("llama")),
+        ("tokenizer.ggml.tokens", list(&["<s>", "</s>", "<unk>", "a", "ab"])),
+        ("tokenizer.ggml.scores", Gguf::Array([0.0, 0.0, 0.0, -1.0, -2.0].map(Gguf::F32).into())),
+        ("tokenizer.ggml.token_type", Gguf::Array([3, 3, 2, 1, 1].map(Gguf::I32).into())),
+        ("tokenizer.ggml.unknown_token_id", Gguf::U32(2)),
+    ];
+    let with = |own: &[(&'static str, Gguf)]| written(&[&metadata[..], own].concat());
+    Ok(vec![with(&pieces)?, with(&scores)?])
+}
+
+fn written(metadata: &[(&str, Gguf)]) -> Result<Vec<u8>> {
+    let mut tensors: Vec<(String, QTensor)> = (small_tensors()?.into_iter())
+        .map(|(name, tensor)| {
+            let name = NAMES.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
+            Ok((name, QTensor::quantize(&tensor, GgmlDType::F32)?))
+        })
+        .collect::<Result<_>>()?;
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let metadata: Vec<(&str, &Gguf)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, t)| (&**name, t)).collect();
+    let mut file = std::io::Cursor::new(Vec::new());
+    gguf_file::write(&mut file, &metadata, &tensors)?;
+    Ok(file.into_inner())
+}
+
+fn gguf(folder: &Path) -> Result<Reader> {
+    let file = folder.join("model.gguf");
+    let choice = at(&file);
+    Ok(Box::new(move |input| {
+        std::fs::write(&file, input)?;
+        load_and_run(&choice)
+    }))
+}
+
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// What adapters are of.
+const ADAPTED: &str = "llama-key-mean";
+
+/// A folder with an adapter of every projection.
+fn adapter_folder(folder: &Path) -> Result<()> {
+    let model = reference(ADAPTED)?;
+    let everything = Selection::blocks(model.parameters(), |_, _| true);
+    let lora = Lora { rank: 1, alpha: 2.0, dropout: 0.0 };
+    let adapters =
+        Adapters::new(model.parameters(), model.projections(), &everything, lora, 0)?;
+    Ok(adapters.save(folder, None)?)
+}
+
+fn of_adapter(name: &str) -> Result<Vec<Vec<u8>>> {
+    let folder = tempfile::tempdir()?;
+    let adapter = folder.path().join("adapter");
+    adapter_folder(&adapter)?;
+    Ok(vec![std::fs::read(adapter.join(name)).with_context(|| name.to_owned())?])
+}
+
+fn adapters() -> Result<Vec<Vec<u8>>> {
+    of_adapter(ADAPTER)
+}
+
+fn adapter_configs() -> Result<Vec<Vec<u8>>> {
+    of_adapter(ADAPTER_CONFIG)
+}
+
+fn read_adapter(folder: &Path, name: &'static str) -> Result<Reader> {
+    let folder = folder.join("adapter");
+    adapter_folder(&folder)?;
+    let model = reference(ADAPTED)?;
+    Ok(Box::new(move |input| {
+        std::fs::write(folder.join(name), input)?;
+        checked(Adapters::load(&folder, model.parameters(), model.projections()))?;
+        Ok(())
+    }))
+}
+
+fn adapter(folder: &Path) -> Result<Reader> {
+    read_adapter(folder, ADAPTER)
+}
+
+fn adapter_config(folder: &Path) -> Result<Reader> {
+    read_adapter(folder, ADAPTER_CONFIG)
+}
