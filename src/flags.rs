@@ -216,12 +216,20 @@ pub(crate) fn apply(
     }
     for assignment in matches.get_many::<String>("set").into_iter().flatten() {
         let Some((key, value)) = assignment.split_once('=') else {
-            bail!("--set {assignment}: write it as KEY=VALUE, as in --set tuning.lr=1e-4");
+            bail!("--set {}: write it as KEY=VALUE, as in --set tuning.lr=1e-4", cut(assignment));
         };
         set(experiment, key.trim(), parse(value.trim()))
-            .with_context(|| format!("--set {assignment}"))?;
+            .with_context(|| format!("--set {}", cut(assignment)))?;
     }
     Ok(())
+}
+
+/// An assignment as long as a message shows it.
+fn cut(assignment: &str) -> String {
+    match assignment.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &assignment[..end]),
+        None => assignment.to_owned(),
+    }
 }
 
 /// A value as TOML reads it, or else a string.
@@ -236,12 +244,18 @@ fn parse(text: &str) -> Value {
 /// The tables of which each is a plugin: its name, and its options beside it.
 const PLUGINS: [&str; 3] = ["task", "metric", "selector"];
 
+/// The most parts of a key before its last: every table in a table is a call in a call for whoever reads it.
+const DEEPEST: usize = 32;
+
 /// Puts a value at a dotted key. A plugin named anew starts with its own defaults.
 fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
     let (path, last): (Vec<&str>, &str) = match key.rsplit_once('.') {
         Some((path, last)) => (path.split('.').collect(), last),
         None => (Vec::new(), key),
     };
+    if path.len() > DEEPEST {
+        bail!("the key has {} parts; no setting has more than {DEEPEST}", path.len() + 1);
+    }
     let names_plugin = last == "name" && matches!(path[..], [table] if PLUGINS.contains(&table));
     let mut at = table;
     for part in path {
@@ -277,7 +291,7 @@ pub(crate) fn from_table(mut table: Table, origin: &str) -> Result<Experiment> {
     }
     let mut experiment = Experiment::from_table(table, origin)?;
     for path in &mut experiment.plugins {
-        plugins::load(path)?;
+        plugins::load_named(path, origin)?;
         // A run folder's config.toml serves from any folder.
         *path = path.canonicalize()?;
     }

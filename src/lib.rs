@@ -30,7 +30,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use circuit_framework::plugin::guard;
+use circuit_framework::panics;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::print::tell;
@@ -40,7 +40,7 @@ use crate::signals::Stopped;
 /// code is 2 where it was refused or failed.
 pub fn main() -> ExitCode {
     progress::log_to_stderr();
-    guard::note_panics();
+    panics::note_panics();
     let matches = command().get_matches_from(arguments::joined(std::env::args_os()));
     // A closed pipe ends the program as it ends any other, without a word; but not a run.
     let runs = matches!(matches.subcommand_name(), Some("run" | "tune"));
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
         sigpipe::reset();
     }
     // In the pool from the start: a thread outside would wake it and sleep itself for every operation.
-    let done = rayon::scope(|_| guard::caught("the program", || Ok(run(&matches))));
+    let done = rayon::scope(|_| panics::caught("the program", || Ok(run(&matches))));
     match done.map_err(anyhow::Error::from).flatten() {
         Ok(()) => match print::lost().filter(|_| !runs) {
             Some(error) => {
@@ -85,6 +85,9 @@ fn one_line(message: &str) -> String {
 fn run(matches: &ArgMatches) -> Result<()> {
     if matches.get_flag("quiet") {
         progress::be_quiet();
+    }
+    if matches.get_flag("allow-plugins") {
+        plugins::allow();
     }
     for path in matches.get_many::<String>("plugins").into_iter().flatten() {
         plugins::load(Path::new(path))?;
@@ -148,6 +151,13 @@ fn command() -> Command {
                 .action(ArgAction::Append)
                 .global(true)
                 .help("Load a run-time plugin first, as `plugin build` made it"),
+        )
+        .arg(
+            Arg::new("allow-plugins")
+                .long("allow-plugins")
+                .action(ArgAction::SetTrue)
+                .global(true)
+                .help("Load the plugins that an experiment file names though the file isn't yours"),
         )
         .arg(outputs::force_flag())
         .arg(

@@ -2,8 +2,47 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
 use circuit_framework::plugin::registry::Registration;
+
+/// Whether plugins are opened that somebody else's experiment names.
+static ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// Lets plugins be opened that somebody else's experiment names.
+pub(crate) fn allow() {
+    ALLOWED.store(true, Ordering::Relaxed);
+}
+
+/// Opens a plugin that an experiment names, which is shown before: it is code. Where the experiment is a file that
+/// isn't this user's own, the user has to allow it.
+pub(crate) fn load_named(path: &Path, origin: &str) -> Result<()> {
+    let experiment = Path::new(origin);
+    if experiment.is_file() {
+        if !is_own(experiment) && !ALLOWED.load(Ordering::Relaxed) {
+            bail!(
+                "{origin}: names plugin {}, code that would be run, and the file isn't yours; allow it with \
+                 --allow-plugins",
+                path.display()
+            );
+        }
+        log::info!("{origin} loads plugin {}", path.display());
+    }
+    load(path).map(|_| ())
+}
+
+/// Whether a file belongs to this user.
+#[cfg(unix)]
+fn is_own(file: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw())
+}
+
+#[cfg(not(unix))]
+fn is_own(_: &Path) -> bool {
+    true
+}
 
 /// Opens a plugin for good and returns what it registers.
 #[cfg(feature = "runtime")]
@@ -41,7 +80,7 @@ pub(crate) fn describe(path: &Path) -> Result<String> {
 
 #[cfg(not(feature = "runtime"))]
 fn without<T>(path: &Path) -> Result<T> {
-    anyhow::bail!(
+    bail!(
         "{}: this program has no run-time plugins; one built with `cargo build --release --features \
          runtime` has",
         path.display()

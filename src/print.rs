@@ -1,9 +1,12 @@
 //! What goes to standard output and standard error. Nobody may be listening any more, which is no reason to end
-//! a run; other commands have nothing to show for themselves then, and say so.
+//! a run; other commands have nothing to show for themselves then, and say so. What comes out of files is shown as
+//! text alone: no control character of it reaches a terminal.
 
 use std::fmt::Arguments;
 use std::io::{Error, Write};
 use std::sync::{Mutex, PoisonError};
+
+use circuit_framework::text;
 
 /// Why something that should be on standard output isn't.
 static LOST: Mutex<Option<Error>> = Mutex::new(None);
@@ -19,7 +22,8 @@ macro_rules! say {
 macro_rules! tell {
     ($($text:tt)*) => {{
         use std::io::Write;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let line = format!($($text)*);
+        let _ = writeln!(std::io::stderr(), "{}", circuit_framework::text::plain(&line));
     }};
 }
 
@@ -27,12 +31,12 @@ pub(crate) use {say, tell};
 
 /// What [`say!`] does.
 pub(crate) fn line(line: Arguments) {
-    note(writeln!(std::io::stdout(), "{line}"));
+    note(writeln!(std::io::stdout(), "{}", text::plain(&line.to_string())));
 }
 
-/// Prints text to standard output as it is.
-pub(crate) fn text(text: &str) {
-    note(std::io::stdout().write_all(text.as_bytes()));
+/// Prints lines to standard output.
+pub(crate) fn text(lines: &str) {
+    note(std::io::stdout().write_all(text::plain(lines).as_bytes()));
 }
 
 fn note(written: Result<(), Error>) {

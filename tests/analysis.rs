@@ -267,8 +267,12 @@ proptest! {
         let model = model_of(&geometry, seed);
         let graph = model.graph();
         let all = graph.readers().to_vec();
-        let found = analyse(&*model, &examples, batch_size, Ablation::Corrupt, |a| a.paths(&all).unwrap());
+        let found = analyse(&*model, &examples, batch_size, Ablation::Corrupt, |a| a.paths(&[], &all).unwrap());
         prop_assert_eq!(found.nodes.len(), graph.writers().len());
+        // Of chosen writers the same, and no other.
+        let chosen: Vec<Node> = graph.writers().iter().copied().step_by(2).collect();
+        let few = analyse(&*model, &examples, batch_size, Ablation::Corrupt, |a| a.paths(&chosen, &all).unwrap());
+        prop_assert_eq!(few.nodes, found.nodes.iter().filter(|of| chosen.contains(&of.node)).cloned().collect::<Vec<_>>());
         for (writer, of) in found.nodes.iter().enumerate() {
             let site = (0..graph.site_count()).find(|&s| graph.writers_of(s).contains(&writer)).unwrap();
             let (index, count) = (writer - graph.writers_of(site).start, graph.writers_of(site).len());
@@ -295,7 +299,7 @@ proptest! {
         let graph = model.graph();
         let reader = Reader(which.index(graph.readers().len()));
         let input = graph.readers()[reader.0];
-        let found = analyse(&*model, &examples, batch_size, Ablation::Corrupt, |a| a.paths(&[input]).unwrap());
+        let found = analyse(&*model, &examples, batch_size, Ablation::Corrupt, |a| a.paths(&[], &[input]).unwrap());
         let writers: Vec<Writer> =
             (0..graph.writers().len()).map(Writer).filter(|&w| graph.has_edge(w, reader)).collect();
         prop_assert_eq!(found.nodes.len(), writers.len());
@@ -358,7 +362,7 @@ proptest! {
         let (roles, logits, attention, patched) =
             analyse(&*model, &examples, batch_size, Ablation::Zero, |a| {
                 let all = graph.readers().to_vec();
-                (a.roles(&circuit).unwrap(), a.logits().unwrap(), a.attention(&[], 0).unwrap(), a.paths(&all).unwrap())
+                (a.roles(&circuit).unwrap(), a.logits().unwrap(), a.attention(&[], 0).unwrap(), a.paths(&[], &all).unwrap())
             });
         let nodes: Vec<Node> = graph.writers().iter().copied().filter(|n| circuit.writers().contains(n)).collect();
         prop_assert_eq!(roles.nodes.iter().map(|role| role.node).collect::<Vec<_>>(), nodes);

@@ -47,7 +47,7 @@ pub fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn lines(path: &Path) -> Vec<Value> {
+pub fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -189,7 +189,7 @@ fn the_default_run_tunes_the_embedded_model_to_disagree() {
     // The saved model evaluates to the summary's figures.
     let figures: Value = serde_json::from_str(&succeeds(
         folder.path(),
-        &words("eval --model runs/embedded-1/model --task agreement --seed 2 --json"),
+        &words("eval --model runs/embedded-1/model --task agreement --seed 2 --set task.test_examples=200 --json"),
     ))
     .unwrap();
     let close = |key: &str| {
@@ -251,6 +251,7 @@ fn list_shows_everything_registered() {
             "nodes",
             "random",
             "random_parameters",
+            "static",
             "embedded",
             "embedded-model",
             "smollm2-bias",

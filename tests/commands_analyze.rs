@@ -91,6 +91,11 @@ fn the_head_that_carries_the_subjects_number_is_found() {
     };
     assert_eq!(strongest(&paths), "head.0.1");
     std::fs::write(here.join("paths.json"), paths.to_string()).unwrap();
+    // From one writer alone it is the same.
+    let from = analyze(here, "paths --from head.0.1 --to mlp.0 --ablation corrupt");
+    let all = paths["nodes"].as_array().unwrap();
+    let of_head: Vec<&Value> = all.iter().filter(|of| of["node"] == "head.0.1").collect();
+    assert!(is_near(&from["nodes"], &serde_json::json!(of_head)), "{from}");
     let chosen = analyze(here, "paths --strongest 1 --of paths.json --port v --ablation corrupt");
     assert_eq!(chosen["to"], Value::from(vec!["head.0.1.v"]));
     assert_eq!(strongest(&chosen), "embed");
@@ -117,6 +122,9 @@ fn what_cannot_be_analysed_is_refused() {
         ("attention --heads nothing", &["`nothing` is no node"]),
         ("paths --to head.9.9.q", &["no reader `head.9.9.q`"]),
         ("paths --to embed", &["no reader `embed`"]),
+        ("paths --from head.9.9 --to logits", &["no writer `head.9.9`"]),
+        ("paths --from mlp.0,nothing --to logits", &["`nothing` is no node"]),
+        ("paths --from mlp.1 --to head.1.0.q,mlp.0", &["no path leads", "writers stand before"]),
         ("paths --strongest 2 --port z", &["--port z", "q, k and v"]),
         ("paths --strongest 2 --of data.jsonl", &["data.jsonl", "analyze logits"]),
         ("logits --run nowhere", &["nowhere", "is no run folder"]),

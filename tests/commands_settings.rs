@@ -71,6 +71,7 @@ fn the_page_of_settings_is_what_the_program_prints() {
 /// Flags that name files or switch something on: there is no default to show.
 const NO_SETTINGS: &[&str] = &[
     "--plugin",
+    "--allow-plugins",
     "--out",
     "--json",
     "--force",
@@ -81,6 +82,7 @@ const NO_SETTINGS: &[&str] = &[
     "--minimality",
     "--no-prune",
     "--resume",
+    "--shard",
     "--plot",
     "--drawing",
     "--table",

@@ -7,7 +7,9 @@ use circuit_framework::attribution::Discovery;
 use circuit_framework::graph::{Kind, Port};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::tuning::{DiscoveredAt, Event, Matched, Step, Tuned, Tuner, Tuning};
-use circuit_framework::{Example, Model, Owner, ParamSelector, PatchingMetric, Pruning, Selection};
+use circuit_framework::{
+    Circuit, Example, Model, Owner, ParamSelector, PatchingMetric, Pruning, Selection,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -75,7 +77,8 @@ proptest! {
     #![proptest_config(few(24))]
 
     /// At every step, and over all steps together, a control tunes as many parameters as the circuit it is
-    /// matched to; `random` as many of each kind in each layer; `complement` less than a row fewer.
+    /// matched to; `random` as many of each kind in each layer; `complement` less than a row fewer; `static` what
+    /// the circuit's run tunes at its first step.
     #[test]
     fn controls_are_matched_at_every_step(
         geometry in geometry_with_edges(),
@@ -88,12 +91,15 @@ proptest! {
         let untuned = model.parameters().snapshot().unwrap();
         let (own, own_steps, circuits) = tune(&*model, &examples, &*selector, None, seed);
         prop_assert_eq!(circuits.len(), 4);
+        let circuits_first = circuits[0].edges.clone();
         let matched = Matched { selector: &*selector, circuits };
         let widest = model.parameters().iter().map(|(_, p)| p.width()).max().unwrap();
+        let first = Circuit { edges: circuits_first };
+        let first = selector.select(&first, &*model, seed).unwrap();
         let counts = |steps: &[Step]| -> Vec<usize> {
             steps.iter().map(|step| step.tuned_parameters).collect()
         };
-        for kind in ["random", "random_parameters", "complement"] {
+        for kind in ["random", "random_parameters", "complement", "static"] {
             let control: Box<dyn ParamSelector> = plugin(kind, "");
             let again = || {
                 model.parameters().restore(&untuned).unwrap();
@@ -102,7 +108,10 @@ proptest! {
             let (tuned, steps, discovered) = again();
             prop_assert!(discovered.is_empty());
             prop_assert!(again().0.tuned == tuned.tuned, "{}: another selection", kind);
-            if kind == "complement" {
+            if kind == "static" {
+                prop_assert!(tuned.tuned == first);
+                prop_assert_eq!(counts(&steps), vec![own_steps[0].tuned_parameters; 4]);
+            } else if kind == "complement" {
                 for (step, own) in counts(&steps).iter().zip(counts(&own_steps)) {
                     let near = own.saturating_sub(*step) < widest;
                     prop_assert!(*step <= own && near, "{} of {}", step, own);
@@ -291,6 +300,7 @@ fn a_former_control_is_read_with_a_note_and_what_does_not_fit_is_refused() {
         &["[controls] and its former name [control]", "controls.kinds = [\"random\"]"],
     );
     refused("--selector complement", &["`complement` is a control", "controls.kinds"]);
+    refused("--selector static", &["`static` is a control", "controls.kinds"]);
     refused(
         "--selector all --set controls.kinds=complement",
         &["control `complement` needs the scores of all nodes", "selector `all`"],

@@ -143,6 +143,13 @@ fn report_commands_run() {
 }
 
 #[test]
+fn clusters_commands_run() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(follow("docs/clusters.md", folder.path()), 2);
+    assert!(folder.path().join("shared/compare.md").exists());
+}
+
+#[test]
 fn trust_commands_run() {
     assert_eq!(follow("docs/trust.md", tempfile::tempdir().unwrap().path()), 1);
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use circuit_framework::pass::values;
+use circuit_framework::run::experiment::ModelChoice;
 use serde_json::Value;
 
 use crate::command_line::{json, refuses, succeeds, words};
@@ -52,6 +54,55 @@ fn a_runs_dynamics_are_those_of_its_circuits() {
         std::fs::read_to_string(here.join("d.svg")).unwrap().contains("with the first circuit")
     );
     refuses(here, &words("dynamics nowhere"), &["nowhere", "circuits.jsonl"]);
+}
+
+/// Rows moved as the models that the run saved say, and only those that some circuit's nodes own.
+#[test]
+fn movements_are_the_differences_of_the_saved_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let line = "tune --top-n 5 --steps 4 --lr 2e-3 --set tuning.checkpoint_every=2 --set discovery.examples=16 \
+                --set discovery.bootstrap=0 --set task.test_examples=8 --nodes head,mlp --out run";
+    succeeds(here, &words(line));
+    succeeds(here, &words("dynamics run --movement m.csv --json d.json"));
+    let weights = |path: &Path| {
+        let choice = ModelChoice { path: path.into(), ..ModelChoice::default() };
+        circuit_models::load(&choice).unwrap().model.parameters().snapshot().unwrap()
+    };
+    let before = weights(Path::new("embedded"));
+    let found = json(&here.join("d.json"));
+    let movement = found["movement"].as_array().unwrap();
+    assert_eq!(movement.iter().map(|of| of["step"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4]);
+    for (of, model) in movement.iter().zip(["run/checkpoint-2", "run/model"]) {
+        let mut squares = 0.0;
+        for (after, before) in weights(&here.join(model)).iter().zip(&before) {
+            squares += values(&(after - before).unwrap().sqr().unwrap().flatten_all().unwrap())
+                .unwrap()
+                .iter()
+                .sum::<f64>();
+        }
+        let moved = |node: &Value| node["moved"].as_f64().unwrap();
+        let sum: f64 = of["nodes"].as_array().unwrap().iter().map(|node| moved(node).powi(2)).sum();
+        assert!(squares > 0.0 && (sum - squares).abs() < 1e-4 * squares, "{sum} {squares}");
+        let text = std::fs::read_to_string(here.join("run/circuits.jsonl")).unwrap();
+        for node in of["nodes"].as_array().unwrap() {
+            let owner = node["owner"].as_str().unwrap();
+            let name = owner.trim_end_matches(" out").trim_end_matches(" in");
+            let kind = if owner.ends_with(" out") { "writer" } else { "reader" };
+            let is_in = text.contains(&format!("\"{kind}\":\"{name}\""));
+            assert!(is_in || moved(node) == 0.0, "{owner}");
+        }
+    }
+    let csv = std::fs::read_to_string(here.join("m.csv")).unwrap();
+    let nodes = movement[0]["nodes"].as_array().unwrap().len();
+    assert_eq!(csv.lines().count(), 1 + 2 * nodes);
+    // Layers' changes are the edges' that were born, gone and turned.
+    for key in ["born", "died", "turned"] {
+        let sum = |of: &Value| {
+            of.as_array().unwrap().iter().map(|of| of[key].as_u64().unwrap()).sum::<u64>()
+        };
+        assert_eq!(sum(&found["layers"]), sum(&found["steps"]), "{key}");
+    }
 }
 
 #[test]

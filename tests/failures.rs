@@ -10,7 +10,7 @@ use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, Summary};
 use circuit_framework::{
     Dataset, Error, Evaluation, Example, Figures, Lora, MeasuringMetric, Model, Result, Selection,
-    Setting, Split, Task, plugin::guard, progress,
+    Setting, Split, Task, panics, progress,
 };
 use circuit_models::Loaded;
 
@@ -179,7 +179,7 @@ fn a_lora_run_that_fails_saves_the_adapter_as_reached() {
 fn a_panic_while_untuned_weights_are_in_place_saves_the_tuned_ones() {
     let folder = tempfile::tempdir().unwrap();
     let here = |name: &str| folder.path().join(name);
-    guard::note_panics();
+    panics::note_panics();
     let steps = |steps: usize, every: usize| {
         format!("tuning.steps = {steps}\ntuning.evaluate_every = {every}")
     };
@@ -193,10 +193,10 @@ fn a_panic_while_untuned_weights_are_in_place_saves_the_tuned_ones() {
 
 #[test]
 fn a_panic_while_adapters_are_merged_puts_the_weights_back() {
-    guard::note_panics();
+    panics::note_panics();
     let model = embedded().model;
     let everything = Selection::blocks(model.parameters(), |_, _| true);
-    let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0 };
+    let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0, layers: Vec::new() };
     let adapters = Arc::new(
         Adapters::new(model.parameters(), model.projections(), &everything, lora, 0).unwrap(),
     );
@@ -206,7 +206,7 @@ fn a_panic_while_adapters_are_merged_puts_the_weights_back() {
     }
     let merged =
         || adapters.while_merged(model.parameters(), || -> Result<()> { panic!("while merged") });
-    guard::caught("here", merged).unwrap_err();
+    panics::caught("here", merged).unwrap_err();
     assert_eq!(distance(&*model, &*embedded().model), 0.0);
 }
 

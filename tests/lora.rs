@@ -1,5 +1,6 @@
 //! Low-rank adapters: their gradients, their file layout, and that merging changes nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::DType;
@@ -14,13 +15,15 @@ use circuit_framework::{
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 
+use crate::command_line::{json, refuses, succeeds, words};
 use crate::support::{Family, Geometry, examples, few, geometries, load, plugin};
 
 /// Adapters on every projection, B drawn too, so that they do something.
 fn adapters(model: &dyn Model, dropout: f64, seed: u64) -> Arc<Adapters> {
     let everything = Selection::blocks(model.parameters(), |_, _| true);
-    let lora = Lora { rank: 2, alpha: 3.0, dropout };
+    let lora = Lora { rank: 2, alpha: 3.0, dropout, layers: Vec::new() };
     let adapters =
         Adapters::new(model.parameters(), model.projections(), &everything, lora, seed).unwrap();
     for (index, (_, parameter)) in adapters.parameters().iter().enumerate() {
@@ -212,7 +215,7 @@ fn targets_are_projections_of_the_model() {
                 model.parameters(),
                 model.projections(),
                 &selection,
-                selector.lora().unwrap(),
+                selector.lora(&*model).unwrap().unwrap(),
                 0,
             )
         })
@@ -223,4 +226,74 @@ fn targets_are_projections_of_the_model() {
     assert_eq!(select("[\"c_proj\"]").unwrap().parameters().len(), 4 * layers);
     let error = select("[\"q_proj\"]").err().unwrap().to_string();
     assert!(error.contains("`q_proj`; known: all-linear, c_attn, c_fc, c_proj"), "{error}");
+}
+
+/// Layers whose edges an earlier run changed more have adapters of higher rank, all together as many parameters as
+/// with an even rank, and what is saved is what was trained.
+#[test]
+fn ranks_follow_the_change_of_edges() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let settings = "--set task.direction=disagreement --set task.test_examples=20 --set discovery.bootstrap=0 \
+                    --set discovery.examples=16 --lr 3e-3 --steps 6";
+    succeeds(here, &words(&format!("tune --top-n 60 {settings} --out first")));
+    let by_change = "--selector lora --set selector.rank=3 --set selector.rank_by=edge_change";
+    let line = format!("tune {by_change} --set selector.change_of=first {settings} --out changed");
+    succeeds(here, &words(&line));
+    let line = format!("tune --selector lora --set selector.rank=3 {settings} --out even");
+    succeeds(here, &words(&line));
+    let edges = |when: &str| -> BTreeSet<(String, String)> {
+        let circuit = json(&here.join(format!("first/circuit-{when}.json")));
+        let name = |edge: &Value, end: &str| edge[end].as_str().unwrap().to_owned();
+        let edges = circuit["edges"].as_array().unwrap().iter();
+        edges.map(|edge| (name(edge, "writer"), name(edge, "reader"))).collect()
+    };
+    let (before, after) = (edges("before"), edges("after"));
+    let mut changes = BTreeMap::new();
+    for (_, reader) in before.symmetric_difference(&after) {
+        if let Some(layer) = reader.split('.').nth(1) {
+            *changes.entry(layer.parse::<usize>().unwrap()).or_insert(0) += 1;
+        }
+    }
+    let path = here.join("changed/adapter/adapter_model.safetensors");
+    let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    let mut ranks: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for (name, tensor) in tensors.iter().filter(|(name, _)| name.contains("lora_A")) {
+        let layer = name.split('.').find_map(|part| part.parse().ok()).unwrap();
+        ranks.entry(layer).or_default().insert(tensor.dims()[0]);
+    }
+    assert!(ranks.values().all(|of_layer| of_layer.len() == 1), "{ranks:?}");
+    let ranks: BTreeMap<usize, usize> =
+        ranks.into_iter().map(|(layer, of)| (layer, of.into_iter().next().unwrap())).collect();
+    assert_eq!(ranks.values().sum::<usize>(), 3 * ranks.len());
+    let change = |layer: &usize| changes.get(layer).copied().unwrap_or(0);
+    for (a, b) in ranks.keys().flat_map(|a| ranks.keys().map(move |b| (a, b))) {
+        assert!(change(a) <= change(b) || ranks[a] >= ranks[b], "{ranks:?} {changes:?}");
+    }
+    assert!(
+        ranks.values().any(|rank| *rank != 3),
+        "the test wants layers that differ: {changes:?}"
+    );
+    let [changed, even] = ["changed", "even"].map(|run| json(&here.join(run).join("summary.json")));
+    assert_eq!(changed["tuned_parameters"], even["tuned_parameters"]);
+    // The adapter, loaded beside the model that it was trained for, is the merged model.
+    let logits = |of: &str| -> Value {
+        let line = format!("logits --tokens 5,7,9 --top 5 --json {of}");
+        serde_json::from_str(&succeeds(here, &words(&line))).unwrap()
+    };
+    let (merged, beside) =
+        (logits("--model changed/model"), logits("--set model.adapter=changed/adapter"));
+    assert_eq!(merged["tokens"], beside["tokens"]);
+    let difference = merged["loss"].as_f64().unwrap() - beside["loss"].as_f64().unwrap();
+    assert!(difference.abs() < 1e-5, "{difference}");
+    for (settings, parts) in [
+        (by_change.to_owned(), ["edge_change", "selector.change_of"]),
+        (
+            format!("{by_change} --set selector.change_of=nowhere"),
+            ["nowhere/circuit-before.json", "is not there"],
+        ),
+        ("--selector lora --set selector.change_of=first".to_owned(), ["rank_by", "leave it out"]),
+    ] {
+        refuses(here, &words(&format!("tune {settings} --steps 1 --out refused")), &parts);
+    }
 }

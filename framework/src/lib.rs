@@ -33,8 +33,10 @@ pub mod evaluation;
 pub mod files;
 pub mod graph;
 pub mod lora;
+pub mod memory;
 pub mod model;
 pub mod ops;
+pub mod panics;
 pub mod pass;
 pub mod peers;
 pub mod plugin;
@@ -42,6 +44,7 @@ pub mod progress;
 mod range;
 pub mod results;
 pub mod run;
+pub mod text;
 pub mod tuning;
 pub mod weights;
 

@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al., 2019), as Hugging Face's `GPT2LMHeadModel`: learned positions, layer
 //! norm before each sub-layer, GELU in its tanh form, tied embeddings.
 
-use circuit_framework::model::config;
+use circuit_framework::model::config::{self, Sizes};
 use circuit_framework::model::decoder::{
     Decoder, Layer, Linear, Mlp, NormKind, Norms, QueryKeyValue,
 };
@@ -54,7 +54,28 @@ impl Config {
                 config.n_head
             );
         }
+        config.sizes().check(checkpoint)?;
         Ok(config)
+    }
+
+    /// The MLPs' width.
+    fn inner(&self) -> usize {
+        self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            layers: ("n_layer", self.n_layer),
+            d_model: ("n_embd", self.n_embd),
+            heads: ("n_head", self.n_head),
+            mlp: ("n_inner", self.inner()),
+            vocabulary: ("vocab_size", self.vocab_size),
+            context: ("n_positions", self.n_positions),
+            kv_heads: self.n_head,
+            d_head: ("n_embd", self.n_embd / self.n_head),
+            mlp_inputs: 1,
+            has_positions: true,
+        }
     }
 
     fn layer(&self, index: usize) -> Layer {
@@ -67,7 +88,7 @@ impl Config {
             attention_output: Linear::biased(of("attn.c_proj")),
             mlp: Some(Mlp {
                 norms: Norms::before(of("ln_2")),
-                width: self.n_inner.unwrap_or(4 * self.n_embd),
+                width: self.inner(),
                 inputs: vec![Linear::biased(of("mlp.c_fc"))],
                 activation: Activation::GeluTanh,
                 output: Linear::biased(of("mlp.c_proj")),

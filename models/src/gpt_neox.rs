@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use circuit_framework::model::config;
+use circuit_framework::model::config::{self, Sizes};
 use circuit_framework::model::decoder::rope::Rope;
 use circuit_framework::model::decoder::{
     Decoder, Layer, Linear, Mlp, NormKind, Norms, QueryKeyValue,
@@ -54,7 +54,23 @@ impl Config {
                 config.num_attention_heads
             );
         }
+        config.sizes().check(checkpoint)?;
         Ok(config)
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            layers: ("num_hidden_layers", self.num_hidden_layers),
+            d_model: ("hidden_size", self.hidden_size),
+            heads: ("num_attention_heads", self.num_attention_heads),
+            mlp: ("intermediate_size", self.intermediate_size),
+            vocabulary: ("vocab_size", self.vocab_size),
+            context: ("max_position_embeddings", self.max_position_embeddings),
+            kv_heads: self.num_attention_heads,
+            d_head: ("hidden_size", self.hidden_size / self.num_attention_heads),
+            mlp_inputs: 1,
+            has_positions: false,
+        }
     }
 
     fn layer(&self, index: usize, attention: &Attention) -> Layer {

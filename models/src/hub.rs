@@ -26,7 +26,16 @@ pub(crate) fn snapshot(name: &Path) -> Result<PathBuf> {
     if !reference.is_file() {
         return Err(unknown(&format!(", nor a download of that name in {}", cache.display())));
     }
-    let folder = model.join("snapshots").join(files::read_text(&reference)?.trim());
+    files::check_regular(&reference)?;
+    let snapshot = files::read_text(&reference)?;
+    let snapshot = snapshot.trim();
+    if !is_name(snapshot) || snapshot.contains('/') {
+        refuse!(
+            "{}: {snapshot:?} is no snapshot's name; download the model again",
+            reference.display()
+        );
+    }
+    let folder = model.join("snapshots").join(snapshot);
     if !folder.is_dir() {
         refuse!(
             "{}: names a snapshot that is not there, {}; download the model again",

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use circuit_framework::text::escape;
 use circuit_framework::{Result, refuse};
 use serde::Serialize;
 
@@ -9,7 +10,6 @@ use crate::comparison::{Row, rows};
 use crate::encoding::encode;
 use crate::folder::Run;
 use crate::panels::{self, Panel};
-use crate::table::escape;
 
 /// Built from `page/` by `npm run build`.
 const SCRIPT: &str = include_str!("../dist/page.js");

@@ -5,13 +5,14 @@ use circuit_framework::Figures;
 use circuit_framework::evaluation::{Across, Line as CurveLine, Plot};
 use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::results::drawing::Drawing;
+use circuit_framework::text::escape;
 use serde_json::Value;
 
 use crate::circuits::Stop;
 use crate::comparison::Row;
 use crate::folder::Run;
 use crate::plot::{Line, plot};
-use crate::table::{escape, estimate, number, percent, table};
+use crate::table::{estimate, number, percent, table};
 
 /// How many edges a table has without a script.
 const MOST_EDGES: usize = 50;

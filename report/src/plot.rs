@@ -1,6 +1,7 @@
 //! A small plot as SVG, for readers without a script: lines over steps, with the ends of the axes named.
 
-use crate::table::{escape, number};
+use crate::table::number;
+use circuit_framework::text::escape;
 
 /// A line and its class, which the page's style gives a colour.
 pub struct Line {

@@ -1,20 +1,6 @@
 //! Tables and text in HTML.
 
-/// Text with everything that HTML would read as something else written out, in attributes too.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            _ => out.push(c),
-        }
-    }
-    out
-}
+use circuit_framework::text::escape;
 
 /// A table: a head, and lines whose first cell names them. The cells are text.
 pub fn table(caption: &str, head: &[String], lines: &[Vec<String>]) -> String {

@@ -35,6 +35,12 @@ pub(crate) fn command() -> Command {
     let patterns = number("patterns", "Show what the heads look at in the first N examples too");
     let to = output("to", "INPUT,…", "Readers: heads' inputs, as head.2.1.q, or logits")
         .value_delimiter(',');
+    let from = output(
+        "from",
+        "NODE,…",
+        "Only from these writers, each a forward pass a batch; from all without it",
+    )
+    .value_delimiter(',');
     let strongest =
         number("strongest", "The input --port of the N heads with the strongest effects");
     let port = output("port", "q|k|v", "Which input of the strongest heads").default_value("q");
@@ -60,7 +66,7 @@ pub(crate) fn command() -> Command {
                 Name::Paths,
                 "Path patching: what readers do without what one writer tells them",
             )
-            .args([to, strongest, port, of])
+            .args([from, to, strongest, port, of])
             .group(readers),
             analysis(Name::Roles, "What each node of a circuit does, in a table")
                 .arg(circuit)
@@ -107,7 +113,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     with_runner(&after, |runner| {
         // The readers that were the strongest before.
         let request = match &found {
-            Findings::Paths(paths) => Request::Paths { to: paths.to.clone() },
+            Findings::Paths(paths) => {
+                Request::Paths { from: nodes(matches, "from")?, to: paths.to.clone() }
+            }
             _ => request(name, matches, runner, Some(circuit("after")))?,
         };
         let findings = runner.analysis()?.run(&request)?;
@@ -157,9 +165,7 @@ fn request(
     Ok(match name {
         "logits" => Request::Logits,
         "attention" => Request::Attention {
-            heads: list("heads")
-                .map(|name| name.trim().parse())
-                .collect::<Result<Vec<Node>, _>>()?,
+            heads: nodes(matches, "heads")?,
             patterns: count(matches, "patterns").unwrap_or(0),
         },
         "paths" => match count(matches, "strongest") {
@@ -167,7 +173,10 @@ fn request(
             None => {
                 let graph = runner.model.graph();
                 let reader = |name: &String| Ok(graph.readers()[graph.reader(name.trim())?.0]);
-                Request::Paths { to: list("to").map(reader).collect::<Result<Vec<Input>>>()? }
+                Request::Paths {
+                    from: nodes(matches, "from")?,
+                    to: list("to").map(reader).collect::<Result<Vec<Input>>>()?,
+                }
             }
         },
         _ => {
@@ -177,6 +186,12 @@ fn request(
             Request::Roles(Circuit::load(&file, runner.model, &graph)?)
         }
     })
+}
+
+/// The nodes that a flag names.
+fn nodes(matches: &ArgMatches, name: &str) -> Result<Vec<Node>> {
+    let names = matches.get_many::<String>(name).into_iter().flatten();
+    Ok(names.map(|name| name.trim().parse()).collect::<Result<_, _>>()?)
 }
 
 fn count(matches: &ArgMatches, name: &str) -> Option<usize> {
@@ -196,8 +211,9 @@ fn to_strongest(matches: &ArgMatches, runner: &Runner, count: usize) -> Result<R
         Some("v") => Port::Value,
         other => bail!("--port {}: a head's inputs are q, k and v", other.unwrap_or_default()),
     };
+    let from = nodes(matches, "from")?;
     let Some(file) = path(matches, "of") else {
-        return Ok(Request::PathsToStrongest { count, port });
+        return Ok(Request::PathsToStrongest { from, count, port });
     };
     let Before { nodes } = files::read_json(&file).with_context(|| {
         format!(
@@ -205,7 +221,7 @@ fn to_strongest(matches: &ArgMatches, runner: &Runner, count: usize) -> Result<R
             file.display()
         )
     })?;
-    Ok(Request::Paths { to: strongest(runner.model.graph(), &nodes, count, port)? })
+    Ok(Request::Paths { from, to: strongest(runner.model.graph(), &nodes, count, port)? })
 }
 
 /// Writes what is to be written, and shows the rest. Findings have names where there are several.

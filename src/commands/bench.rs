@@ -7,7 +7,7 @@ use circuit_framework::attribution::Positions;
 use circuit_framework::candle_core::DType;
 use circuit_framework::tuning::{Event, Step, Tuner};
 use circuit_framework::weights::parameters::{Owner, Selection};
-use circuit_framework::{Example, Key, Model, Tensor};
+use circuit_framework::{Example, Key, Model, Tensor, memory};
 use circuit_models::Loaded;
 use clap::{Arg, ArgMatches, Command};
 use rand::{Rng, SeedableRng};
@@ -100,6 +100,11 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let plugins = experiment.plugins()?;
     let Loaded { model, .. } = circuit_models::load(&experiment.model)?;
     let seq = matches.get_one::<u64>("seq-len").map_or(32, |seq| *seq as usize);
+    let batch = experiment.tuning.batch_size;
+    let bytes =
+        memory::product(&[batch, seq.saturating_mul(4).saturating_add(size_of::<Example>())]);
+    let what = format!("--batch-size {batch} of --seq-len {seq}");
+    memory::check(&what, bytes, "give smaller numbers")?;
     let examples = examples(&*model, experiment.tuning.batch_size, seq, experiment.seed);
     let matmul_gflops = matmul_gflops(&*model, experiment.tuning.batch_size * seq)?;
 

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use circuit_framework::run::controls::{ControlSummary, ControlsSummary, Estimate, RepeatsSummary};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{SUMMARY, Summary, is_finished};
-use circuit_framework::{Figures, files};
+use circuit_framework::{Figures, files, text};
 use clap::{ArgMatches, Command};
 use serde::Serialize;
 
@@ -149,7 +149,12 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
     }
     let table = |task: &&str| {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.task == *task).collect();
-        format!("### {task}\n\n{}{}", table::markdown(&cells(&rows), 2), failures(&rows))
+        format!(
+            "### {}\n\n{}{}",
+            text::markdown(task),
+            table::markdown(&cells(&rows), 2),
+            failures(&rows)
+        )
     };
     tasks.iter().map(table).collect::<Vec<_>>().join("\n")
 }
@@ -157,7 +162,11 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
 /// Why runs failed, a paragraph each.
 fn failures(rows: &[&Row]) -> String {
     let failed = rows.iter().filter_map(|row| Some((&row.name, row.error.as_ref()?)));
-    failed.map(|(name, error)| format!("\n{name} failed: {error}\n")).collect()
+    failed
+        .map(|(name, error)| {
+            format!("\n{} failed: {}\n", text::markdown(name), text::markdown(error))
+        })
+        .collect()
 }
 
 /// A line of cells a model after the head, a column a figure that any of them has.

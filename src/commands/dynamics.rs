@@ -1,11 +1,14 @@
-//! `dynamics`: how a run's circuit changed as the model was tuned, from its rediscoveries.
+//! `dynamics`: how a run's circuit changed as the model was tuned, from its rediscoveries, and how far what each
+//! node owns moved.
 
 use anyhow::Result;
 use circuit_framework::evaluation::{Across, Line, Plot};
 use circuit_framework::files;
 use circuit_framework::results::dynamics::{Change, Dynamics, Life};
 use clap::{Arg, ArgMatches, Command};
+use serde::Serialize;
 
+use super::movement::{self, Moved};
 use super::{json_flag, output, path, show, table};
 use crate::outputs::Outputs;
 use crate::print::say;
@@ -19,12 +22,27 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("run").value_name("RUN").required(true).help("A finished run's folder"))
         .arg(output("svg", "OUT.svg", "Plot the overlap with the first circuit and the one before"))
         .arg(output("table", "OUT.csv", "Write a line an edge as comma-separated values"))
+        .arg(output(
+            "movement",
+            "OUT.csv",
+            "Read the models that the run saved, and write how far each node's rows moved by each",
+        ))
         .arg(json_flag())
+}
+
+/// What is found.
+#[derive(Serialize)]
+struct Found {
+    #[serde(flatten)]
+    dynamics: Dynamics,
+    /// Where it is asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    movement: Vec<Moved>,
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let folder = path(matches, "run").unwrap_or_default();
-    let outputs = Outputs::new(matches, &["svg", "table"], vec![folder.clone()])?;
+    let outputs = Outputs::new(matches, &["svg", "table", "movement"], vec![folder.clone()])?;
     let dynamics = Dynamics::of_run(&folder)?;
     if let Some(file) = outputs.file("svg")? {
         let title = format!("{}: its circuits over the steps", folder.display());
@@ -33,7 +51,15 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     if let Some(file) = outputs.file("table")? {
         files::write_atomically(file, csv(&dynamics.edges).as_bytes())?;
     }
-    show(matches, &outputs, &dynamics, print)
+    let mut found = Found { dynamics, movement: Vec::new() };
+    if let Some(file) = outputs.file("movement")? {
+        found.movement = movement::of_run(&folder)?;
+        files::write_atomically(file, movement::csv(&found.movement).as_bytes())?;
+    }
+    show(matches, &outputs, &found, |Found { dynamics, movement }| {
+        print(dynamics);
+        movement::print(movement);
+    })
 }
 
 fn plot(dynamics: &Dynamics, title: String) -> Plot {
@@ -57,7 +83,7 @@ fn plot(dynamics: &Dynamics, title: String) -> Plot {
     }
 }
 
-fn print(Dynamics { steps, edges }: &Dynamics) {
+fn print(Dynamics { steps, layers, edges }: &Dynamics) {
     let head = ["step", "edges", "with first", "with previous", "ranks", "born", "gone", "turned"];
     let mut cells = vec![head.map(str::to_owned).to_vec()];
     cells.extend(steps.iter().map(|change| {
@@ -73,6 +99,14 @@ fn print(Dynamics { steps, edges }: &Dynamics) {
         ]
     }));
     say!("{}", table::markdown(&cells, 0));
+    let head = ["edges into layer", "born", "gone", "turned"].map(str::to_owned).to_vec();
+    let lines = layers.iter().map(|of| {
+        let layer = of.layer.map_or("logits".to_owned(), |layer| layer.to_string());
+        let counts = [of.born, of.died, of.turned].map(|count| count.to_string());
+        std::iter::once(layer).chain(counts).collect()
+    });
+    let cells: Vec<Vec<String>> = std::iter::once(head).chain(lines).collect();
+    say!("{}", table::markdown(&cells, 1));
     let always = edges.iter().filter(|edge| edge.share == 1.0).count();
     let turned = edges.iter().filter(|edge| edge.turned > 0).count();
     say!(

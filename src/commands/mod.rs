@@ -13,10 +13,12 @@ pub(crate) mod faithfulness;
 pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod methods;
+mod movement;
 pub(crate) mod plugin;
 pub(crate) mod report;
 pub(crate) mod run;
 mod settings;
+mod share;
 mod summary;
 mod sweep;
 mod table;
@@ -151,7 +153,7 @@ fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
 }
 
 /// The flags that `--resume` goes with: none changes what a run is.
-const GO_WITH_RESUME: [&str; 5] = ["resume", "json", "plugins", "force", "quiet"];
+const GO_WITH_RESUME: [&str; 6] = ["resume", "json", "plugins", "allow-plugins", "force", "quiet"];
 
 /// Goes on with the run of a folder, and shows the summary; a finished one's is shown as it is.
 fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {

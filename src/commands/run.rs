@@ -2,11 +2,13 @@
 //! or the rest of one that was ended.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use circuit_framework::run::sweep::combinations;
 use clap::{Arg, ArgMatches, Command};
 
+use super::share::Share;
 use super::{json_flag, output, path, prints_json, resume, resume_flag, run_and_show, sweep};
 use crate::experiments;
 use crate::flags::{self, COMPUTING, Flag};
@@ -33,6 +35,15 @@ pub(crate) fn command() -> Command {
         "DIR",
         "The run folder; runs/EXPERIMENT-N without it, for a sweep runs/EXPERIMENT",
     ))
+    .arg(
+        output(
+            "shard",
+            "I/N",
+            "Run only the I-th of N shares of a sweep, or with `auto` what no other process has claimed",
+        )
+        .value_parser(clap::builder::ValueParser::new(Share::from_str))
+        .conflicts_with("resume"),
+    )
     .arg(resume_flag())
     .arg(json_flag())
 }
@@ -54,9 +65,15 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
                 "{name}: a sweep leaves its rows in compare.json of its folder; run it without --json"
             );
         }
-        let again =
-            || format!("`circuit-tuning run {name} --out {}` goes on from here", folder.display());
-        return stoppable(|| sweep::run(combinations, name, &folder), again);
+        let share = matches.get_one("shard").copied().unwrap_or(Share::All);
+        let shard = matches.get_raw("shard").into_iter().flatten();
+        let shard: String = shard.map(|share| format!(" --shard {}", share.display())).collect();
+        let out = folder.display();
+        let again = || format!("`circuit-tuning run {name} --out {out}{shard}` goes on from here");
+        return stoppable(|| sweep::run(combinations, share, name, &folder), again);
+    }
+    if matches.contains_id("shard") {
+        bail!("{name}: has no [sweep] that --shard could share out");
     }
     let experiment = flags::from_table(table, name)?;
     if !experiment.description.is_empty() && !prints_json(matches) {

@@ -32,6 +32,8 @@ use circuit_framework::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::generated::check_count;
+
 /// Which sentences are trained on.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
@@ -333,6 +335,7 @@ fn generated(
         Split::Train => 2000,
         Split::Test => 500,
     });
+    check_count(split, count)?;
     let mut examples = Vec::with_capacity(count);
     let mut left_out = 0;
     for sentence in

@@ -1,7 +1,7 @@
 //! What the tasks that make their own examples have in common: which of them are kept for testing, and
 //! how many are drawn. What a tokenizer can't take is left out and counted.
 
-use circuit_framework::{Result, Split, refuse};
+use circuit_framework::{Example, Result, Split, memory, refuse};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -30,6 +30,20 @@ pub(crate) fn random(split: Split, seed: u64) -> ChaCha8Rng {
     random
 }
 
+/// Refuses to generate more examples than there is memory for.
+///
+/// # Errors
+/// Naming the setting.
+pub(crate) fn check_count(split: Split, count: usize) -> Result<()> {
+    let setting = match split {
+        Split::Train => "train_examples",
+        Split::Test => "test_examples",
+    };
+    // With their tokens, keys and counterfactuals.
+    let bytes = memory::product(&[count, 2 * size_of::<Example>()]);
+    memory::check(&format!("{setting} is {count}, and to generate them"), bytes, "give fewer")
+}
+
 /// The first of the examples that can be used: as many as the limit says, without one 2000 to train
 /// on and 500 to evaluate on. An error is an example that this tokenizer can't take.
 ///
@@ -44,6 +58,7 @@ pub(crate) fn take<T>(
         Split::Train => 2000,
         Split::Test => 500,
     });
+    check_count(split, count)?;
     let (mut examples, mut left_out, mut reason) = (Vec::with_capacity(count), 0, None);
     for example in made.take(4 * count) {
         match example {

@@ -18,6 +18,7 @@ const LORA_TOML: &str = "
     task = { name = 'agreement', train_examples = 40, test_examples = 30 }
     selector = { name = 'lora', rank = 2, dropout = 0.3 }
     controls = { kinds = ['random'] }
+    tracking = { tensorboard = true }
     [tuning]
     steps = 6
     checkpoint_every = 2
@@ -29,6 +30,7 @@ pub(super) const NODES_TOML: &str = "
     task = { name = 'agreement', train_examples = 40, test_examples = 30 }
     selector = { name = 'nodes' }
     controls = { kinds = ['random', 'complement'], seeds = 2 }
+    tracking = { tensorboard = true }
     pruning = { top_n = 300 }
     [tuning]
     steps = 6
@@ -39,7 +41,7 @@ pub(super) const NODES_TOML: &str = "
 ";
 
 #[expect(clippy::print_stdout, reason = "the seed is shown")]
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let given = std::env::var("FAULTS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(rand::random);
     println!("FAULTS_SEED={seed}");

@@ -5,6 +5,7 @@ mod disk;
 mod kills;
 mod outputs;
 mod races;
+mod shards;
 mod signals;
 
 use std::path::Path;
@@ -20,7 +21,19 @@ fn start(folder: &Path, line: &str) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Everything a run leaves, by its path; of logs and summary without seconds, of the page, which is made of the
+/// The events of an event file without their wall time: in a record's message it is bytes 1 to 9. The message
+/// stands behind its length and that one's checksum, its own checksum behind it.
+fn without_wall_times(mut file: &[u8]) -> Vec<u8> {
+    let mut events = Vec::new();
+    while !file.is_empty() {
+        let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        events.extend(&file[12 + 9..12 + length]);
+        file = &file[12 + length + 4..];
+    }
+    events
+}
+
+/// Everything a run leaves, by its path; of logs and summary without seconds, of events without wall times, of the page, which is made of the
 /// other files, seconds and all, that it is there.
 fn left(folder: &Path) -> Vec<(String, Vec<u8>)> {
     fn without_seconds(value: &mut Value) {
@@ -47,6 +60,9 @@ fn left(folder: &Path) -> Vec<(String, Vec<u8>)> {
             if name == "report.html" {
                 assert!(!content.is_empty());
                 content.clear();
+            }
+            if name.contains("tfevents") {
+                content = without_wall_times(&content);
             }
             if name.ends_with("log.jsonl") || name == "summary.json" {
                 let text = String::from_utf8(content).unwrap();

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{Attention, Logits, Panel, Paths, Roles};
 use crate::graph::{Graph, Input};
+use crate::text;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,8 +67,12 @@ impl Table {
     pub fn csv(&self, of: &str) -> String {
         let lines = std::iter::once(("model", &self.head));
         let lines = lines.chain(self.lines.iter().map(|line| (of, line)));
-        let first = |first: &str| if of.is_empty() { String::new() } else { format!("{first},") };
-        lines.map(|(name, line)| first(name) + &line.join(",") + "\n").collect()
+        let first = (!of.is_empty()).then_some(());
+        let line = |(name, line): (&str, &Vec<String>)| {
+            let cells = first.map(|()| name).into_iter().chain(line.iter().map(String::as_str));
+            cells.map(text::csv).collect::<Vec<_>>().join(",") + "\n"
+        };
+        lines.map(line).collect()
     }
 }
 

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt::{Result, Write};
 
-use crate::evaluation::plot::{escape, text};
+use crate::evaluation::plot::text;
 use crate::graph::{Graph, Node};
+use crate::text::escape;
 
 /// Panels in a grid: a line a model, a column a number.
 #[derive(Clone, Debug)]

@@ -54,12 +54,13 @@ struct Run {
 }
 
 impl Analysis<'_> {
-    /// Patches the paths from each writer to the readers.
+    /// Patches the paths to the readers from each of some writers, or from every one where none are named.
     ///
     /// # Errors
-    /// If there is no reader or one isn't the model's, an example lacks what the ablation needs, the metric
-    /// isn't a finite number, or a tensor operation fails.
-    pub fn paths(&self, to: &[Input]) -> Result<Paths> {
+    /// If there is no reader, a writer or reader isn't the model's, no path leads from any of the one to any of the
+    /// other, an example lacks what the ablation needs, the metric isn't a finite number, or a tensor operation
+    /// fails.
+    pub fn paths(&self, from: &[Node], to: &[Input]) -> Result<Paths> {
         let graph = self.model.graph();
         let of = |input: &Input| match graph.reader_of(*input) {
             Some(reader) => Ok(reader),
@@ -69,10 +70,21 @@ impl Analysis<'_> {
         if readers.is_empty() {
             refuse!("no reader to patch paths to; name heads' inputs, as head.2.1.q, or logits");
         }
+        if let Some(node) = from.iter().find(|node| graph.writer_of(**node).is_none()) {
+            refuse!("the model has no writer `{node}`");
+        }
+        let is_asked =
+            |writer: &Writer| from.is_empty() || from.contains(&graph.writers()[writer.0]);
         let writers: Vec<Writer> = (0..graph.writers().len())
             .map(Writer)
+            .filter(is_asked)
             .filter(|&writer| readers.iter().any(|&reader| graph.has_edge(writer, reader)))
             .collect();
+        if writers.is_empty() {
+            refuse!(
+                "no path leads from the named writers to the readers; writers stand before readers"
+            );
+        }
         self.patched(&writers, &readers)
     }
 

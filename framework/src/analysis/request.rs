@@ -47,12 +47,14 @@ pub enum Request {
         heads: Vec<Node>,
         patterns: usize,
     },
-    /// Path patching to these readers.
+    /// Path patching to these readers, from these writers or from all where none are named.
     Paths {
+        from: Vec<Node>,
         to: Vec<Input>,
     },
     /// Path patching to this input of so many heads, those with the strongest direct effects.
     PathsToStrongest {
+        from: Vec<Node>,
         count: usize,
         port: Port,
     },
@@ -90,11 +92,11 @@ impl Analysis<'_> {
             Request::Attention { heads, patterns } => {
                 Findings::Attention(self.attention(heads, *patterns)?)
             }
-            Request::Paths { to } => Findings::Paths(self.paths(to)?),
-            Request::PathsToStrongest { count, port } => {
+            Request::Paths { from, to } => Findings::Paths(self.paths(from, to)?),
+            Request::PathsToStrongest { from, count, port } => {
                 let graph = self.model.graph();
                 let to = strongest(graph, &self.logits()?.nodes, *count, *port)?;
-                Findings::Paths(self.paths(&to)?)
+                Findings::Paths(self.paths(from, &to)?)
             }
             Request::Roles(circuit) => Findings::Roles(self.roles(circuit)?),
         })

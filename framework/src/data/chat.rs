@@ -3,7 +3,7 @@
 //!
 //! Templates are rendered as Hugging Face's `apply_chat_template` does, but for `strftime_now`, which
 //! is left undefined: templates that ask for it fall back to a date of their own, and a prompt is the
-//! same every day.
+//! same every day. A template is a program out of a file: what it may do and write is limited.
 
 use std::ops::Range;
 
@@ -58,12 +58,39 @@ impl Tokenizer {
         let Some(template) = &self.chat_template else {
             return Ok(messages.iter().map(|message| format!("{}\n", message.content)).collect());
         };
+        if template.len() > LONGEST {
+            let length = template.len();
+            return Err(Error::Template(format!("it has {length} bytes; it may have {LONGEST}")));
+        }
+        // A long run of operators is a call in a call for whoever reads it.
+        let stack = STACK + template.len() * STACK_PER_BYTE;
+        let rendering = std::thread::Builder::new().stack_size(stack);
+        std::thread::scope(|scope| {
+            let rendered = rendering
+                .spawn_scoped(scope, || self.render_with(template, messages, add_generation_prompt))
+                .map_err(|error| Error::Template(format!("no thread for it: {error}")))?;
+            rendered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn render_with(
+        &self,
+        template: &str,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let failed = |error: minijinja::Error| {
-            let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
+            let reason = match error.kind() {
+                ErrorKind::OutOfFuel => {
+                    "it takes more time or memory than any template needs".into()
+                }
+                _ => error.detail().map_or_else(|| error.to_string(), str::to_owned),
+            };
             Error::Template(reason)
         };
+        let given = messages.iter().map(|message| message.content.len()).sum::<usize>();
         let text = |id: Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
-        let environment = environment().map_err(failed)?;
+        let environment = environment(given).map_err(failed)?;
         let template = environment.template_from_str(template).map_err(failed)?;
         let rendered = template.render(context! {
             messages => Serde(messages),
@@ -71,7 +98,14 @@ impl Tokenizer {
             bos_token => text(self.beginning),
             eos_token => text(self.end),
         });
-        rendered.map_err(failed)
+        let rendered = rendered.map_err(failed)?;
+        if rendered.len() > given.saturating_mul(16).saturating_add(MOST_ADDED) {
+            return Err(Error::Template(format!(
+                "it makes {} bytes of messages of {given}; it may add {MOST_ADDED}",
+                rendered.len()
+            )));
+        }
+        Ok(rendered)
     }
 
     /// A question's tokens, up to where the answer begins.
@@ -129,9 +163,25 @@ impl Tokenizer {
     }
 }
 
-/// Jinja as Hugging Face sets it up.
-fn environment<'a>() -> Result<Environment<'a>, minijinja::Error> {
+/// The longest template, in bytes: the longest that models have are a quarter of it.
+const LONGEST: usize = 1 << 16;
+
+/// Bytes of stack for what a template calls.
+const STACK: usize = 2 << 20;
+
+/// Bytes of stack that reading a byte of a template takes at most, an operator as short as that.
+const STACK_PER_BYTE: usize = 1 << 13;
+
+/// The bytes that a template may add to messages, and a few repetitions of these.
+const MOST_ADDED: usize = 1 << 20;
+
+/// What a template may do, messages aside: about so many steps, or 64 bytes each of text that it makes.
+const FUEL: u64 = 1_000_000;
+
+/// Jinja as Hugging Face sets it up, for messages of so many bytes.
+fn environment<'a>(given: usize) -> Result<Environment<'a>, minijinja::Error> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL.saturating_add(given as u64)));
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     environment.set_syntax(syntax);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

@@ -7,10 +7,15 @@ use serde::{Deserialize, Serialize};
 use tokenizers::ModelWrapper;
 
 use crate::data::example::Spans;
+use crate::panics::caught;
 use crate::{Error, Result, refuse};
 
 /// How many unknown words a note shows.
 const SHOWN: usize = 10;
+
+/// What messages call a tokenizer that panics: its files are malformed in a way that the tokenizers crate doesn't
+/// see when it reads them.
+const WHAT: &str = "the model's tokenizer";
 
 /// A tokenizer and its special tokens.
 #[derive(Clone)]
@@ -36,8 +41,8 @@ impl Tokenizer {
     }
 
     pub(crate) fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
-        (self.inner.encode(text, false))
-            .map_err(|error| Error::input(format!("can't tokenise {text:?}: {error}")))
+        let failed = |error| Error::input(format!("can't tokenise {text:?}: {error}"));
+        caught(WHAT, || self.inner.encode(text, false).map_err(failed))
     }
 
     /// The tokens that marks, ranges of bytes of a text, overlap: their positions where the text stands
@@ -69,13 +74,14 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer can't decode them.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        (self.inner.decode(tokens, true))
-            .map_err(|error| Error::input(format!("can't decode {tokens:?}: {error}")))
+        let failed = |error| Error::input(format!("can't decode {tokens:?}: {error}"));
+        caught(WHAT, || self.inner.decode(tokens, true).map_err(failed))
     }
 
     /// The text of one token as it stands in a sentence, special ones too; none where it has no text.
     pub fn text(&self, token: u32) -> Option<String> {
-        self.inner.decode(&[token], false).ok().filter(|text| !text.is_empty())
+        let text = caught(WHAT, || Ok(self.inner.decode(&[token], false).ok()));
+        text.ok().flatten().filter(|text| !text.is_empty())
     }
 
     /// The token that stands for words that aren't in the vocabulary, where the tokenizer has such.

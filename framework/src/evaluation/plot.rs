@@ -3,6 +3,8 @@
 
 use std::fmt::{Result, Write};
 
+use crate::text::escape;
+
 /// What a plot shows.
 #[derive(Clone, Debug)]
 pub struct Plot {
@@ -232,9 +234,4 @@ pub(crate) fn text(
         r#"<text x="{x:.1}" y="{y:.1}" font-size="{size}" text-anchor="{anchor}" fill="{colour}">{}</text>"#,
         escape(text)
     )
-}
-
-/// Text with what SVG would read as a tag or an entity written out.
-pub(crate) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

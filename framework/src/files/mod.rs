@@ -7,7 +7,7 @@ mod unfinished;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, memory, refuse};
 pub use room::check_room;
 pub(crate) use unfinished::{PREFIX, Unfinished};
 pub use unfinished::{clear_left_behind, make_folder, parent};
@@ -80,9 +80,44 @@ pub fn jsonl(values: &[impl Serialize]) -> Result<String> {
     Ok(text)
 }
 
+/// The most bytes that are read of what is no regular file: a pipe or a device need not end.
+const MOST_PIPED: u64 = 1 << 30;
+
+/// Refuses a path that names something else than a regular file; one that names nothing is left to whoever
+/// reads it.
+///
+/// # Errors
+/// If it is a folder, a pipe or a device.
+pub fn check_regular(path: &Path) -> Result<()> {
+    match path.metadata() {
+        Ok(found) if !found.is_file() => {
+            refuse!("{}: is no regular file, which it must be", path.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file's bytes.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let found = file.metadata().map_err(Error::io(path))?;
+    let mut bytes = Vec::new();
+    if found.is_file() {
+        let what = format!("{}: to read it", path.display());
+        memory::check(&what, found.len().saturating_mul(2), "give a smaller file")?;
+        file.read_to_end(&mut bytes).map_err(Error::io(path))?;
+        return Ok(bytes);
+    }
+    file.take(MOST_PIPED + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    if bytes.len() as u64 > MOST_PIPED {
+        refuse!("{}: is no regular file, and gives more than 1 GiB; give a file", path.display());
+    }
+    Ok(bytes)
+}
+
 /// The file's text; an error names the file.
 pub fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = read(path)?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Error::input(format!("{}: is no text file: byte {place} is not UTF-8", path.display()))

@@ -15,10 +15,10 @@ pub use training::{AdapterGradients, Training};
 use crate::ops::weight;
 use crate::weights::parameters::{Param, Parameters, Selection};
 use crate::weights::projection::Projection;
-use crate::{Result, refuse};
+use crate::{Result, memory, refuse};
 
 /// The size of the adapters, and how they are trained.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
     /// r
     pub rank: usize,
@@ -26,16 +26,34 @@ pub struct Lora {
     pub alpha: f64,
     /// The share of a projection's inputs that its adapter doesn't see in a training pass.
     pub dropout: f64,
+    /// The rank in each layer; empty where it is `rank` in all. What an adapter does is multiplied by α/rank
+    /// in any layer.
+    pub layers: Vec<usize>,
 }
 
 impl Lora {
-    /// α/r: what an adapter's output is multiplied by.
-    fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+    /// Returns an adapter's rank and α in a layer.
+    fn in_layer(&self, layer: Option<usize>) -> (usize, f64) {
+        let rank = layer.and_then(|layer| self.layers.get(layer)).copied().unwrap_or(self.rank);
+        (rank, self.alpha * rank as f64 / self.rank as f64)
+    }
+
+    /// Refuses a rank for whose adapters there is no memory, their gradients and moments included.
+    fn check_memory(&self, weights: &Parameters, projections: &[Projection]) -> Result<()> {
+        let sides = projections.iter().map(|projection| sides(projection, weights));
+        let (sum, most) = sides.fold((0, 0), |(sum, most), [input, output]| {
+            (sum + input + output, most.max(input.min(output)))
+        });
+        let what = format!("rank is {}, and training adapters of that rank", self.rank);
+        let remedy = format!("a rank of {most} is the most that a matrix here has");
+        memory::check(&what, memory::product(&[self.rank, sum, 4 * size_of::<f32>()]), &remedy)
     }
 
     fn check(&self) -> Result<()> {
-        if self.rank == 0 || !(self.alpha.is_finite() && self.alpha > 0.0) {
+        if self.rank == 0
+            || self.layers.contains(&0)
+            || !(self.alpha.is_finite() && self.alpha > 0.0)
+        {
             refuse!(
                 "rank is {} and alpha {}; the rank must be at least 1 and alpha above 0",
                 self.rank,
@@ -52,10 +70,22 @@ impl Lora {
 /// The low-rank update of one projection.
 struct Adapter {
     projection: Projection,
+    alpha: f64,
     /// A [rank, in]
     a: Param,
     /// B [out, rank]
     b: Param,
+}
+
+impl Adapter {
+    fn rank(&self) -> usize {
+        self.a.tensor.dims()[0]
+    }
+
+    /// Returns α/r: what the adapter's output is multiplied by.
+    fn scale(&self) -> f64 {
+        self.alpha / self.rank() as f64
+    }
 }
 
 /// A model's adapters.
@@ -88,20 +118,27 @@ impl Adapters {
                 selection.ranges(projection.parameter).iter().any(within)
             })
         });
-        Self::with(parameters, lora, selected, |_, [rank, input], [output, _], (dtype, device)| {
+        let sizes = lora.clone();
+        let size = |projection: &Projection| sizes.in_layer(projection.layer(parameters));
+        let drawn = |_: &Projection,
+                     [rank, input]: [usize; 2],
+                     [output, _]: [usize; 2],
+                     (dtype, device): (DType, &Device)| {
             let bound = 1.0 / (input as f64).sqrt();
             let values: Vec<f64> =
                 (0..rank * input).map(|_| random.random_range(-bound..bound)).collect();
             let a = Tensor::from_vec(values, (rank, input), device)?.to_dtype(dtype)?;
             Ok([a, Tensor::zeros((output, rank), dtype, device)?])
-        })
+        };
+        Self::with(parameters, lora, selected, size, drawn)
     }
 
-    /// Adapters whose A [rank, in] and B [out, rank] `values` gives for each projection.
+    /// Adapters whose rank and α `size`, and A [rank, in] and B [out, rank] `values` gives for each projection.
     fn with(
         weights: &Parameters,
         lora: Lora,
         projections: impl Iterator<Item = Projection>,
+        size: impl Fn(&Projection) -> (usize, f64),
         mut values: impl FnMut(
             &Projection,
             [usize; 2],
@@ -111,15 +148,17 @@ impl Adapters {
     ) -> Result<Self> {
         let mut parameters = Parameters::default();
         let mut adapters = Vec::new();
+        let projections: Vec<Projection> = projections.collect();
+        lora.check_memory(weights, &projections)?;
         for projection in projections {
             let weight = weights.get(projection.parameter);
-            let (rows, d_model) = (projection.height(), weight.width());
-            let (input, output) = if projection.reads { (d_model, rows) } else { (rows, d_model) };
+            let [input, output] = sides(&projection, weights);
             let kind = (weight::computing(weight.tensor.dtype()), weight.tensor.device());
-            let [a, b] = values(&projection, [lora.rank, input], [output, lora.rank], kind)?;
+            let (rank, alpha) = size(&projection);
+            let [a, b] = values(&projection, [rank, input], [output, rank], kind)?;
             let a = parameters.add_shared(tensor_name(&projection, "A"), a)?;
             let b = parameters.add_shared(tensor_name(&projection, "B"), b)?;
-            adapters.push(Adapter { projection, a, b });
+            adapters.push(Adapter { projection, alpha, a, b });
         }
         if adapters.is_empty() {
             refuse!("no whole projection is selected for an adapter");
@@ -157,12 +196,9 @@ impl Adapters {
     }
 
     /// The rows of a projection, in its own order, with its adapter added.
-    fn merged(
-        &self,
-        Adapter { projection, a, b }: &Adapter,
-        weights: &Parameters,
-    ) -> Result<Tensor> {
-        let product = b.tensor.matmul(&a.tensor)?.affine(self.lora.scale(), 0.0)?;
+    fn merged(&self, adapter: &Adapter, weights: &Parameters) -> Result<Tensor> {
+        let Adapter { projection, a, b, .. } = adapter;
+        let product = b.tensor.matmul(&a.tensor)?.affine(adapter.scale(), 0.0)?;
         let product = if projection.reads { product } else { product.t()? };
         let weight = &weights.get(projection.parameter).tensor;
         let parts = projection.parts().map(|(rows, _)| weight.narrow(0, rows.start, rows.len()));
@@ -185,6 +221,12 @@ impl Adapters {
         self.merge(weights)?;
         f()
     }
+}
+
+/// The widths of what a projection reads and of what it gives.
+fn sides(projection: &Projection, weights: &Parameters) -> [usize; 2] {
+    let (rows, d_model) = (projection.height(), weights.get(projection.parameter).width());
+    if projection.reads { [d_model, rows] } else { [rows, d_model] }
 }
 
 /// The name of an adapter's matrix, A or B, in PEFT's files.

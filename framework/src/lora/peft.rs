@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::{Adapters, Lora, tensor_name};
+use super::{Adapter, Adapters, Lora, tensor_name};
 use crate::ops::weight;
 use crate::weights::parameters::Parameters;
 use crate::weights::projection::Projection;
@@ -26,12 +26,19 @@ impl Adapters {
         let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
         let targets: BTreeSet<String> =
             self.adapters.iter().map(|adapter| last(&adapter.projection.name)).collect();
+        // Of those whose rank is another, by their modules' names.
+        let pattern = |of: fn(&Adapter) -> Value| -> Map<String, Value> {
+            let others = self.adapters.iter().filter(|adapter| adapter.rank() != self.lora.rank);
+            others.map(|adapter| (adapter.projection.name.clone(), of(adapter))).collect()
+        };
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base_model,
             "r": self.lora.rank,
             "lora_alpha": self.lora.alpha,
+            "rank_pattern": pattern(|adapter| adapter.rank().into()),
+            "alpha_pattern": pattern(|adapter| adapter.alpha.into()),
             "lora_dropout": self.lora.dropout,
             "target_modules": targets,
             "fan_in_fan_out": self.adapters.iter().any(|a| a.projection.fan_in_fan_out),
@@ -49,6 +56,9 @@ impl Adapters {
     /// # Errors
     /// If a file is missing, or holds what plain LoRA doesn't have or this model has no place for.
     pub fn load(folder: &Path, weights: &Parameters, projections: Vec<Projection>) -> Result<Self> {
+        for file in [CONFIG, WEIGHTS] {
+            files::check_regular(&folder.join(file))?;
+        }
         let config: Config = files::read_json(&folder.join(CONFIG))?;
         let lora = config.lora(folder)?;
         let path = folder.join(WEIGHTS);
@@ -66,8 +76,9 @@ impl Adapters {
             );
         }
         let projections: Vec<Projection> = projections.into_iter().filter(has).collect();
+        let size = |projection: &Projection| config.size(projection);
         let adapters =
-            Self::with(weights, lora, projections.into_iter(), |projection, a, b, (dtype, device)| {
+            Self::with(weights, lora, projections.into_iter(), size, |projection, a, b, (dtype, device)| {
                 let mut take = |matrix: &str, shape: [usize; 2]| {
                     let name = tensor_name(projection, matrix);
                     match tensors.remove(&name) {
@@ -112,27 +123,44 @@ struct Config {
     use_dora: bool,
     bias: Option<String>,
     #[serde(default)]
-    rank_pattern: serde_json::Map<String, serde_json::Value>,
+    rank_pattern: BTreeMap<String, usize>,
     #[serde(default)]
-    alpha_pattern: serde_json::Map<String, serde_json::Value>,
+    alpha_pattern: BTreeMap<String, f64>,
 }
 
 impl Config {
     fn lora(&self, folder: &Path) -> Result<Lora> {
         let plain = !self.use_rslora
             && !self.use_dora
-            && self.rank_pattern.is_empty()
-            && self.alpha_pattern.is_empty()
+            && self.rank_pattern.keys().chain(self.alpha_pattern.keys()).all(|key| is_name(key))
+            && self.rank_pattern.values().all(|&rank| rank > 0)
             && self.bias.as_deref().is_none_or(|bias| bias == "none");
         if !plain {
             refuse!(
-                "{}: only plain LoRA can be read: without rsLoRA, DoRA, biases, rank and alpha \
-                 patterns",
+                "{}: only plain LoRA can be read: without rsLoRA, DoRA, biases, and patterns of ranks \
+                 that are no module's name",
                 folder.display()
             );
         }
-        let lora = Lora { rank: self.r, alpha: self.lora_alpha, dropout: 0.0 };
+        let lora = Lora { rank: self.r, alpha: self.lora_alpha, dropout: 0.0, layers: Vec::new() };
         lora.check()?;
         Ok(lora)
     }
+
+    /// Returns the rank and α of a projection's adapter. As PEFT has it, the name of a pattern may be the end of a
+    /// module's.
+    fn size(&self, projection: &Projection) -> (usize, f64) {
+        let names = |key: &str| {
+            let rest = projection.name.strip_suffix(key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        let rank = self.rank_pattern.iter().find(|(key, _)| names(key));
+        let alpha = self.alpha_pattern.iter().find(|(key, _)| names(key));
+        (rank.map_or(self.r, |(_, &rank)| rank), alpha.map_or(self.lora_alpha, |(_, &alpha)| alpha))
+    }
+}
+
+/// Whether a pattern is the name of a module: PEFT takes regular expressions too.
+fn is_name(pattern: &str) -> bool {
+    pattern.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

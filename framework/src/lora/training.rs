@@ -84,14 +84,14 @@ impl Training {
     }
 
     fn apply(&self, index: usize, input: &Tensor) -> candle_core::Result<(Applied, Tensor)> {
-        let Adapter { a, b, .. } = &self.adapters.adapters[index];
+        let adapter @ Adapter { a, b, .. } = &self.adapters.adapters[index];
         let mask = self.mask(input)?;
         let input = match &mask {
             Some(mask) => (input * mask)?,
             None => input.clone(),
         };
         let hidden = matmul(&input, &a.tensor.t()?)?;
-        let update = matmul(&hidden, &b.tensor.t()?)?.affine(self.adapters.lora.scale(), 0.0)?;
+        let update = matmul(&hidden, &b.tensor.t()?)?.affine(adapter.scale(), 0.0)?;
         Ok((Applied { index, input, mask, hidden }, update))
     }
 
@@ -118,9 +118,9 @@ impl Training {
         at_output: &Tensor,
         at_input: &Tensor,
     ) -> candle_core::Result<Vec<AdapterGradients>> {
-        let scale = self.adapters.lora.scale();
         let backward = |applied: &Applied| {
-            let Adapter { projection, a, b } = &self.adapters.adapters[applied.index];
+            let adapter @ Adapter { projection, a, b, .. } = &self.adapters.adapters[applied.index];
+            let scale = adapter.scale();
             let gradient = match projection.reads {
                 true => columns(at_output, projection)?,
                 false => at_output.clone(),

@@ -10,7 +10,7 @@ use super::reader_inputs::Inputs;
 use super::readout::Readout;
 use super::sites::{Embedding, Reading, Replacement, Unembedding, Writing, Written, like};
 use super::tape::{Arrived, Between, Entry, Operation, Read, Replaced, Write};
-use super::{Pass, lock, rows};
+use super::{Pass, check_room, lock, rows};
 use crate::lora::Applied;
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
@@ -44,6 +44,8 @@ impl Pass {
     pub fn embed(&self, embedding: &Arc<Embedding>, tokens: &Tensor) -> Result<Tensor> {
         let (batch, seq) = tokens.dims2()?;
         let flat = tokens.flatten_all()?;
+        let table = &embedding.tokens.tensor;
+        check_room(batch * seq, table.dim(1)?, table)?;
         let embedded = weight::rows_of(&embedding.tokens.tensor, &flat)?;
         let embedded = match embedding.scale == 1.0 {
             true => embedded,
@@ -142,6 +144,8 @@ impl Pass {
         self.check_stream(x)?;
         let (batch, seq, _) = x.dims3()?;
         let flat = rows(x)?;
+        let weight = &reading.weight.tensor;
+        check_room(batch * seq, weight.dim(0)?, weight)?;
         self.hooks.show_read(reading.site, &flat)?;
         let inputs = self.inputs(reading.site)?;
         let (output, applied) = match &inputs {

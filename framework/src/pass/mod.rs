@@ -34,8 +34,9 @@ pub use sites::{
 use crate::lora::Training;
 use crate::ops::backward::Running;
 pub use crate::ops::backward::{Backward, Rules};
+use crate::ops::weight;
 use crate::pass::cache::Cache;
-use crate::{Result, refuse};
+use crate::{Result, memory, refuse};
 use differences::Differences;
 use hooks::Hooks;
 use tape::Tape;
@@ -186,6 +187,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn capture(record: &Mutex<Record>, captured: Captured) {
     lock(record).captured.push(captured);
+}
+
+/// Refuses to form so many numbers in each of so many rows where a CPU has no memory for them and as many
+/// again: their activation or their gradient. What a pass has kept so far is taken by then, so that every
+/// operation asks for itself.
+fn check_room(rows: usize, width: usize, like: &Tensor) -> Result<()> {
+    if !like.device().is_cpu() {
+        return Ok(());
+    }
+    let bytes = memory::product(&[2, rows, width, weight::computing(like.dtype()).size_in_bytes()]);
+    memory::check(
+        &format!("a pass over {rows} tokens"),
+        bytes,
+        "smaller batches (tuning.micro_batch_size, discovery.batch_size, evaluation_batch_size), shorter examples or \
+         activation_checkpointing take less",
+    )
 }
 
 /// [..., width] → [rows, width], contiguous.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 
-use super::{Captured, Record, Unembedding, capture, scalar};
+use super::{Captured, Record, Unembedding, capture, check_room, scalar};
 use crate::Result;
 use crate::ops::cross_entropy::{self, Target};
 use crate::ops::{cap, differentiable, weight};
@@ -76,6 +76,7 @@ impl Readout {
         let selected = self.select(rows)?;
         let hidden = selected.detach();
         let weight = self.unembedding.weight.tensor.clone();
+        check_room(rows.len(), weight.dim(0)?, &weight)?;
         let output = self.unembedding.capped(weight::times_transposed(&hidden, &weight)?)?;
         let (record, unembedding) = (self.record.clone(), self.unembedding.clone());
         let capped = self.unembedding.kept(&output)?;

@@ -1,14 +1,12 @@
-//! A plugin that panics ends as an error that names it, so that a run can save what it has reached.
-//! Every plugin the registry builds is wrapped in a guard. What can't return an error (a name, a flag,
-//! a graph, examples) passes unguarded; whoever calls plugins catches that one step further out.
+//! A plugin that panics ends as an error that names it and the method, so that a run can save what it has
+//! reached. Every plugin the registry builds is wrapped in a guard. From a method that can't return an error (a
+//! name, a flag, a graph, examples) the panic goes on under its name; whoever calls plugins catches it.
 
-use std::any::Any;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
+use crate::Result;
 use crate::attribution::{Attribution, AttributionMethod, Discovered, Needs, Run, Scoring};
 use crate::data::example::{Batch, Example};
 use crate::evaluation::Evaluation;
@@ -19,47 +17,12 @@ use crate::graph::circuit::Circuit;
 use crate::lora::Lora;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::{Architecture, Model};
+use crate::panics::{caught, named};
 use crate::pass::{Pass, Readout};
 use crate::plugin::registry::Kind;
 use crate::tuning::selector::{ParamSelector, Reference};
 use crate::weights::parameters::{Parameters, Selection};
 use crate::weights::projection::Projection;
-use crate::{Error, Result};
-
-/// Where the last panic was, "file:line"; noted by [`note_panics`].
-static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
-
-/// Has every panic from now on noted for [`caught`] instead of printed; with `RUST_BACKTRACE` set it
-/// is printed too.
-pub fn note_panics() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let location = panic.location().map(|at| format!("{}:{}", at.file(), at.line()));
-        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = location;
-        if std::env::var_os("RUST_BACKTRACE").is_some() {
-            print(panic);
-        }
-    }));
-}
-
-/// Calls, and turns a panic into an error that says `what` panicked, where and why.
-///
-/// # Errors
-/// As the call, and if it panics.
-pub fn caught<R>(what: &str, call: impl FnOnce() -> Result<R>) -> Result<R> {
-    // Unwinding leaves weights and logs as the last finished step left them: they are only written
-    // to by whole entries, after everything that can fail.
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(what, &*panic)))
-}
-
-fn panicked(what: &str, panic: &(dyn Any + Send)) -> Error {
-    let message = (panic.downcast_ref::<String>().map(String::as_str))
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    let location = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let at = location.map_or(String::new(), |location| format!(" at {location}"));
-    Error::Panicked { what: format!("{what} panicked{at}"), message: message.replace('\n', " ") }
-}
 
 /// A plugin with what messages call it.
 struct Guarded<T: ?Sized> {
@@ -68,9 +31,20 @@ struct Guarded<T: ?Sized> {
 }
 
 impl<T: ?Sized> Guarded<T> {
-    fn call<R>(&self, call: impl FnOnce(&T) -> Result<R>) -> Result<R> {
-        caught(&self.what, || call(&self.inner))
+    /// Calls a method that can fail.
+    fn call<R>(&self, method: &str, call: impl FnOnce(&T) -> Result<R>) -> Result<R> {
+        caught(&of(method, &self.what), || call(&self.inner))
     }
+
+    /// Calls one that can't.
+    fn ask<'s, R>(&'s self, method: &str, call: impl FnOnce(&'s T) -> R) -> R {
+        named(|| of(method, &self.what), || call(&self.inner))
+    }
+}
+
+/// A method as messages call it.
+fn of(method: &str, what: &str) -> String {
+    format!("`{method}` of {what}")
 }
 
 /// A kind of plugin, and what messages call one.
@@ -95,72 +69,72 @@ kind!(dyn ParamSelector, "selector");
 
 impl Task for Guarded<dyn Task> {
     fn default_metric(&self) -> &str {
-        self.inner.default_metric()
+        self.ask("default_metric", |it| it.default_metric())
     }
 
     fn load(&self, split: Split, setting: &Setting) -> Result<Box<dyn Dataset>> {
-        let inner = self.call(|task| task.load(split, setting))?;
+        let inner = self.call("load", |task| task.load(split, setting))?;
         Ok(Box::new(Guarded { what: self.what.clone(), inner }))
     }
 
     fn why_no_counterfactual(&self) -> Option<&str> {
-        self.inner.why_no_counterfactual()
+        self.ask("why_no_counterfactual", |it| it.why_no_counterfactual())
     }
 }
 
 impl Dataset for Guarded<dyn Dataset> {
     fn examples(&self) -> &[Example] {
-        self.inner.examples()
+        self.ask("examples", |it| it.examples())
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        self.call(|dataset| dataset.evaluate(evaluation))
+        self.call("evaluate", |dataset| dataset.evaluate(evaluation))
     }
 }
 
 impl PatchingMetric for Guarded<dyn PatchingMetric> {
     fn sum(&self, readout: &Readout, batch: &Batch) -> Result<Tensor> {
-        self.call(|metric| metric.sum(readout, batch))
+        self.call("sum", |metric| metric.sum(readout, batch))
     }
 
     fn weight(&self, example: &Example) -> f64 {
-        self.inner.weight(example)
+        self.ask("weight", |it| it.weight(example))
     }
 
     fn check(&self, example: &Example) -> Result<()> {
-        self.call(|metric| metric.check(example))
+        self.call("check", |metric| metric.check(example))
     }
 
     fn task(&self) -> Option<&str> {
-        self.inner.task()
+        self.ask("task", |it| it.task())
     }
 
     fn is_loss(&self) -> bool {
-        self.inner.is_loss()
+        self.ask("is_loss", |it| it.is_loss())
     }
 }
 
 impl MeasuringMetric for Guarded<dyn MeasuringMetric> {
     fn measure(&self, evaluation: &Evaluation, examples: &[Example]) -> Result<f64> {
-        self.call(|metric| metric.measure(evaluation, examples))
+        self.call("measure", |metric| metric.measure(evaluation, examples))
     }
 
     fn check(&self, example: &Example) -> Result<()> {
-        self.call(|metric| metric.check(example))
+        self.call("check", |metric| metric.check(example))
     }
 
     fn needs_untuned(&self) -> bool {
-        self.inner.needs_untuned()
+        self.ask("needs_untuned", |it| it.needs_untuned())
     }
 }
 
 impl AttributionMethod for Guarded<dyn AttributionMethod> {
     fn needs(&self) -> Needs {
-        self.inner.needs()
+        self.ask("needs", |it| it.needs())
     }
 
     fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        let inner = self.call(|method| method.start(scoring))?;
+        let inner = self.call("start", |method| method.start(scoring))?;
         Ok(Box::new(GuardedAttribution { what: self.what.clone(), inner }))
     }
 }
@@ -173,86 +147,90 @@ struct GuardedAttribution<'a> {
 
 impl Attribution for GuardedAttribution<'_> {
     fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        caught(&self.what, || self.inner.add(batch))
+        caught(&of("add", &self.what), || self.inner.add(batch))
     }
 
     fn metric(&self) -> f64 {
-        self.inner.metric()
+        named(|| of("metric", &self.what), || self.inner.metric())
     }
 
     fn finish(self: Box<Self>) -> Result<Discovered> {
         let Self { what, inner } = *self;
-        caught(&what, || inner.finish())
+        caught(&of("finish", &what), || inner.finish())
     }
 }
 
 impl ParamSelector for Guarded<dyn ParamSelector> {
     fn select(&self, circuit: &Circuit, model: &dyn Model, seed: u64) -> Result<Selection> {
-        self.call(|selector| selector.select(circuit, model, seed))
+        self.call("select", |selector| selector.select(circuit, model, seed))
     }
 
     fn control(&self, tuned: &Reference, model: &dyn Model, seed: u64) -> Result<Selection> {
-        self.call(|selector| selector.control(tuned, model, seed))
+        self.call("control", |selector| selector.control(tuned, model, seed))
+    }
+
+    fn is_control(&self) -> bool {
+        self.ask("is_control", |it| it.is_control())
     }
 
     fn needs_node_scores(&self) -> bool {
-        self.inner.needs_node_scores()
+        self.ask("needs_node_scores", |it| it.needs_node_scores())
     }
 
-    fn lora(&self) -> Option<Lora> {
-        self.inner.lora()
+    fn lora(&self, model: &dyn Model) -> Result<Option<Lora>> {
+        self.call("lora", |selector| selector.lora(model))
     }
 
     fn needs_circuit(&self) -> bool {
-        self.inner.needs_circuit()
+        self.ask("needs_circuit", |it| it.needs_circuit())
     }
 }
 
 impl Architecture for Guarded<dyn Architecture> {
     fn build(&self, checkpoint: Checkpoint) -> Result<Box<dyn Model>> {
-        let inner = self.call(|architecture| architecture.build(checkpoint))?;
+        let inner = self.call("build", |architecture| architecture.build(checkpoint))?;
         Ok(Box::new(Guarded { what: self.what.clone(), inner }))
     }
 }
 
 impl Model for Guarded<dyn Model> {
     fn graph(&self) -> &Graph {
-        self.inner.graph()
+        self.ask("graph", |it| it.graph())
     }
 
     fn parameters(&self) -> &Parameters {
-        self.inner.parameters()
+        self.ask("parameters", |it| it.parameters())
     }
 
     fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
-        self.call(|model| model.forward(pass, tokens))
+        self.call("forward", |model| model.forward(pass, tokens))
     }
 
     fn vocabulary(&self) -> usize {
-        self.inner.vocabulary()
+        self.ask("vocabulary", |it| it.vocabulary())
     }
 
     fn context(&self) -> usize {
-        self.inner.context()
+        self.ask("context", |it| it.context())
     }
 
     fn config(&self) -> &serde_json::Value {
-        self.inner.config()
+        self.ask("config", |it| it.config())
     }
 
     fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.call(|model| model.state_dict())
+        self.call("state_dict", |model| model.state_dict())
     }
 
     fn projections(&self) -> Vec<Projection> {
-        self.inner.projections()
+        self.ask("projections", |it| it.projections())
     }
 
     fn heads_share_a_norm(&self) -> bool {
-        self.inner.heads_share_a_norm()
+        self.ask("heads_share_a_norm", |it| it.heads_share_a_norm())
     }
 
     fn device(&self) -> Device {
-        self.inner.device()
+        self.ask("device", |it| it.device())
     }
 }

@@ -11,6 +11,7 @@ use crate::attribution::AttributionMethod;
 use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
 use crate::evaluation::task::Task;
 use crate::model::Architecture;
+use crate::panics::{caught, named};
 use crate::plugin::description::{self, Description};
 use crate::plugin::misfit::Misfit;
 use crate::tuning::selector::ParamSelector;
@@ -111,7 +112,10 @@ impl<T: Kind + ?Sized> Plugin<T> {
 
     /// The options in the order they are declared.
     pub fn options(&self) -> Vec<Description> {
-        description::fields(&(self.schema)(), &(self.defaults)().unwrap_or_default())
+        let what = || format!("`default` of {} `{}`", T::NAME, self.name);
+        named(what, || {
+            description::fields(&(self.schema)(), &(self.defaults)().unwrap_or_default())
+        })
     }
 
     /// Builds the plugin from a table of options.
@@ -131,7 +135,8 @@ impl<T: Kind + ?Sized> Plugin<T> {
             return Ok(Err(Misfit::unknown(unknown, names)));
         }
         let mut erased = <dyn erased_serde::Deserializer>::erase(options.clone());
-        match (self.build)(&mut erased) {
+        let what = format!("`build` of {} `{}`", T::NAME, self.name);
+        match caught(&what, || Ok((self.build)(&mut erased)))? {
             Ok(built) => Ok(Ok(T::guard(self.name, built?))),
             Err(error) => Ok(Err(Misfit::of(&error.to_string()))),
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::graph::circuit::Circuit;
+use crate::graph::circuit::{Circuit, Edge};
 use crate::graph::comparison::Comparison;
 use crate::graph::{Input, Node};
 use crate::tuning::{CIRCUITS, DiscoveredAt};
@@ -17,6 +17,8 @@ use crate::{Result, files, refuse};
 pub struct Dynamics {
     /// The rediscoveries, in order.
     pub steps: Vec<Change>,
+    /// The layers that edges end in that changed, in order, the logits first.
+    pub layers: Vec<LayerChange>,
     /// Every edge that was in any circuit, the longest lived first, of those the strongest.
     pub edges: Vec<Life>,
 }
@@ -37,6 +39,19 @@ pub struct Change {
     /// Edges of the circuit before that this one lacks.
     pub died: usize,
     /// Edges shared with the circuit before whose score turned its sign.
+    pub turned: usize,
+}
+
+/// How much the edges into a layer changed, over all rediscoveries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LayerChange {
+    /// None of the logits.
+    pub layer: Option<usize>,
+    /// How often an edge was there that the circuit before lacks.
+    pub born: usize,
+    /// How often an edge of the circuit before was lacking.
+    pub died: usize,
+    /// How often the score of an edge of both turned its sign.
     pub turned: usize,
 }
 
@@ -98,8 +113,27 @@ impl Dynamics {
                 turned: against.turned().count(),
             }
         };
-        Self { steps: (0..circuits.len()).map(change).collect(), edges: lives(circuits) }
+        Self {
+            steps: (0..circuits.len()).map(change).collect(),
+            layers: layers(circuits),
+            edges: lives(circuits),
+        }
     }
+}
+
+fn layers(circuits: &[(usize, Circuit)]) -> Vec<LayerChange> {
+    let mut layers: BTreeMap<Option<usize>, LayerChange> = BTreeMap::new();
+    let mut at = |edge: &Edge, count: fn(&mut LayerChange) -> &mut usize| {
+        let layer = edge.reader.node.layer();
+        *count(layers.entry(layer).or_insert(LayerChange { layer, ..Default::default() })) += 1;
+    };
+    for pair in circuits.windows(2) {
+        let against = Comparison::of(&pair[0].1, &pair[1].1);
+        against.second_only.iter().for_each(|edge| at(edge, |of| &mut of.born));
+        against.first_only.iter().for_each(|edge| at(edge, |of| &mut of.died));
+        against.turned().for_each(|[edge, _]| at(edge, |of| &mut of.turned));
+    }
+    layers.into_values().collect()
 }
 
 fn lives(circuits: &[(usize, Circuit)]) -> Vec<Life> {
@@ -131,7 +165,6 @@ fn lives(circuits: &[(usize, Circuit)]) -> Vec<Life> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::circuit::Edge;
 
     /// By hand: an edge that stays and turns, one that dies, one that is born and comes again.
     #[test]
@@ -148,7 +181,8 @@ mod tests {
             (10, circuit(&[(0, -4.0), (2, 1.0)])),
             (20, circuit(&[(0, -3.0), (2, 2.0)])),
         ];
-        let Dynamics { steps, edges } = Dynamics::of(&circuits);
+        let Dynamics { steps, layers, edges } = Dynamics::of(&circuits);
+        assert_eq!(layers, [LayerChange { layer: None, born: 1, died: 1, turned: 1 }]);
         let of = |change: &Change| (change.born, change.died, change.turned);
         assert_eq!(steps.iter().map(of).collect::<Vec<_>>(), [(0, 0, 0), (1, 1, 1), (0, 0, 0)]);
         assert_eq!((steps[2].overlap_first, steps[2].overlap_previous), (1.0 / 3.0, 1.0));

@@ -5,6 +5,7 @@ pub mod circuit_file;
 pub mod drawing;
 pub mod dynamics;
 pub mod eap_ig;
+pub mod events;
 pub mod example_score_file;
 pub mod mib;
 pub mod provenance;

@@ -103,9 +103,11 @@ impl Runner<'_> {
             Name::Attention => Request::Attention { heads: Vec::new(), patterns: 0 },
             Name::Paths if when == "after" => {
                 let file = folder.path("analysis-before/paths.json");
-                Request::Paths { to: files::read_json::<Before>(&file)?.to }
+                Request::Paths { from: Vec::new(), to: files::read_json::<Before>(&file)?.to }
             }
-            Name::Paths => Request::PathsToStrongest { count: STRONGEST, port: Port::Query },
+            Name::Paths => {
+                Request::PathsToStrongest { from: Vec::new(), count: STRONGEST, port: Port::Query }
+            }
             Name::Roles => {
                 let file = folder.path(&format!("circuit-{when}.json"));
                 if !file.exists() {

@@ -69,8 +69,9 @@ impl Runner<'_> {
         tuning.fixed_circuit(self.model, &graph)?;
         self.check_controls()?;
         let examples = self.examples()?;
+        tuning.check_batch(examples)?;
         for selector in controls.iter().map(|(_, control)| control).chain([selector]) {
-            if let Some(lora) = selector.lora() {
+            if let Some(lora) = selector.lora(self.model)? {
                 let selection = selector.select(&Circuit::default(), self.model, 0)?;
                 Adapters::new(
                     self.model.parameters(),
@@ -112,7 +113,7 @@ impl Runner<'_> {
     fn check_controls(&self) -> Result<()> {
         let Plugins { selector, controls, .. } = self.plugins;
         let Experiment { selector: own, tuning, .. } = self.experiment;
-        if selector.needs_node_scores() {
+        if selector.is_control() {
             refuse!("selector `{0}` is a control; write controls.kinds = [\"{0}\"]", own.name);
         }
         let scored = selector.needs_circuit() && tuning.circuit.is_none();

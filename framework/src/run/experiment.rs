@@ -19,6 +19,7 @@ pub use crate::run::choice::Choice;
 use crate::run::controls::Controls;
 use crate::run::observed::Observing;
 use crate::run::place::place;
+use crate::run::tracking::Tracking;
 use crate::tuning::Tuning;
 use crate::tuning::selector::ParamSelector;
 use crate::{Error, Result, refuse};
@@ -121,6 +122,8 @@ pub struct Experiment {
     pub faithfulness: Option<Faithfulness>,
     /// What is looked at before and after tuning for the run's page, report.html.
     pub report: Observing,
+    /// What other programs are told as the run goes on.
+    pub tracking: Tracking,
 }
 
 impl Default for Experiment {
@@ -147,6 +150,7 @@ impl Default for Experiment {
             analysis_examples: 100,
             faithfulness: None,
             report: Observing::default(),
+            tracking: Tracking::default(),
         }
     }
 }

@@ -20,6 +20,10 @@ const FILE: &str = "inputs.json";
 /// The options of a task that name files or folders.
 const DATA: [&str; 2] = ["data", "test_data"];
 
+/// The option of a selector that names another run, and what is read of that.
+const RUN: &str = "change_of";
+const OF_RUN: [&str; 2] = ["circuit-before.json", "circuit-after.json"];
+
 /// Of a model's folder, the endings of the files that are read.
 const OF_MODELS: [&str; 5] = ["json", "safetensors", "txt", "model", "jinja"];
 
@@ -29,7 +33,8 @@ const OF_MODELS: [&str; 5] = ["json", "safetensors", "txt", "model", "jinja"];
 pub struct Inputs(BTreeMap<String, String>);
 
 impl Experiment {
-    /// The files and folders that the experiment names: model, adapter, circuit, plugins, and its tasks' data.
+    /// The files and folders that the experiment names: model, adapter, circuit, plugins, its tasks' data, and the
+    /// circuits of another run.
     /// The built-in model and one in Hugging Face's cache are none.
     pub fn inputs(&self) -> Vec<PathBuf> {
         let mut all = vec![self.model.path.clone()];
@@ -38,6 +43,10 @@ impl Experiment {
         all.extend(self.plugins.clone());
         let tasks = std::iter::once(&self.task).chain(&self.evaluate);
         tasks.for_each(|Choice { options, .. }| data(options, &mut all));
+        let selectors = std::iter::once(&self.selector).chain(&self.controls.kinds);
+        for run in selectors.filter_map(|Choice { options, .. }| options.get(RUN)?.as_str()) {
+            all.extend(OF_RUN.map(|file| Path::new(run).join(file)));
+        }
         all.retain(|path| path.exists());
         all
     }

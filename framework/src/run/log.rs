@@ -10,6 +10,7 @@ use serde_json::json;
 use super::Runner;
 use super::folder::{Lines, RunFolder};
 use super::resume::{Checkpoints, STATE, Stages};
+use super::tracking::Events;
 use crate::Result;
 use crate::evaluation::figures::InJson;
 use crate::lora::Adapters;
@@ -26,6 +27,8 @@ pub(super) struct RunLog<'a> {
     steps: Lines,
     circuits: Lines,
     evaluations: Lines,
+    /// What TensorBoard shows, where it is asked for.
+    events: Option<Events>,
     checkpoints: Checkpoints,
     /// Whose seconds are kept with every state.
     stages: &'a Stages,
@@ -34,15 +37,19 @@ pub(super) struct RunLog<'a> {
 }
 
 impl<'a> RunLog<'a> {
+    /// The files of a tuning in a folder.
+    ///
+    /// # Errors
+    /// If the event file that is there can't be read.
     pub(super) fn new(
         runner: &'a Runner<'a>,
         folder: &'a RunFolder,
         untuned: Option<&'a [Tensor]>,
         stages: &'a Stages,
-    ) -> Self {
+    ) -> Result<Self> {
         let lines = |name: &str| Lines::new(folder.path(name));
         let states = folder.path(STATE);
-        Self {
+        Ok(Self {
             runner,
             folder,
             untuned,
@@ -50,9 +57,10 @@ impl<'a> RunLog<'a> {
             steps: lines("log.jsonl"),
             circuits: lines(CIRCUITS),
             evaluations: lines("evaluations.jsonl"),
+            events: runner.events(folder)?,
             stages,
             adapters: None,
-        }
+        })
     }
 
     /// The state to go on from, where an earlier try left one. The logs then go on from its step.
@@ -64,6 +72,9 @@ impl<'a> RunLog<'a> {
         let steps = newest.as_ref().map_or(0, |(steps, _)| *steps);
         for lines in [&mut self.steps, &mut self.circuits, &mut self.evaluations] {
             lines.resume(steps)?;
+        }
+        if let Some(events) = &mut self.events {
+            events.resume(steps)?;
         }
         Ok(newest.map(|(_, path)| path))
     }
@@ -108,6 +119,9 @@ impl<'a> RunLog<'a> {
 
     fn step(&mut self, step: &Step, total: usize, state: &State) -> Result<()> {
         self.steps.write(step)?;
+        if let Some(events) = &mut self.events {
+            events.step(step)?;
+        }
         let made = step.step + 1;
         (self.runner.report)(Progress {
             stage: "tune",
@@ -134,6 +148,9 @@ impl<'a> RunLog<'a> {
             for lines in [&self.steps, &self.circuits, &self.evaluations] {
                 lines.sync()?;
             }
+            if let Some(events) = &self.events {
+                events.sync()?;
+            }
             self.checkpoints.write(state, self.runner.model, made < total)?;
             self.stages.keep()?;
         }
@@ -145,6 +162,9 @@ impl<'a> RunLog<'a> {
         if evaluates {
             let figures = self.runner.evaluate(None, self.untuned)?;
             self.evaluations.write(&json!({ "step": step, "figures": InJson(&figures) }))?;
+            if let Some(events) = &mut self.events {
+                events.figures(step + 1, &figures)?;
+            }
         }
         if saves {
             let name = format!("checkpoint-{}", step + 1);

@@ -21,6 +21,7 @@ pub mod splits;
 mod stages;
 mod summary;
 pub mod sweep;
+mod tracking;
 mod tune;
 
 use std::path::Path;
@@ -30,10 +31,11 @@ pub use controls::Controls;
 pub use discovery::Found;
 pub use faithfulness::{CircuitSummary, RankingSummary};
 pub use inputs::Inputs;
-pub use movement::Movement;
+pub use movement::{Movement, movements};
 pub use observed::Observing;
 pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};
+pub use tracking::Tracking;
 
 use crate::Result;
 use crate::attribution::Ablation;

@@ -25,7 +25,7 @@ pub struct Movement {
 ///
 /// # Errors
 /// If a tensor operation fails.
-pub(super) fn movements(parameters: &Parameters, untuned: &[Tensor]) -> Result<Vec<Movement>> {
+pub fn movements(parameters: &Parameters, untuned: &[Tensor]) -> Result<Vec<Movement>> {
     let mut sums: BTreeMap<Owner, [f64; 2]> = BTreeMap::new();
     for ((_, parameter), before) in parameters.iter().zip(untuned) {
         let of_rows = |values: &Tensor| -> Result<Vec<f64>> {

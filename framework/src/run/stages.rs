@@ -34,6 +34,7 @@ impl Runner<'_> {
             self.evaluate(Some(&folder.path("evaluation-before")), None)
         })?;
         self.check_shown(&before)?;
+        self.track_start(folder, &before)?;
         let circuit_before =
             stages.once("circuit before", || self.circuit(folder, "before", examples))?;
         stages.once("analyses before", || self.analyse(folder, "before"))?;
@@ -44,6 +45,7 @@ impl Runner<'_> {
         let after = stages.evaluation("after", || {
             self.evaluate(Some(&folder.path("evaluation-after")), untuned)
         })?;
+        self.track_end(folder, self.experiment.tuning.total_steps(examples.len()), &after)?;
         let circuit_after =
             stages.once("circuit after", || self.circuit(folder, "after", examples))?;
         stages.once("analyses after", || self.analyse(folder, "after"))?;

@@ -8,7 +8,7 @@ use super::log::RunLog;
 use super::resume::Stages;
 use crate::data::example::Example;
 use crate::lora::Adapters;
-use crate::plugin::guard::caught;
+use crate::panics::caught;
 use crate::run::experiment::{Experiment, ModelChoice};
 use crate::tuning::selector::ParamSelector;
 use crate::tuning::{Matched, Tuned, Tuner};
@@ -41,7 +41,7 @@ impl Runner<'_> {
             matched,
             seed: *seed,
         };
-        let mut log = RunLog::new(self, folder, untuned, stages);
+        let mut log = RunLog::new(self, folder, untuned, stages)?;
         // An update is the last thing in a step, so model and adapters are as the last whole step left
         // them, even after a panic.
         let from = log.resume()?;

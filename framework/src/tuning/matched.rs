@@ -49,8 +49,10 @@ impl Matched<'_> {
         };
         let circuit = Circuit { edges: found.edges.clone() };
         let selection = self.selector.select(&circuit, model, seed)?;
+        let first = Circuit { edges: self.circuits[0].edges.clone() };
+        let first = &self.selector.select(&first, model, seed)?;
         let nodes = found.nodes.as_ref();
-        let tuned = Reference { circuit: &circuit, selection: &selection, nodes };
+        let tuned = Reference { circuit: &circuit, selection: &selection, first, nodes };
         let selection = control.control(&tuned, model, seed)?;
         Ok((circuit, selection))
     }

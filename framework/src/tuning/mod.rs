@@ -140,6 +140,7 @@ impl Tuner<'_> {
         if examples.is_empty() {
             refuse!("there are no examples to tune on; give the task some");
         }
+        self.tuning.check_batch(examples)?;
         let graph = self.model.graph().subset(&self.discovery.nodes);
         self.pruning.check(&graph)?;
         if let Some(schedule) = &self.tuning.top_n_schedule {
@@ -153,7 +154,7 @@ impl Tuner<'_> {
             event(Event::Adapters { adapters })?;
         }
         let mut order = Order::new(examples.len(), self.tuning.shuffle, self.seed);
-        order.skip(state.step * self.tuning.batch_size);
+        order.skip(state.step.saturating_mul(self.tuning.batch_size));
         let total = self.tuning.total_steps(examples.len());
         while state.step < total {
             let batch: Vec<&Example> =

@@ -13,6 +13,8 @@ pub struct Reference<'a> {
     pub circuit: &'a Circuit,
     /// The rows that the run's selector chose of it.
     pub selection: &'a Selection,
+    /// The rows that the run's selector chose of its first circuit.
+    pub first: &'a Selection,
     /// None where [`ParamSelector::needs_node_scores`] is false.
     pub nodes: Option<&'a NodeScores>,
 }
@@ -59,6 +61,11 @@ pub trait ParamSelector: Send + Sync {
         self.select(tuned.circuit, model, seed)
     }
 
+    /// Whether the selector is a control and nothing else.
+    fn is_control(&self) -> bool {
+        self.needs_node_scores()
+    }
+
     /// Whether [`ParamSelector::control`] reads the scores of all nodes. Such a selector is a control and
     /// nothing else.
     fn needs_node_scores(&self) -> bool {
@@ -66,8 +73,12 @@ pub trait ParamSelector: Send + Sync {
     }
 
     /// Low-rank adapters to train beside the selected projections, which themselves stay frozen.
-    fn lora(&self) -> Option<Lora> {
-        None
+    ///
+    /// # Errors
+    /// If adapters of these settings can't be had for this model.
+    fn lora(&self, model: &dyn Model) -> Result<Option<Lora>> {
+        let _ = model;
+        Ok(None)
     }
 
     /// Whether the selection depends on the circuit; without it nothing is discovered.

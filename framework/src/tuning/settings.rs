@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Algorithm, Objective, TopNSchedule};
 use crate::attribution::Smoothing;
+use crate::data::example::Example;
 use crate::graph::Graph;
 use crate::graph::circuit::Circuit;
 use crate::model::Model;
 use crate::range::Range;
-use crate::{Result, refuse};
+use crate::{Result, memory, refuse};
 
 /// How a circuit is tuned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -116,7 +117,7 @@ impl Tuning {
     pub fn total_steps(&self, examples: usize) -> usize {
         match self.steps {
             Some(steps) => steps,
-            None => (self.epochs * examples).div_ceil(self.batch_size.max(1)),
+            None => self.epochs.saturating_mul(examples).div_ceil(self.batch_size.max(1)),
         }
     }
 
@@ -156,6 +157,18 @@ impl Tuning {
         Ok(())
     }
 
+    /// Refuses a step of more examples than there is memory for, without what a model makes of them.
+    ///
+    /// # Errors
+    /// With both figures.
+    pub fn check_batch(&self, examples: &[Example]) -> Result<()> {
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let each =
+            longest.saturating_mul(size_of::<u32>()).saturating_add(2 * size_of::<&Example>());
+        let what = format!("tuning.batch_size is {}, and a step's examples alone", self.batch_size);
+        memory::check(&what, memory::product(&[self.batch_size, each]), "give a smaller number")
+    }
+
     /// The circuit of the file that is to be tuned, if one is named.
     ///
     /// # Errors
@@ -177,7 +190,7 @@ impl Tuning {
             0 => 1.0,
             warmup => ((step + 1) as f64 / warmup as f64).min(1.0),
         };
-        let epoch = step * self.batch_size / examples.max(1);
+        let epoch = step.saturating_mul(self.batch_size) / examples.max(1);
         self.lr * warm * self.lr_decay.powi(epoch as i32)
     }
 }

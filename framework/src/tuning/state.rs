@@ -239,7 +239,7 @@ impl State {
 impl Tuner<'_> {
     /// New adapters, where the selector wants them beside what it selects.
     fn adapters(&self) -> Result<Option<Training>> {
-        let Some(lora) = self.selector.lora() else {
+        let Some(lora) = self.selector.lora(self.model)? else {
             return Ok(None);
         };
         let selection = self.selector.select(&Circuit::default(), self.model, self.seed)?;

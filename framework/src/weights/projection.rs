@@ -43,6 +43,17 @@ impl Projection {
         of_parameter.collect()
     }
 
+    /// Returns the layer whose nodes own its rows.
+    pub(crate) fn layer(&self, parameters: &Parameters) -> Option<usize> {
+        let first = self.rows.first()?.start;
+        let mut blocks = parameters.get(self.parameter).blocks.iter();
+        match blocks.find(|block| block.rows.contains(&first))?.owner {
+            Owner::Reader(input) => input.node.layer(),
+            Owner::Writer(node) => node.layer(),
+            Owner::Shared => None,
+        }
+    }
+
     /// Whether it has all of these rows of its parameter.
     pub fn contains(&self, rows: &Range<usize>) -> bool {
         self.rows.iter().any(|own| own.start <= rows.start && rows.end <= own.end)

@@ -16,7 +16,8 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, Tensor};
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::model::checkpoint::{Stored, Weights};
-use circuit_framework::{Checkpoint, Error, Result, refuse};
+use circuit_framework::panics::caught;
+use circuit_framework::{Checkpoint, Error, Result, files, memory, refuse};
 use serde_json::{Value as Json, json};
 
 use self::families::{Change, FAMILIES, Family};
@@ -25,6 +26,7 @@ use circuit_framework::model::decoder::rope::{Llama3Scaling, frequencies};
 
 /// Reads a file's configuration and tokenizer, and lists its weights.
 pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
+    files::check_regular(path)?;
     let file = File::open(path).map_err(Error::io(path))?;
     let content = Content::read(&mut BufReader::new(file)).map_err(|error| {
         Error::input(format!("{}: not a whole GGUF file ({error}); fetch it again", path.display()))
@@ -42,7 +44,7 @@ pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
         );
     };
     let file = GgufFile { path: path.to_path_buf(), content, family };
-    let (file, tokenizer) = file.tokenizer()?;
+    let (file, tokenizer) = caught(&format!("{place}: the tokenizer"), || file.tokenizer())?;
     Ok((Arc::new(file).checkpoint(&tokenizer)?, tokenizer))
 }
 
@@ -140,6 +142,23 @@ impl GgufFile {
                  each other into heads of even width"
             );
         }
+        let tensors = self.content.tensor_infos.len();
+        if layers > tensors {
+            refuse!(
+                "{place}: `{}` is {layers}, but there are only {tensors} tensors; fetch the file again",
+                self.key("block_count")
+            );
+        }
+        let context = integer("context_length")?;
+        let what = format!(
+            "{place}: `{}` is {context}, and tables of its positions",
+            self.key("context_length")
+        );
+        memory::check(
+            &what,
+            memory::product(&[context, d_head, 8]),
+            "give the context that the model has",
+        )?;
         Ok(Geometry { layers, heads, kv_heads, hidden, d_head })
     }
 

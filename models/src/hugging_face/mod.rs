@@ -13,8 +13,21 @@ use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::{Checkpoint, Model, Result, files};
 use serde_json::json;
 
+/// What is read of a folder, shards aside.
+const FILES: [&str; 8] = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+
 /// Reads a folder's configuration, and lists its weights if they are wanted.
 pub(crate) fn read_checkpoint(folder: &Path, without_weights: bool) -> Result<Checkpoint> {
+    FILES.iter().try_for_each(|file| files::check_regular(&folder.join(file)))?;
     let config = files::read_json(&folder.join("config.json"))?;
     let tensors = match without_weights {
         true => BTreeMap::new(),

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use circuit_framework::data::tokenizer::Tokenizer;
+use circuit_framework::panics::caught;
 use circuit_framework::{Error, Result, files, refuse};
 use serde_json::{Value, json};
 use tokenizers::PreTokenizerWrapper;
@@ -13,6 +14,11 @@ use tokenizers::processors::template::TemplateProcessing;
 
 /// Reads a folder's tokenizer, if it has one; `config` is the model's.
 pub(crate) fn read(folder: &Path, config: &Value) -> Result<Option<Tokenizer>> {
+    // The tokenizers crate panics on some files that are malformed.
+    caught(&format!("{}: the tokenizer", folder.display()), || read_files(folder, config))
+}
+
+fn read_files(folder: &Path, config: &Value) -> Result<Option<Tokenizer>> {
     let Some(mut inner) = read_inner(folder)? else {
         return Ok(None);
     };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use candle_core::safetensors::{Load, load_buffer};
 use candle_core::{Device, Tensor};
@@ -45,7 +45,7 @@ fn list_shards(folder: &Path, index: &Path) -> Result<BTreeMap<String, Stored>> 
     let index = index.display();
     let mut found: BTreeMap<String, (&str, Stored)> = BTreeMap::new();
     for file in map.values().collect::<BTreeSet<_>>() {
-        for (name, tensor) in list_file(&folder.join(file))? {
+        for (name, tensor) in list_file(&shard(folder, file, &index.to_string())?)? {
             let place = map.get(&name);
             if let Some((first, _)) = found.insert(name.clone(), (file, tensor)) {
                 refuse!("{index}: tensor `{name}` stands in two shards, {first} and {file}");
@@ -61,6 +61,35 @@ fn list_shards(folder: &Path, index: &Path) -> Result<BTreeMap<String, Stored>> 
         }
     }
     Ok(found.into_iter().map(|(name, (_, tensor))| (name, tensor)).collect())
+}
+
+/// The shard that an index names: a regular file in the model's folder, or a link to one there, or to the
+/// blobs that the snapshots in Hugging Face's cache are links to. An index may come from anywhere.
+fn shard(folder: &Path, name: &str, index: &str) -> Result<PathBuf> {
+    let is_inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if !is_inside || name.is_empty() {
+        refuse!("{index}: `weight_map` names {name:?}; a shard is a file in the model's folder");
+    }
+    let path = folder.join(name);
+    let place = path.canonicalize().map_err(Error::io(&path))?;
+    let homes = [Some(folder.to_path_buf()), blobs(folder)];
+    let at_home = |home: PathBuf| home.canonicalize().is_ok_and(|home| place.starts_with(home));
+    if !homes.into_iter().flatten().any(at_home) {
+        refuse!(
+            "{index}: `weight_map` names {name:?}, a link to {}, outside the model's folder; put the file there",
+            place.display()
+        );
+    }
+    files::check_regular(&place)
+        .map_err(|error| Error::input(format!("{index}: `weight_map` names {name:?}: {error}")))?;
+    Ok(path)
+}
+
+/// Where the files of a snapshot in Hugging Face's cache are: `models--…/blobs` beside `models--…/snapshots`.
+fn blobs(folder: &Path) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
+    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    Some(snapshots.parent()?.join("blobs"))
 }
 
 /// A safetensors file's tensors.

@@ -112,8 +112,12 @@ impl Stamp {
     /// # Errors
     /// If the file is missing, is no plugin, or was cut short or changed.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = std::fs::read(path).map_err(Error::io(path))?;
-        let Some((library, stamp)) = split(&file) else {
+        Self::of(&std::fs::read(path).map_err(Error::io(path))?, path)
+    }
+
+    /// The stamp in a plugin file's bytes.
+    pub(crate) fn of(file: &[u8], path: &Path) -> Result<Self> {
+        let Some((library, stamp)) = split(file) else {
             refuse!(
                 "{}: is no plugin, or was cut short: there is no fingerprint at its end; build one \
                  with `circuit-tuning plugin build`",

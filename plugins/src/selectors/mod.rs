@@ -7,3 +7,4 @@ mod modules;
 mod nodes;
 mod random;
 mod random_parameters;
+mod r#static;

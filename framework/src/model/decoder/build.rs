@@ -14,7 +14,7 @@ use crate::ops::norm::Norm;
 use crate::pass::{Embedding, Reading, Unembedding, Writing};
 use crate::weights::layout::{FileTensor, Form};
 use crate::weights::parameters::{Owner, Param, Parameters};
-use crate::{Result, refuse};
+use crate::{Result, memory, refuse};
 
 /// The model of a description.
 pub(super) fn build(decoder: &Decoder, mut checkpoint: Checkpoint) -> Result<Transformer> {
@@ -22,6 +22,7 @@ pub(super) fn build(decoder: &Decoder, mut checkpoint: Checkpoint) -> Result<Tra
     let nodes = (decoder.layers.iter().enumerate())
         .map(|(index, layer)| LayerNodes::new(decoder, index, layer))
         .collect::<Result<Vec<_>>>()?;
+    check_graph(&nodes, decoder, &checkpoint)?;
     let mut builder = Builder { checkpoint, decoder, parameters: Parameters::default(), site: 0 };
     let embedding = builder.embedding()?;
     let blocks = (decoder.layers.iter().zip(&nodes))
@@ -42,6 +43,17 @@ pub(super) fn build(decoder: &Decoder, mut checkpoint: Checkpoint) -> Result<Tra
         is_parallel: decoder.is_parallel,
         unembedding: Arc::new(unembedding),
     })
+}
+
+/// Refuses a graph that has no room in memory: MLPs may be split into many nodes.
+fn check_graph(nodes: &[LayerNodes], decoder: &Decoder, checkpoint: &Checkpoint) -> Result<()> {
+    let count =
+        |at: usize| nodes.iter().map(|layer| layer.counts()[at]).fold(1, u64::saturating_add);
+    let key = match decoder.mlp_head_width {
+        Some(width) => format!("mlp_head_width = {width}"),
+        None => format!("{} layers", nodes.len()),
+    };
+    memory::check_graph(&checkpoint.origin, count(0), count(1), &key)
 }
 
 /// Takes the prefix off the names of a checkpoint's tensors: some files have it, some don't.

@@ -2,6 +2,7 @@
 
 use super::{Decoder, Layer};
 use crate::graph::{Graph, Input, Node, Port};
+use crate::memory::product;
 use crate::weights::parameters::Owner;
 use crate::{Result, refuse};
 
@@ -34,6 +35,14 @@ impl LayerNodes {
         let (heads, kv_heads) = (layer.attention.heads, layer.attention.kv_heads);
         let has_mlp = layer.mlp.is_some();
         Ok(Self { layer: index, heads, kv_heads, has_mlp, mlp_parts, mlp_ports })
+    }
+
+    /// How many writers and readers there are in the layer.
+    pub(super) fn counts(&self) -> [u64; 2] {
+        let parts = self.mlp_parts.unwrap_or(1) * usize::from(self.has_mlp);
+        let readers =
+            product(&[self.kv_heads, 2]).saturating_add(product(&[parts, self.mlp_ports.len()]));
+        [self.heads.saturating_add(parts) as u64, readers.saturating_add(self.heads as u64)]
     }
 
     /// The heads, in the order of their rows.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::rope::Rope;
 use super::{Decoder, Layer, Linear, Mlp, NormKind, Norms, QueryKeyValue};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config;
+use crate::model::config::{self, Sizes};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
 use crate::{Result, refuse};
@@ -51,11 +51,27 @@ impl StandardConfig {
         let d_head = config.d_head();
         if d_head == 0 || !d_head.is_multiple_of(2) {
             refuse!(
-                "{}: config.json: head_dim is {d_head}; it must be even, for rotary positions",
+                "{}: config.json: head_dim (hidden_size / num_attention_heads where it is absent) is {d_head}; it must be even, for rotary positions",
                 checkpoint.origin
             );
         }
+        config.sizes().check(checkpoint)?;
         Ok(config)
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            layers: ("num_hidden_layers", self.num_hidden_layers),
+            d_model: ("hidden_size", self.hidden_size),
+            heads: ("num_attention_heads", self.num_attention_heads),
+            mlp: ("intermediate_size", self.intermediate_size),
+            vocabulary: ("vocab_size", self.vocab_size),
+            context: ("max_position_embeddings", self.max_position_embeddings),
+            kv_heads: self.kv_heads(),
+            d_head: ("head_dim", self.d_head()),
+            mlp_inputs: 2,
+            has_positions: false,
+        }
     }
 
     /// Key/value heads.

@@ -20,7 +20,7 @@ pub fn selector(selector: &dyn ParamSelector, model: &dyn Model, seed: u64) -> R
     for circuit in growing(model) {
         let edges = circuit.edges.len();
         control(selector, &circuit, model, seed)?;
-        if selector.needs_node_scores() {
+        if selector.is_control() {
             continue;
         }
         let selection = selector.select(&circuit, model, seed)?;
@@ -61,7 +61,7 @@ fn control(
         .map(|index| 1.0 / (1.0 + index as f32))
         .collect();
     let nodes = NodeScores::of(graph, &importance);
-    let tuned = Reference { circuit, selection: &owned, nodes: Some(&nodes) };
+    let tuned = Reference { circuit, selection: &owned, first: &owned, nodes: Some(&nodes) };
     let selection = selector.control(&tuned, model, seed)?;
     let edges = circuit.edges.len();
     if selection != selector.control(&tuned, model, seed)? {

@@ -8,10 +8,10 @@ mod layout;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::evaluation::plot::escape;
 use crate::graph::circuit::Edge;
 use crate::graph::{Graph, Input, Node, Port};
 use crate::results::provenance::Provenance;
+use crate::text::escape;
 use layout::{Layout, Place, Point};
 
 /// What a drawing shows, and how.

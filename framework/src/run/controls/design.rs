@@ -127,6 +127,8 @@ impl Runner<'_> {
             let tuned =
                 self.tune(folder, selector, matched.as_ref(), examples, Some(weights), stages)?;
             let figures = self.evaluate(Some(&folder.path("evaluation-after")), Some(weights))?;
+            let steps = self.experiment.tuning.total_steps(examples.len());
+            self.track_end(folder, steps, &figures)?;
             Ok(Repeat {
                 figures,
                 tuned_parameters: tuned.tuned_parameters,

@@ -10,7 +10,8 @@ use crate::{Result, refuse};
 #[serde(default, deny_unknown_fields)]
 pub struct Controls {
     /// The controls, each a selector's name or a table of its `name` and options: `random`,
-    /// `random_parameters` and `complement` tune at every step as many parameters as the circuit does.
+    /// `random_parameters` and `complement` tune at every step as many parameters as the circuit does, and
+    /// `static` at every step what the circuit tunes at its first.
     #[serde(deserialize_with = "names_or_tables")]
     pub kinds: Vec<Choice>,
     /// The seeds with which the circuit and every control are tuned: how many, counted up from the
@@ -18,6 +19,9 @@ pub struct Controls {
     #[schemars(with = "Vec<u64>")]
     pub seeds: Seeds,
 }
+
+/// The most seeds: each takes as long as a run.
+const MOST_SEEDS: u64 = 10_000;
 
 /// Seeds beside the experiment's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +64,13 @@ impl Controls {
     pub(in crate::run) fn check(&self) -> Result<()> {
         if self.seeds == Seeds::Count(0) {
             refuse!("controls.seeds is 0; give at least 1");
+        }
+        let count = match &self.seeds {
+            Seeds::Count(count) => *count,
+            Seeds::Listed(seeds) => seeds.len() as u64,
+        };
+        if count > MOST_SEEDS {
+            refuse!("controls.seeds are {count}, each tuned for itself; give at most {MOST_SEEDS}");
         }
         Ok(())
     }
@@ -108,7 +119,9 @@ mod tests {
         assert_eq!(seeds("seeds = 3", 4), [4, 5, 6]);
         assert_eq!(seeds("seeds = [0, 1, 2]", 1), [1, 0, 2]);
         assert_eq!(seeds("seeds = [0, 0]", 7), [7, 0]);
-        assert!(read("seeds = 0").unwrap().check().is_err());
+        for refused in ["seeds = 0", "seeds = 1000000000"] {
+            assert!(read(refused).unwrap().check().is_err());
+        }
         assert!(read("seeds = 'two'").unwrap_err().contains("a number of seeds, or a list"));
     }
 
