@@ -2,6 +2,10 @@
 //! whatever a file holds. What an input is follows from the target, the seed and its number alone.
 
 mod execute;
+// The runtime crate is a shared library of its own; what reads its plugins' stamps is this one file.
+#[path = "../../plugins/runtime/src/fingerprint.rs"]
+#[expect(dead_code, reason = "the running program has no fingerprint here")]
+mod fingerprint;
 mod mutate;
 mod targets;
 mod watch;

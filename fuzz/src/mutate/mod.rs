@@ -3,6 +3,7 @@
 pub mod gguf;
 pub mod json;
 pub mod safetensors;
+pub mod stamp;
 pub mod text;
 
 use rand::Rng;

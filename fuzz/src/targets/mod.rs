@@ -1,6 +1,8 @@
 //! What is run: a reader, the files its inputs are made of, and how they are changed.
 
+mod broken;
 mod models;
+mod plugins;
 mod results;
 mod settings;
 mod tasks;
@@ -47,12 +49,16 @@ fn all() -> Vec<Target> {
     all.extend(results::targets());
     all.extend(settings::targets());
     all.extend(tasks::targets());
+    all.extend(plugins::targets());
     all
 }
 
-/// Targets by name; all where none is named.
+/// Targets by name; all readers where none is named.
 pub fn named(names: &[String]) -> Result<Vec<Target>> {
     let mut targets = all();
+    if !names.is_empty() {
+        targets.extend(broken::targets());
+    }
     if let Some(name) = names.iter().find(|name| targets.iter().all(|own| own.name != **name)) {
         let known: Vec<&str> = targets.iter().map(|target| target.name).collect();
         bail!("there is no target `{name}`; there are {}", known.join(", "));

@@ -1,0 +1,38 @@
+//! Readers that fail, to see that what watches them sees it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Reader, Target};
+use crate::mutate;
+
+pub fn targets() -> Vec<Target> {
+    let target = |name, fails: fn()| {
+        // Good files come first.
+        let corpus = || Ok(vec![b"good".to_vec(), b"good too".to_vec()]);
+        Target::new(name, mutate::bytes, corpus, move |_: &Path| -> Result<Reader> {
+            Ok(Box::new(move |input| {
+                if !input.starts_with(b"good") {
+                    fails();
+                }
+                Ok(())
+            }))
+        })
+    };
+    vec![
+        target("broken-panic", || panic!("a reader that fails")),
+        target("broken-abort", || std::process::abort()),
+        target("broken-slow", || std::thread::sleep(Duration::from_millis(2100))),
+        target("broken-memory", || drop(std::hint::black_box(vec![1u8; 2 << 30]))),
+        target("broken-stack", || {
+            std::hint::black_box(deep(1_000_000_000));
+        }),
+    ]
+}
+
+fn deep(left: u64) -> u64 {
+    let here = std::hint::black_box([left; 16]);
+    if left == 0 { 0 } else { here[3] ^ deep(left - 1) }
+}
