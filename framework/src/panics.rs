@@ -26,7 +26,7 @@ pub fn note_panics() {
 /// Calls, and turns a panic into an error that says `what` panicked, where and why.
 ///
 /// # Errors
-/// As the call, and if it panics.
+/// Returns the call's own error, and one if it panics.
 pub fn caught<R>(what: &str, call: impl FnOnce() -> Result<R>) -> Result<R> {
     // Unwinding leaves weights and logs as the last finished step left them: they are only written
     // to by whole entries, after everything that can fail.

@@ -1,4 +1,4 @@
-//! Tables and text in HTML.
+//! Tables in HTML, and numbers as they stand in them.
 
 use circuit_framework::text::escape;
 

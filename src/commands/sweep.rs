@@ -130,14 +130,18 @@ fn run_share(cells: &[Cell], share: Share) -> Result<Vec<&str>> {
     while !left.is_empty() {
         let mut others = Vec::new();
         for (index, cell, before) in left {
-            let claim = match share {
+            let _claim = match share {
+                // It has the whole sweep's lock, and the file system may know none.
                 Share::All => None,
-                Share::Part { .. } | Share::Claimed => share::claim(&cell.beside(LOCKED))?,
+                Share::Part { .. } | Share::Claimed => {
+                    let claim = share::claim(&cell.beside(LOCKED))?;
+                    if claim.is_none() {
+                        others.push((index, cell, before));
+                        continue;
+                    }
+                    claim
+                }
             };
-            if claim.is_none() && share != Share::All {
-                others.push((index, cell, before));
-                continue;
-            }
             if cell.outcome()? != before {
                 continue;
             }

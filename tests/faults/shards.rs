@@ -10,7 +10,7 @@ use super::kills::seed;
 use super::{assert_same, names, start};
 use crate::command_line::{json, refuses, succeeds, words};
 
-/// Of 24 combinations, each some tenths of a second.
+/// A sweep of 24 combinations, each of which runs for some tenths of a second.
 const SWEEP: &str = "
     task = { name = 'agreement', train_examples = 40, test_examples = 20 }
     [discovery]

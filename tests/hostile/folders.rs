@@ -63,7 +63,7 @@ fn a_shard_is_a_regular_file_in_the_folder() {
     assert_eq!(weights(&*load(at(&model)).model), expected);
 }
 
-/// As in Hugging Face's cache: a snapshot's files are links to blobs.
+/// A snapshot in Hugging Face's cache is a folder of links to blobs, which lie outside it.
 #[test]
 fn links_of_a_snapshot_are_followed() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use crate::command_line::{refuses, words};
+use crate::support::skip;
 
 /// Who isn't the one that runs the tests.
 const SOMEBODY_ELSE: u32 = 54_321;
@@ -29,7 +30,6 @@ fn a_plugin_that_everybody_may_write_to_is_refused_before_it_is_read() {
     refuses(folder.path(), &line, &["theirs.so: is no plugin"]);
 }
 
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 #[test]
 fn a_plugin_that_somebody_elses_experiment_names_needs_leave() {
     let folder = tempfile::tempdir().unwrap();
@@ -39,7 +39,7 @@ fn a_plugin_that_somebody_elses_experiment_names_needs_leave() {
     // One's own experiment opens it, and finds that it is none.
     refuses(folder.path(), &words("run theirs.toml"), &["theirs.so: is no plugin"]);
     if let Err(error) = chown(&experiment, Some(SOMEBODY_ELSE), None) {
-        eprintln!("SKIPPED: only root can give a file to somebody else: {error}");
+        skip::<()>(&format!("only root can give a file to somebody else: {error}"));
         return;
     }
     let needs = ["theirs.toml: names plugin", "theirs.so", "isn't yours", "--allow-plugins"];

@@ -67,9 +67,9 @@ impl Table {
     pub fn csv(&self, of: &str) -> String {
         let lines = std::iter::once(("model", &self.head));
         let lines = lines.chain(self.lines.iter().map(|line| (of, line)));
-        let first = (!of.is_empty()).then_some(());
         let line = |(name, line): (&str, &Vec<String>)| {
-            let cells = first.map(|()| name).into_iter().chain(line.iter().map(String::as_str));
+            let first = (!of.is_empty()).then_some(name);
+            let cells = first.into_iter().chain(line.iter().map(String::as_str));
             cells.map(text::csv).collect::<Vec<_>>().join(",") + "\n"
         };
         lines.map(line).collect()

@@ -9,7 +9,7 @@
     reason = "the kernels take pointers; `Matrix` holds them within their values"
 )]
 
-use candle_core::{DType, Result, Storage, Tensor, WithDType};
+use candle_core::{DType, Layout, Result, Storage, Tensor, WithDType};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
@@ -46,18 +46,8 @@ fn product<T: WithDType>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     {
         let ((a_storage, a_layout), (b_storage, b_layout)) =
             (a.storage_and_layout(), b.storage_and_layout());
-        let a = Matrix::<T>::new(
-            &a_storage,
-            a_layout.start_offset(),
-            a_layout.dims(),
-            a_layout.stride(),
-        )?;
-        let b = Matrix::<T>::new(
-            &b_storage,
-            b_layout.start_offset(),
-            b_layout.dims(),
-            b_layout.stride(),
-        )?;
+        let a = Matrix::<T>::new(&a_storage, a_layout)?;
+        let b = Matrix::<T>::new(&b_storage, b_layout)?;
         let result = Place(values.as_mut_ptr());
         blocks(rows, columns).into_par_iter().for_each(|block| {
             // SAFETY: the place holds rows × columns values, and no two blocks overlap.
@@ -80,12 +70,13 @@ struct Matrix<'a, T> {
 }
 
 impl<'a, T: WithDType> Matrix<'a, T> {
-    fn new(storage: &'a Storage, start: usize, dims: &[usize], strides: &[usize]) -> Result<Self> {
-        let (Storage::Cpu(storage), &[rows, columns], &[row, column]) = (storage, dims, strides)
+    fn new(storage: &'a Storage, layout: &Layout) -> Result<Self> {
+        let (Storage::Cpu(storage), &[rows, columns], &[row, column]) =
+            (storage, layout.dims(), layout.stride())
         else {
-            candle_core::bail!("expected a matrix on the CPU, got {dims:?}");
+            candle_core::bail!("expected a matrix on the CPU, got {:?}", layout.dims());
         };
-        let values = &T::cpu_storage_as_slice(storage)?[start..];
+        let values = &T::cpu_storage_as_slice(storage)?[layout.start_offset()..];
         // What the kernel reads ends with the last value of the last row.
         assert!((rows - 1) * row + (columns - 1) * column < values.len());
         Ok(Self { values, rows, columns, strides: [row, column] })

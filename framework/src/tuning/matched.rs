@@ -47,12 +47,15 @@ impl Matched<'_> {
         let Some(found) = self.circuits.iter().rfind(|found| found.step <= step) else {
             refuse!("the circuit's own run has no circuit at step {step} to match a control to");
         };
-        let circuit = Circuit { edges: found.edges.clone() };
-        let selection = self.selector.select(&circuit, model, seed)?;
-        let first = Circuit { edges: self.circuits[0].edges.clone() };
-        let first = &self.selector.select(&first, model, seed)?;
+        let own = |found: &DiscoveredAt| -> Result<(Circuit, Selection)> {
+            let circuit = Circuit { edges: found.edges.clone() };
+            let selection = self.selector.select(&circuit, model, seed)?;
+            Ok((circuit, selection))
+        };
+        let (circuit, selection) = own(found)?;
+        let (_, first) = own(&self.circuits[0])?;
         let nodes = found.nodes.as_ref();
-        let tuned = Reference { circuit: &circuit, selection: &selection, first, nodes };
+        let tuned = Reference { circuit: &circuit, selection: &selection, first: &first, nodes };
         let selection = control.control(&tuned, model, seed)?;
         Ok((circuit, selection))
     }

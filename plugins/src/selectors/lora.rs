@@ -172,7 +172,8 @@ mod tests {
     }
 
     proptest! {
-        /// As many parameters as with an even rank, no layer without an adapter, and more where more changed.
+        /// The ranks add up to the even ones, so that as many parameters are tuned; no layer is without an adapter,
+        /// and one that changed more has no lower rank.
         #[test]
         fn ranks_have_the_even_ones_sum(changes in prop::collection::vec(0..40usize, 1..12), rank in 1..20usize) {
             let ranks = ranks(&changes, rank);

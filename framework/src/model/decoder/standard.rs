@@ -51,7 +51,8 @@ impl StandardConfig {
         let d_head = config.d_head();
         if d_head == 0 || !d_head.is_multiple_of(2) {
             refuse!(
-                "{}: config.json: head_dim (hidden_size / num_attention_heads where it is absent) is {d_head}; it must be even, for rotary positions",
+                "{}: config.json: head_dim (hidden_size / num_attention_heads where it is absent) is {d_head}; it must be \
+                 even, for rotary positions",
                 checkpoint.origin
             );
         }
