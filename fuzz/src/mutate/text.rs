@@ -30,8 +30,8 @@ fn change(random: &mut Random, text: &mut String, others: &[Vec<u8>]) {
     let range = random.range(text.len());
     let range = boundary(text, range.start)..boundary(text, range.end);
     match random.below(6) {
-        0 => text.insert_str(range.start, random.choose(&WORDS)),
-        1 => text.replace_range(range, random.choose(&WORDS)),
+        0 => text.insert_str(range.start, random.choose::<&str>(&WORDS)),
+        1 => text.replace_range(range, random.choose::<&str>(&WORDS)),
         2 => replace_number(random, text),
         3 => {
             let other = random.choose(others);

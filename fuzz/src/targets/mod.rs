@@ -1,6 +1,7 @@
 //! What is run: a reader, the files its inputs are made of, and how they are changed.
 
 mod broken;
+mod gguf;
 mod models;
 mod plugins;
 mod results;
@@ -45,6 +46,7 @@ impl Target {
 
 fn all() -> Vec<Target> {
     let mut all = models::targets();
+    all.push(gguf::target());
     all.extend(texts::targets());
     all.extend(results::targets());
     all.extend(settings::targets());

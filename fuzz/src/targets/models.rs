@@ -1,11 +1,9 @@
-//! Models: configurations, weights, their index, GGUF files, adapters. One that is read is run on a few tokens.
+//! Models: configurations, weights, their index, adapters. One that is read is run on a few tokens.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::quantized::gguf_file::{self, Value as Gguf};
-use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::safetensors;
 use circuit_framework::lora::Adapters;
 use circuit_framework::run::experiment::ModelChoice;
@@ -20,14 +18,13 @@ pub fn targets() -> Vec<Target> {
         Target::new("config", mutate::json::mutate, configs, config),
         Target::new("safetensors", mutate::safetensors::mutate, weights, safetensors),
         Target::new("safetensors-index", mutate::json::mutate, indices, index),
-        Target::new("gguf", mutate::gguf::mutate, ggufs, gguf),
         Target::new("adapter", mutate::safetensors::mutate, adapters, adapter),
         Target::new("adapter-config", mutate::json::mutate, adapter_configs, adapter_config),
     ]
 }
 
 /// Loads a model and, where that succeeds, runs it.
-fn load_and_run(choice: &ModelChoice) -> Result<()> {
+pub(super) fn load_and_run(choice: &ModelChoice) -> Result<()> {
     let loaded = checked(circuit_models::load(choice))?;
     run(&*loaded.model)
 }
@@ -144,82 +141,6 @@ fn index(folder: &Path) -> Result<Reader> {
     }))
 }
 
-/// GGUF's names of a Llama's tensors.
-const NAMES: [(&str, &str); 13] = [
-    ("model.embed_tokens", "token_embd"),
-    ("model.norm", "output_norm"),
-    ("lm_head", "output"),
-    ("model.layers", "blk"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-];
-
-/// The small model as GGUF files with each kind of tokenizer.
-fn ggufs() -> Result<Vec<Vec<u8>>> {
-    let text = |text: &str| Gguf::String(text.to_owned());
-    let list = |values: &[&str]| Gguf::Array(values.iter().map(|value| text(value)).collect());
-    let metadata = [
-        ("general.architecture", text("llama")),
-        ("llama.block_count", Gguf::U32(1)),
-        ("llama.context_length", Gguf::U32(16)),
-        ("llama.embedding_length", Gguf::U32(8)),
-        ("llama.feed_forward_length", Gguf::U32(8)),
-        ("llama.attention.head_count", Gguf::U32(2)),
-        ("llama.attention.head_count_kv", Gguf::U32(1)),
-        ("llama.attention.layer_norm_rms_epsilon", Gguf::F32(1e-5)),
-        ("llama.rope.dimension_count", Gguf::U32(4)),
-        ("tokenizer.ggml.bos_token_id", Gguf::U32(0)),
-        ("tokenizer.ggml.eos_token_id", Gguf::U32(1)),
-        ("tokenizer.chat_template", text("{% for m in messages %}{{ m.content }}{% endfor %}")),
-    ];
-    let pieces = [
-        ("tokenizer.ggml.model", text("gpt2")),
-        ("tokenizer.ggml.pre", text("gpt-2")),
-        ("tokenizer.ggml.tokens", list(&["<s>", "</s>", "a", "b", "ab"])),
-        ("tokenizer.ggml.merges", list(&["a b"])),
-    ];
-    let scores = [
-        ("tokenizer.ggml.model", text("llama")),
-        ("tokenizer.ggml.tokens", list(&["<s>", "</s>", "<unk>", "a", "ab"])),
-        ("tokenizer.ggml.scores", Gguf::Array([0.0, 0.0, 0.0, -1.0, -2.0].map(Gguf::F32).into())),
-        ("tokenizer.ggml.token_type", Gguf::Array([3, 3, 2, 1, 1].map(Gguf::I32).into())),
-        ("tokenizer.ggml.unknown_token_id", Gguf::U32(2)),
-    ];
-    let with = |own: &[(&'static str, Gguf)]| written(&[&metadata[..], own].concat());
-    Ok(vec![with(&pieces)?, with(&scores)?])
-}
-
-fn written(metadata: &[(&str, Gguf)]) -> Result<Vec<u8>> {
-    let mut tensors: Vec<(String, QTensor)> = (small_tensors()?.into_iter())
-        .map(|(name, tensor)| {
-            let name = NAMES.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
-            Ok((name, QTensor::quantize(&tensor, GgmlDType::F32)?))
-        })
-        .collect::<Result<_>>()?;
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let metadata: Vec<(&str, &Gguf)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, t)| (&**name, t)).collect();
-    let mut file = std::io::Cursor::new(Vec::new());
-    gguf_file::write(&mut file, &metadata, &tensors)?;
-    Ok(file.into_inner())
-}
-
-fn gguf(folder: &Path) -> Result<Reader> {
-    let file = folder.join("model.gguf");
-    let choice = at(&file);
-    Ok(Box::new(move |input| {
-        std::fs::write(&file, input)?;
-        load_and_run(&choice)
-    }))
-}
-
 const ADAPTER: &str = "adapter_model.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
@@ -230,7 +151,7 @@ const ADAPTED: &str = "llama-key-mean";
 fn adapter_folder(folder: &Path) -> Result<()> {
     let model = reference(ADAPTED)?;
     let everything = Selection::blocks(model.parameters(), |_, _| true);
-    let lora = Lora { rank: 1, alpha: 2.0, dropout: 0.0 };
+    let lora = Lora { rank: 1, alpha: 2.0, dropout: 0.0, layers: Vec::new() };
     let adapters =
         Adapters::new(model.parameters(), model.projections(), &everything, lora, 0)?;
     Ok(adapters.save(folder, None)?)

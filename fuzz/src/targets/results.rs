@@ -41,11 +41,10 @@ fn circuits() -> Result<Vec<Vec<u8>>> {
 
 fn circuit(folder: &Path) -> Result<Reader> {
     let (path, model) = (folder.join("circuit.json"), reference(CASE)?);
-    let graph = model.graph();
     Ok(Box::new(move |input| {
         std::fs::write(&path, input)?;
         let bare = checked(CircuitFile::read(&path));
-        checked(Circuit::load(&path, &*model, &graph))?;
+        checked(Circuit::load(&path, &*model, &model.graph()))?;
         bare.map(drop)
     }))
 }
