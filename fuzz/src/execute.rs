@@ -10,15 +10,47 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use rustix::process::{
+    Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 
 use crate::mutate::Random;
 use crate::targets::{Reader, Target};
 
-/// The file with the number of the input that is run, and of those that the reader took so far.
+/// The file with a [`Progress`].
 pub const PROGRESS: &str = "progress";
-/// The file with a line a panic, `panic NUMBER MESSAGE`, and a new slowest, `slow NUMBER MILLISECONDS`.
+/// The file with a line a panic, `panic NUMBER MESSAGE`, and an input that took longer than those before or
+/// too long, `slow NUMBER MILLISECONDS`.
 pub const SEEN: &str = "seen";
+
+/// What an input may take, in milliseconds.
+pub const SLOW: u64 = 2000;
+/// The bytes that the process may have beyond those it has before the first input. A model of a size that fits
+/// is made, which is to take no longer than [`SLOW`].
+const MEMORY: u64 = 256 << 20;
+
+/// How far the process came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The number of the input that is run, or the end.
+    pub number: u64,
+    /// Inputs that the reader accepted.
+    pub accepted: u64,
+    /// The most memory that the process held, in bytes.
+    pub peak: u64,
+}
+
+impl Progress {
+    pub fn to_bytes(self) -> Vec<u8> {
+        [self.number, self.accepted, self.peak].map(u64::to_le_bytes).concat()
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut numbers = bytes.as_chunks().0.iter().copied().map(u64::from_le_bytes);
+        Some(Self { number: numbers.next()?, accepted: numbers.next()?, peak: numbers.next()? })
+    }
+}
 
 static PANICKED_AT: Mutex<String> = Mutex::new(String::new());
 
@@ -48,14 +80,14 @@ impl<'a> Inputs<'a> {
 
 /// What became of an input.
 enum Outcome {
-    Taken,
+    Accepted,
     Refused(String),
     Panicked(String),
 }
 
 fn run(reader: &mut Reader, input: &[u8]) -> Outcome {
     match catch_unwind(AssertUnwindSafe(|| reader(input))) {
-        Ok(Ok(())) => Outcome::Taken,
+        Ok(Ok(())) => Outcome::Accepted,
         Ok(Err(error)) => Outcome::Refused(format!("{error:#}")),
         Err(panic) => {
             let place = PANICKED_AT.lock().map(|place| place.clone()).unwrap_or_default();
@@ -84,31 +116,53 @@ pub fn all(target: &Target, seed: u64, numbers: Range<u64>, folder: &Path) -> Re
     let inputs = Inputs::new(target, seed)?;
     let place = tempfile::tempdir_in(folder)?;
     let mut reader = (target.reader)(place.path()).context(target.name)?;
+    limit()?;
     let progress = File::create(folder.join(PROGRESS))?;
+    let note = |progress: &File, number, accepted| -> Result<()> {
+        let now = Progress { number, accepted, peak: of_status("VmHWM:")? };
+        Ok(progress.write_all_at(&now.to_bytes(), 0)?)
+    };
     let mut seen = File::create(folder.join(SEEN))?;
-    let (mut taken, mut slowest) = (0u64, 0);
+    let (mut accepted, mut slowest) = (0, 0);
     for number in numbers.clone() {
-        note(&progress, number, taken)?;
+        note(&progress, number, accepted)?;
         let input = inputs.get(number);
         let start = Instant::now();
         let outcome = run(&mut reader, &input);
-        let took = start.elapsed().as_millis();
-        if took > slowest {
-            slowest = took;
+        let took = start.elapsed().as_millis() as u64;
+        if took > slowest.min(SLOW) {
+            slowest = slowest.max(took);
             writeln!(seen, "slow {number} {took}")?;
         }
         match outcome {
-            Outcome::Taken => taken += 1,
+            Outcome::Accepted => accepted += 1,
+            Outcome::Refused(error) if number < inputs.corpus.len() as u64 => {
+                bail!("{}: file {number} of the corpus is refused: {error}", target.name)
+            }
             Outcome::Refused(_) => {}
             Outcome::Panicked(message) => writeln!(seen, "panic {number} {message}")?,
         }
     }
-    note(&progress, numbers.end, taken)
+    note(&progress, numbers.end, accepted)
 }
 
-fn note(progress: &File, number: u64, taken: u64) -> Result<()> {
-    let bytes = [number, taken].map(u64::to_le_bytes).concat();
-    Ok(progress.write_all_at(&bytes, 0)?)
+/// Limits what the process can have from now on, and has it end with the one that watches.
+fn limit() -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let set = |resource, bytes| {
+        let maximum = getrlimit(resource).maximum;
+        setrlimit(resource, Rlimit { current: Some(bytes), maximum })
+    };
+    set(Resource::Core, 0)?;
+    Ok(set(Resource::As, of_status("VmSize:")? + MEMORY)?)
+}
+
+/// One of the figures that the system keeps of this process, in bytes.
+fn of_status(name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such figure")?;
+    let kilobytes = line.trim().strip_suffix("kB").context("no kilobytes")?;
+    Ok(kilobytes.trim().parse::<u64>()? * 1024)
 }
 
 /// Runs one input here, and prints what became of it.
@@ -119,7 +173,7 @@ pub fn one(target: &Target, seed: u64, number: u64) -> Result<()> {
     let mut reader = (target.reader)(place.path()).context(target.name)?;
     let start = Instant::now();
     let outcome = match run(&mut reader, &input) {
-        Outcome::Taken => "taken".to_owned(),
+        Outcome::Accepted => "accepted".to_owned(),
         Outcome::Refused(error) => format!("refused: {error}"),
         Outcome::Panicked(message) => format!("PANICKED: {message}"),
     };

@@ -9,28 +9,50 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::execute::{Inputs, PROGRESS, SEEN};
+use crate::execute::{Inputs, PROGRESS, Progress, SEEN, SLOW};
 use crate::targets::Target;
 
-/// What an input may take, in milliseconds.
-const SLOW: u64 = 2000;
 /// After which time an input counts as one that hangs.
-const HANGS: Duration = Duration::from_secs(15);
-/// The memory that the process may have, in kilobytes: 1 GiB for an input, and what it has of its own.
-const MEMORY: u64 = 3 << 19;
+const HANGS: Duration = Duration::from_secs(5);
 
 /// The head of the table whose rows [`target`] prints.
-pub const HEADER: &str = "| target | inputs | taken | panics | aborts | hangs | slowest |\n\
-                          | --- | --: | --: | --: | --: | --: | --: |";
+pub const HEADER: &str = "\
+    | target | executions | accepted | refused | panics | aborts | slow or hanging | slowest | peak memory |\n\
+    | --- | --: | --: | --: | --: | --: | --: | --: | --: |";
 
 /// What was seen of a target.
 #[derive(Default)]
 struct Seen {
-    taken: u64,
+    accepted: u64,
     /// Kind and message of what failed, by the input's number.
     failed: BTreeMap<u64, (&'static str, String)>,
     /// The slowest input's milliseconds.
     slowest: u64,
+    /// The most bytes that the process held.
+    peak: u64,
+}
+
+impl Seen {
+    /// Notes the lines that the process left.
+    fn note(&mut self, lines: &str) {
+        for line in lines.lines() {
+            let mut words = line.splitn(3, ' ');
+            let (Some(kind), Some(Ok(number)), Some(rest)) =
+                (words.next(), words.next().map(str::parse), words.next())
+            else {
+                continue;
+            };
+            if kind == "panic" {
+                self.failed.insert(number, ("panic", rest.to_owned()));
+                continue;
+            }
+            let milliseconds = rest.parse().unwrap_or(0);
+            self.slowest = self.slowest.max(milliseconds);
+            if milliseconds > SLOW {
+                self.failed.insert(number, ("slow", format!("{milliseconds} ms")));
+            }
+        }
+    }
 }
 
 /// Runs inputs of a target, prints a row of the table, and keeps the inputs that failed. Returns whether none
@@ -41,16 +63,20 @@ pub fn target(target: &Target, seed: u64, numbers: Range<u64>, keep: &Path) -> R
     while next < numbers.end {
         next = stretch(target, seed, next..numbers.end, &mut seen)?;
     }
-    let count = |kind: &str| seen.failed.values().filter(|(own, _)| *own == kind).count();
+    let count = |kinds: &[&str]| {
+        seen.failed.values().filter(|(kind, _)| kinds.contains(kind)).count() as u64
+    };
+    let executions = numbers.end - numbers.start;
     println!(
-        "| {} | {} | {} | {} | {} | {} | {:.2} s |",
+        "| {} | {executions} | {} | {} | {} | {} | {} | {:.3} s | {} MiB |",
         target.name,
-        numbers.end - numbers.start,
-        seen.taken,
-        count("panic"),
-        count("abort"),
-        count("hang") + count("slow"),
-        seen.slowest as f64 / 1000.0
+        seen.accepted,
+        executions - seen.accepted - count(&["panic", "abort", "hang"]),
+        count(&["panic"]),
+        count(&["abort"]),
+        count(&["slow", "hang"]),
+        seen.slowest as f64 / 1000.0,
+        seen.peak >> 20,
     );
     let inputs = Inputs::new(target, seed)?;
     for (number, (kind, message)) in &seen.failed {
@@ -76,29 +102,10 @@ fn stretch(target: &Target, seed: u64, numbers: Range<u64>, seen: &mut Seen) -> 
     };
     let reached = progress(folder.path())
         .with_context(|| format!("{}: it ran no input: {}", target.name, errors.trim()))?;
-    let lines = std::fs::read_to_string(folder.path().join(SEEN)).unwrap_or_default();
-    for line in lines.lines() {
-        let mut words = line.splitn(3, ' ');
-        let (Some(kind), Some(Ok(number)), Some(rest)) =
-            (words.next(), words.next().map(str::parse), words.next())
-        else {
-            continue;
-        };
-        let milliseconds = rest.parse().unwrap_or(0);
-        match kind {
-            "panic" => {
-                seen.failed.insert(number, ("panic", rest.to_owned()));
-            }
-            _ => {
-                seen.slowest = seen.slowest.max(milliseconds);
-                if milliseconds > SLOW {
-                    seen.failed.insert(number, ("slow", format!("{milliseconds} ms")));
-                }
-            }
-        }
-    }
-    let [number, taken] = reached;
-    seen.taken += taken;
+    seen.note(&std::fs::read_to_string(folder.path().join(SEEN)).unwrap_or_default());
+    seen.accepted += reached.accepted;
+    seen.peak = seen.peak.max(reached.peak);
+    let number = reached.number;
     let failure = match status {
         Some(status) if status.success() => return Ok(number),
         Some(status) => ("abort", format!("{status}: {}", errors.trim().replace('\n', " "))),
@@ -116,10 +123,7 @@ fn start(
     errors: &Path,
 ) -> Result<Child> {
     let (first, count) = (numbers.start.to_string(), (numbers.end - numbers.start).to_string());
-    let limited = format!("ulimit -v {MEMORY} && ulimit -c 0 && exec \"$0\" \"$@\"");
-    Ok(Command::new("sh")
-        .args(["-c", &limited])
-        .arg(std::env::current_exe()?)
+    Ok(Command::new(std::env::current_exe()?)
         .args([target.name, "--seed", &seed.to_string(), "--first", &first])
         .args(["--executions", &count, "--watched"])
         .arg(folder)
@@ -150,8 +154,6 @@ fn wait(child: &mut Child, folder: &Path) -> Result<Option<ExitStatus>> {
     }
 }
 
-fn progress(folder: &Path) -> Option<[u64; 2]> {
-    let bytes = std::fs::read(folder.join(PROGRESS)).ok()?;
-    let (number, taken) = bytes.split_first_chunk::<8>()?;
-    Some([u64::from_le_bytes(*number), u64::from_le_bytes(*taken.first_chunk()?)])
+fn progress(folder: &Path) -> Option<Progress> {
+    Progress::from_bytes(&std::fs::read(folder.join(PROGRESS)).ok()?)
 }

@@ -82,7 +82,7 @@ fn change_here(random: &mut Random, value: &mut Value, other: Value) {
         (0 | 1, Value::Number(number)) => {
             let (number, step) = (number.as_f64().unwrap_or(0.0), random.below(5) as f64 - 2.0);
             *value = match number.fract() == 0.0 {
-                true => json!(number as i64 + step as i64),
+                true => json!((number as i64).saturating_add(step as i64)),
                 false => json!(number * step),
             };
         }

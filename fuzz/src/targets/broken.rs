@@ -21,10 +21,18 @@ pub fn targets() -> Vec<Target> {
             }))
         })
     };
+    let refused = Target::new(
+        "broken-corpus",
+        mutate::bytes,
+        || Ok(vec![b"good".to_vec()]),
+        |_| Ok(Box::new(|_| anyhow::bail!("a reader that refuses good files"))),
+    );
     vec![
+        refused,
         target("broken-panic", || panic!("a reader that fails")),
         target("broken-abort", || std::process::abort()),
         target("broken-slow", || std::thread::sleep(Duration::from_millis(2100))),
+        target("broken-hang", || std::thread::sleep(Duration::from_secs(3600))),
         target("broken-memory", || drop(std::hint::black_box(vec![1u8; 2 << 30]))),
         target("broken-stack", || {
             std::hint::black_box(deep(1_000_000_000));

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::quantized::gguf_file::{self, Value as Gguf};
 use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::models::load_and_run;
@@ -118,29 +119,42 @@ const TENSORS: [(&str, &str); 15] = [
     ("post_attention_layernorm", "ffn_norm"),
 ];
 
-/// Each architecture's file with byte-level tokens, and a Llama's with tokens that have scores.
+/// Each architecture's file with byte-level tokens, and a Llama's with tokens that have scores and weights that
+/// are quantised.
 fn corpus() -> Result<Vec<Vec<u8>>> {
     let mut files: Vec<Vec<u8>> =
-        FAMILIES.iter().map(|family| written(family, pieces)).collect::<Result<_>>()?;
-    files.push(written(&FAMILIES[0], scores)?);
+        FAMILIES.iter().map(|family| written(family, pieces, GgmlDType::F32)).collect::<Result<_>>()?;
+    files.push(written(&FAMILIES[0], scores, GgmlDType::Q8_0)?);
     Ok(files)
 }
 
 type Metadata = Vec<(String, Gguf)>;
 
-fn written(family: &Family, tokenizer: fn(usize) -> Metadata) -> Result<Vec<u8>> {
+fn written(
+    family: &Family,
+    tokenizer: fn(usize) -> Metadata,
+    weights: GgmlDType,
+) -> Result<Vec<u8>> {
     let config = file(&format!("tests/reference/{}/model/config.json", family.case))?;
     let config: Value = serde_json::from_slice(&config)?;
     let size = config["vocab_size"].as_u64().context("vocab_size")? as usize;
     let metadata = [metadata(family, &config), tokenizer(size)].concat();
     let metadata: Vec<(&str, &Gguf)> = metadata.iter().map(|(key, value)| (&**key, value)).collect();
     let names = family.tensors.iter().chain(&TENSORS);
-    let tensors: Vec<(String, QTensor)> = (reference(family.case)?.state_dict()?.into_iter())
+    let mut tensors: Vec<(String, QTensor)> = (reference(family.case)?.state_dict()?.into_iter())
         .map(|(name, tensor)| {
             let name = names.clone().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
-            Ok((name, QTensor::quantize(&tensor, GgmlDType::F32)?))
+            let weights = if tensor.rank() == 2 { weights } else { GgmlDType::F32 };
+            Ok((name, QTensor::quantize(&tensor, weights)?))
         })
         .collect::<Result<_>>()?;
+    if family.architecture == "llama" {
+        // Llama 3's scaling, by 1.
+        let width = config["head_dim"].as_u64().context("head_dim")? as usize;
+        let factors = Tensor::ones(width / 2, DType::F32, &Device::Cpu)?;
+        let factors = QTensor::quantize(&factors, GgmlDType::F32)?;
+        tensors.push(("rope_freqs.weight".to_owned(), factors));
+    }
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, t)| (&**name, t)).collect();
     let mut file = std::io::Cursor::new(Vec::new());
     gguf_file::write(&mut file, &metadata, &tensors)?;
@@ -152,7 +166,8 @@ fn text(text: &str) -> Gguf {
 }
 
 fn metadata(family: &Family, config: &Value) -> Metadata {
-    let architecture = ("general.architecture".to_owned(), text(family.architecture));
+    let general = [("architecture", text(family.architecture)), ("alignment", Gguf::U32(32))]
+        .map(|(key, value)| (format!("general.{key}"), value));
     let keys = KEYS.iter().chain(family.keys).filter_map(|(ours, theirs)| {
         let value = match &config[ours] {
             Value::Bool(value) => Gguf::Bool(*value),
@@ -164,7 +179,7 @@ fn metadata(family: &Family, config: &Value) -> Metadata {
         };
         Some((format!("{}.{theirs}", family.architecture), value))
     });
-    std::iter::once(architecture).chain(keys).collect()
+    general.into_iter().chain(keys).collect()
 }
 
 fn keyed<const N: usize>(values: [(&str, Gguf); N]) -> Metadata {

@@ -64,7 +64,7 @@ fn config(folder: &Path) -> Result<Reader> {
 }
 
 /// A model as small as can be.
-fn small() -> Value {
+pub(super) fn small() -> Value {
     json!({
         "model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "vocab_size": 5,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,

@@ -6,6 +6,7 @@ use anyhow::Result;
 use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::results::dynamics::Dynamics;
 use circuit_framework::results::eap_ig::Correspondence;
+use circuit_framework::results::provenance::Geometry;
 use circuit_framework::{Circuit, Scores};
 use serde_json::{Value, json};
 
@@ -29,12 +30,9 @@ fn circuits() -> Result<Vec<Vec<u8>>> {
     let former = file(CIRCUIT)?;
     let mut now: Value = serde_json::from_slice(&former)?;
     now["provenance"] = json!({
-        "model": {
-            "architecture": "gpt2", "layers": 2, "heads": 4, "kv_heads": 4, "d_model": 32, "d_head": 8
-        },
-        "model_path": "model", "bos": null, "task": "tokens", "metric": "logit_diff", "method": "eap",
-        "ablation": "zero", "positions": "all", "nodes": ["embed", "head", "mlp", "logits"], "seed": 0,
-        "examples": 4, "version": "0.1.0",
+        "model": Geometry::of(&*reference(CASE)?), "model_path": "model", "bos": null, "task": "tokens",
+        "metric": "logit_diff", "method": "eap", "ablation": "zero", "positions": "all",
+        "nodes": ["embed", "head", "mlp", "logits"], "seed": 0, "examples": 4, "version": "0.1.0",
     });
     Ok(vec![former, now.to_string().into_bytes()])
 }

@@ -7,12 +7,20 @@ use circuit_framework::plugin::conformance::byte_tokenizer;
 use circuit_framework::plugin::registry;
 use circuit_framework::{Setting, Split, Task};
 
-use super::{Mutate, Reader, Target, checked, files};
+use super::{Mutate, Reader, Target, checked, files, repository};
 use crate::mutate::json::{mutate as json, mutate_lines as lines};
 use crate::mutate::text::mutate as text;
 
 /// A file of a task: the target's name, the task's, the file's, and what its setting `data` is.
 struct Kind(&'static str, &'static str, &'static str, &'static str);
+
+/// Files that stand beside those that are changed: where, and which.
+const BESIDE: [(&str, &str); 2] = [
+    (PROBLEMS, "tasks/fixtures/logic/data_level1/deductive_logic.json"),
+    (REASONING, "tasks/fixtures/logic/data_level1/deductive_logic_cot.json"),
+];
+const PROBLEMS: &str = "data_level1/deductive_logic.json";
+const REASONING: &str = "data_level1/deductive_logic_cot.json";
 
 pub fn targets() -> Vec<Target> {
     let fixture = |kind: Kind, mutate: Mutate, paths: &'static [&'static str]| {
@@ -42,7 +50,8 @@ pub fn targets() -> Vec<Target> {
             json,
             &["tasks/fixtures/squad.json"],
         ),
-        fixture(Kind("logic", "logic", "data_level1/deductive_logic.json", "."), json, &LOGIC),
+        fixture(Kind("logic", "logic", PROBLEMS, "."), json, &LOGIC),
+        fixture(Kind("logic-reasoning", "logic", REASONING, "."), json, &[BESIDE[1].1]),
         inline(rows("ioi-mib", "ioi"), lines, IOI),
         inline(table("ioi-eap-ig", "ioi"), text, IOI_TABLE),
         inline(rows("mcqa", "mcqa"), lines, MCQA),
@@ -60,10 +69,7 @@ const WINOBIAS: [&str; 2] = [
     "tasks/fixtures/winobias/pro_stereotyped_type1.txt.dev",
     "tasks/fixtures/winobias/anti_stereotyped_type1.txt.dev",
 ];
-const LOGIC: [&str; 2] = [
-    "tasks/fixtures/logic/data_level1/deductive_logic.json",
-    "tasks/fixtures/logic/data_level2/abductive_logic.json",
-];
+const LOGIC: [&str; 2] = [BESIDE[0].1, "tasks/fixtures/logic/data_level2/abductive_logic.json"];
 const IOI: &str = r#"{"prompt": "As Amy and Tom ate, Tom gave it to", "metadata": {"subject": "Tom", "indirect_object": "Amy", "random_c": "Dan"}, "choices": ["Tom", "Amy"], "answerKey": 1, "abc_counterfactual": {"prompt": "As Dan and Kim ate, Max gave it to"}, "s2_io_flip_counterfactual": {"prompt": "As Amy and Tom ate, Amy gave it to"}}
 {"prompt": "As Amy and Tom ate, Amy gave it to", "metadata": {"subject": "Amy", "indirect_object": "Tom", "random_c": "Dan"}, "choices": ["Tom", "Amy"], "answerKey": 0, "abc_counterfactual": {"prompt": "As Dan and Kim ate, Max gave it to"}}
 "#;
@@ -81,10 +87,11 @@ const YEARS: &str = "clean,corrupted,correct_idx\n\
 
 /// Reads a task's file as a run would: both splits, and with counterfactuals asked for.
 fn task(folder: &Path, &Kind(_, name, file, data): &Kind) -> Result<Reader> {
-    let path = folder.join(file);
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
+    std::fs::create_dir(folder.join("data_level1"))?;
+    for (place, fixture) in BESIDE {
+        std::fs::copy(repository(fixture), folder.join(place))?;
     }
+    let path = folder.join(file);
     let data = folder.join(data).display().to_string();
     let plugin = registry::find::<dyn Task>(name)?;
     let task = |more: &[(&str, &str)]| -> Result<_> {
@@ -100,16 +107,17 @@ fn task(folder: &Path, &Kind(_, name, file, data): &Kind) -> Result<Reader> {
         std::fs::write(&path, input)?;
         let setting = |counterfactuals| Setting {
             tokenizer: Some(&tokenizer),
-            context: 300,
+            context: 3000,
             seed: 0,
             counterfactuals,
         };
-        if let Some(skips) = &skips {
-            // What is wrong is no more than noted.
-            let _ = checked(skips.load(Split::Train, &setting(true)));
+        let stopped = [Split::Train, Split::Test]
+            .map(|split| checked(stops.load(split, &setting(false))))
+            .into_iter()
+            .try_for_each(|loaded| loaded.map(drop));
+        match &skips {
+            Some(skips) => checked(skips.load(Split::Train, &setting(true))).map(drop),
+            None => stopped,
         }
-        checked(stops.load(Split::Train, &setting(false)))?;
-        checked(stops.load(Split::Test, &setting(false)))?;
-        Ok(())
     }))
 }

@@ -9,6 +9,7 @@ use circuit_framework::plugin::conformance::byte_tokenizer;
 use circuit_framework::run::experiment::ModelChoice;
 use serde_json::Value;
 
+use super::models::small;
 use super::{Mutate, Reader, Target, at, checked, file};
 use crate::mutate;
 
@@ -47,7 +48,9 @@ fn own_files() -> Result<Vec<(&'static str, Vec<u8>)>> {
 }
 
 fn tokenizer(folder: &Path, name: &'static str) -> Result<Reader> {
-    std::fs::write(folder.join("config.json"), file("models/embedded/config.json")?)?;
+    let mut config = small();
+    config["vocab_size"] = 302.into();
+    std::fs::write(folder.join("config.json"), config.to_string())?;
     let is_bpe = ["vocab.json", "merges.txt"].contains(&name);
     for (own, content) in own_files()? {
         if own != "tokenizer.json" || !is_bpe {
@@ -80,14 +83,18 @@ fn templates() -> Result<Vec<Vec<u8>>> {
 }
 
 fn template(_: &Path) -> Result<Reader> {
-    let plain = byte_tokenizer()?;
+    // Templates write both tokens.
+    let plain = Tokenizer { beginning: Some(0), end: Some(1), ..byte_tokenizer()? };
     Ok(Box::new(move |input| {
         let chat_template = Some(String::from_utf8_lossy(input).into_owned());
         let tokenizer = Tokenizer { chat_template, ..plain.clone() };
-        let messages = [("system", "be brief"), ("user", "one?"), ("assistant", "two")]
-            .map(|(role, content)| Message { role, content });
-        checked(tokenizer.render(&messages, false))?;
-        checked(tokenizer.dialogue("one?", "two"))?;
-        Ok(())
+        let message = |(role, content)| Message { role, content };
+        let messages = [("system", "be brief"), ("user", "one?"), ("assistant", "two")].map(message);
+        // Some templates raise an exception where there is a system message.
+        let with = checked(tokenizer.render(&messages, false));
+        let without = checked(tokenizer.render(&messages[1..], true));
+        // Others write no answer behind their own prompt.
+        let _ = checked(tokenizer.dialogue("one?", "two"));
+        with.or(without).map(drop)
     }))
 }
