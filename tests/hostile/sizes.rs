@@ -150,7 +150,8 @@ fn settings_that_ask_for_more_than_there_is_are_refused_by_name() {
 fn a_product_to_be_timed_that_memory_has_no_room_for_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for sizes in ["--batch-size 2000000", "--batch-size 2000 --seq-len 32000"] {
-        let parts = ["64000000 tokens in a batch", "are free", "a smaller --batch-size or --seq-len"];
+        let parts =
+            ["64000000 tokens in a batch", "are free", "a smaller --batch-size or --seq-len"];
         refuses_within(folder.path(), LITTLE, &format!("bench --steps 1 {sizes}"), &parts);
     }
 }

@@ -65,9 +65,7 @@ const FAMILIES: [Family; 7] = [
         ],
         tensors: &POST_NORMS,
     },
-    Family {
-        architecture: "olmo2", case: "olmo2-eap-ig", keys: &[], tensors: &POST_NORMS
-    },
+    Family { architecture: "olmo2", case: "olmo2-eap-ig", keys: &[], tensors: &POST_NORMS },
     Family {
         architecture: "gptneox",
         case: "gpt-neox-all-mean-positional",
@@ -122,8 +120,10 @@ const TENSORS: [(&str, &str); 15] = [
 /// Each architecture's file with byte-level tokens, and a Llama's with tokens that have scores and weights that
 /// are quantised.
 fn corpus() -> Result<Vec<Vec<u8>>> {
-    let mut files: Vec<Vec<u8>> =
-        FAMILIES.iter().map(|family| written(family, pieces, GgmlDType::F32)).collect::<Result<_>>()?;
+    let mut files: Vec<Vec<u8>> = FAMILIES
+        .iter()
+        .map(|family| written(family, pieces, GgmlDType::F32))
+        .collect::<Result<_>>()?;
     files.push(written(&FAMILIES[0], scores, GgmlDType::Q8_0)?);
     Ok(files)
 }
@@ -139,7 +139,8 @@ fn written(
     let config: Value = serde_json::from_slice(&config)?;
     let size = config["vocab_size"].as_u64().context("vocab_size")? as usize;
     let metadata = [metadata(family, &config), tokenizer(size)].concat();
-    let metadata: Vec<(&str, &Gguf)> = metadata.iter().map(|(key, value)| (&**key, value)).collect();
+    let metadata: Vec<(&str, &Gguf)> =
+        metadata.iter().map(|(key, value)| (&**key, value)).collect();
     let names = family.tensors.iter().chain(&TENSORS);
     let mut tensors: Vec<(String, QTensor)> = (reference(family.case)?.state_dict()?.into_iter())
         .map(|(name, tensor)| {

@@ -152,8 +152,7 @@ fn adapter_folder(folder: &Path) -> Result<()> {
     let model = reference(ADAPTED)?;
     let everything = Selection::blocks(model.parameters(), |_, _| true);
     let lora = Lora { rank: 1, alpha: 2.0, dropout: 0.0, layers: Vec::new() };
-    let adapters =
-        Adapters::new(model.parameters(), model.projections(), &everything, lora, 0)?;
+    let adapters = Adapters::new(model.parameters(), model.projections(), &everything, lora, 0)?;
     Ok(adapters.save(folder, None)?)
 }
 

@@ -35,7 +35,11 @@ pub fn targets() -> Vec<Target> {
     vec![
         fixture(rows("tokens", "tokens"), lines, &EXAMPLES),
         fixture(rows("agreement", "agreement"), lines, &["tasks/fixtures/agreement.jsonl"]),
-        fixture(rows("bias-processed", "bias"), lines, &["tasks/fixtures/winobias/processed.jsonl"]),
+        fixture(
+            rows("bias-processed", "bias"),
+            lines,
+            &["tasks/fixtures/winobias/processed.jsonl"],
+        ),
         fixture(table("bias-bug", "bias"), text, &["tasks/fixtures/bug.csv"]),
         fixture(Kind("bias-winobias", "bias", "a.txt.dev", "a.txt.dev"), text, &WINOBIAS),
         fixture(rows("math", "math"), lines, &["tasks/fixtures/math.jsonl"]),

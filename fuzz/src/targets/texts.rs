@@ -35,7 +35,8 @@ fn file_index(name: &str) -> usize {
 
 /// A tokenizer's files, in the order of [`FILES`]: the embedded model's, and a byte-level BPE's.
 fn own_files() -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let bytes: Value = serde_json::from_str(&byte_tokenizer()?.inner.to_string(false).unwrap_or_default())?;
+    let bytes: Value =
+        serde_json::from_str(&byte_tokenizer()?.inner.to_string(false).unwrap_or_default())?;
     let mut vocabulary = bytes["model"]["vocab"].clone();
     vocabulary["ab"] = 256.into();
     vocabulary["abc"] = 257.into();
@@ -89,7 +90,8 @@ fn template(_: &Path) -> Result<Reader> {
         let chat_template = Some(String::from_utf8_lossy(input).into_owned());
         let tokenizer = Tokenizer { chat_template, ..plain.clone() };
         let message = |(role, content)| Message { role, content };
-        let messages = [("system", "be brief"), ("user", "one?"), ("assistant", "two")].map(message);
+        let messages =
+            [("system", "be brief"), ("user", "one?"), ("assistant", "two")].map(message);
         // Some templates raise an exception where there is a system message.
         let with = checked(tokenizer.render(&messages, false));
         let without = checked(tokenizer.render(&messages[1..], true));
