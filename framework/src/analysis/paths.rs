@@ -9,16 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::attention::{Sums, Watch, is_marked};
+use super::attention::{Sums, Watch, is_marked, key_places};
 use super::findings::{Table, names, number};
 use super::{Analysis, LEAST_SHARE, Panel};
 use crate::data::example::Batch;
 use crate::evaluation::ablation::values_over;
-use crate::evaluation::answers::KeyRow;
 use crate::evaluation::batches;
 use crate::graph::edge_set::served;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
-use crate::pass::{Ablated, AblatedEdges, Pass, scalar};
+use crate::pass::{Ablated, AblatedEdges, Pass, Prefix, scalar};
 use crate::peers::Alone;
 use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
@@ -103,12 +102,15 @@ impl Analysis<'_> {
         for batch in batches(self.model, self.examples, self.batch_size) {
             let batch = batch?;
             let by = values.of(self.model, &batch)?;
+            let clean = Prefix::default();
             let patched = writers.iter().map(|&writer| Some(writer));
             for (run, writer) in runs.iter_mut().zip(std::iter::once(None).chain(patched)) {
                 progress::check_stop()?;
                 let pass = match writer {
-                    None => Pass::forward_only(),
-                    Some(writer) => patching(graph, by.clone(), writer, readers),
+                    None => Pass::forward_only().keeping(&clean),
+                    Some(writer) => {
+                        patching(graph, by.clone(), writer, readers).beginning_from(&clean)
+                    }
                 };
                 self.add(run, pass, &batch, &heads)?;
                 done += 1;
@@ -120,12 +122,12 @@ impl Analysis<'_> {
 
     /// Adds what came of a pass over a batch.
     fn add(&self, run: &mut Run, pass: Pass, batch: &Batch, heads: &[Node]) -> Result<()> {
-        let keys: Vec<KeyRow> = batch.keys().collect();
-        let watch = Watch::new(self.model.graph(), batch, &keys, heads)?;
-        let pass = if heads.is_empty() || keys.is_empty() { pass } else { watch.pass(pass) };
+        let places = key_places(batch);
+        let watch = Watch::new(self.model.graph(), batch, &places, heads)?;
+        let pass = if heads.is_empty() || places.is_empty() { pass } else { watch.pass(pass) };
         let readout = self.model.forward(&pass, &batch.tokens)?;
         run.metric += scalar(&self.metric.sum(&readout, batch)?)?;
-        run.looks.add(batch, &keys, &watch.weights());
+        run.looks.add(batch, &places, &watch.weights());
         Ok(())
     }
 
