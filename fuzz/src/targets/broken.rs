@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Reader, Target};
-use crate::mutate;
+use crate::{execute, mutate};
 
 pub fn targets() -> Vec<Target> {
     let target = |name, fails: fn()| {
@@ -31,13 +31,19 @@ pub fn targets() -> Vec<Target> {
         refused,
         target("broken-panic", || panic!("a reader that fails")),
         target("broken-abort", || std::process::abort()),
-        target("broken-slow", || std::thread::sleep(Duration::from_millis(2100))),
+        target("broken-slow", compute),
         target("broken-hang", || std::thread::sleep(Duration::from_secs(3600))),
         target("broken-memory", || drop(std::hint::black_box(vec![1u8; 2 << 30]))),
         target("broken-stack", || {
             std::hint::black_box(deep(1_000_000_000));
         }),
     ]
+}
+
+/// Computes for too long.
+fn compute() {
+    let end = execute::computed().map_or(0, |start| start + execute::SLOW + 100);
+    while execute::computed().is_ok_and(|now| now < end) {}
 }
 
 fn deep(left: u64) -> u64 {
