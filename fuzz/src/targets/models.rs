@@ -56,11 +56,22 @@ fn configs() -> Result<Vec<Vec<u8>>> {
 
 fn config(folder: &Path) -> Result<Reader> {
     let file = folder.join("config.json");
-    let choice = ModelChoice { random_init: Some(0), ..at(folder) };
+    let (drawn, read) = (ModelChoice { random_init: Some(0), ..at(folder) }, at(folder));
     Ok(Box::new(move |input| {
         std::fs::write(&file, input)?;
-        load_and_run(&choice)
+        load_and_run(if is_large(input) { &read } else { &drawn })
     }))
+}
+
+/// Whether a configuration has sizes that some computer has room for: drawing such a model's weights takes as
+/// long and as much as they are many, so it is read to where its weights are looked for.
+fn is_large(config: &[u8]) -> bool {
+    let config: Value = serde_json::from_slice(config).unwrap_or_default();
+    let is_size = |key: &str| !["token_id", "rope", "rotary"].iter().any(|part| key.contains(part));
+    config.as_object().is_some_and(|config| {
+        let mut sizes = config.iter().filter(|(key, _)| is_size(key));
+        sizes.any(|(_, size)| size.as_u64().is_some_and(|size| (1025..1 << 33).contains(&size)))
+    })
 }
 
 /// A model as small as can be.
