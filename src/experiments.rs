@@ -23,6 +23,7 @@ macro_rules! shipped {
 
 shipped!(
     "embedded",
+    "embedded-analyses",
     "embedded-model",
     "smollm2-agreement",
     "smollm2-bias",

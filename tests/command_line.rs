@@ -253,6 +253,7 @@ fn list_shows_everything_registered() {
             "random_parameters",
             "static",
             "embedded",
+            "embedded-analyses",
             "embedded-model",
             "smollm2-agreement",
             "smollm2-bias",
