@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use circuit_framework::peers::Peers;
 use mpi::Threading;
 use mpi::environment::Universe;
-use mpi::point_to_point::send_receive_into;
+use mpi::point_to_point::{Destination, Source, send_receive_into};
 use mpi::topology::{Communicator, SimpleCommunicator};
 
 use crate::print;
@@ -78,13 +78,17 @@ impl Peers for Mpi {
             let mut length = 0u64;
             send_receive_into(&(given[to].len() as u64), &next, &mut length, &before);
             let mut bytes = vec![0u8; length as usize];
-            let messages = given[to].len().max(bytes.len()).div_ceil(MESSAGE);
-            for message in 0..messages {
-                let part = |length: usize| {
-                    (message * MESSAGE).min(length)..((message + 1) * MESSAGE).min(length)
-                };
-                let (own, others) = (part(given[to].len()), part(bytes.len()));
-                send_receive_into(&given[to][own], &next, &mut bytes[others], &before);
+            let (own, mut others) = (given[to].chunks(MESSAGE), bytes.chunks_mut(MESSAGE));
+            for own in own {
+                match others.next() {
+                    Some(others) => {
+                        send_receive_into(own, &next, others, &before);
+                    }
+                    None => next.send(own),
+                }
+            }
+            for others in others {
+                before.receive_into(others);
             }
             self.sent.fetch_add(given[to].len() as u64, Ordering::Relaxed);
             received[from] = bytes;

@@ -94,16 +94,13 @@ impl<'a> ExampleScores<'a> {
         Ok(())
     }
 
-    /// Hands on the last batches.
-    pub(super) fn end(&mut self) -> Result<()> {
-        while self.is_begun || self.rounds.are_left() {
-            self.hand_on()?;
-        }
-        Ok(())
+    /// Whether batches are left to be handed on, of this process or of another.
+    pub(super) fn are_left(&self) -> bool {
+        self.is_begun || self.rounds.are_left()
     }
 
     /// Hands on a batch of each process, in their order: every process takes all examples' scores.
-    fn hand_on(&mut self) -> Result<()> {
+    pub(super) fn hand_on(&mut self) -> Result<()> {
         self.is_begun = false;
         self.rounds.next();
         let own = std::mem::take(&mut self.batch);

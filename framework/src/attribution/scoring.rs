@@ -344,9 +344,10 @@ impl<'a> Scoring<'a> {
     /// # Errors
     /// If a tensor operation fails, or another process can't be reached.
     pub fn ablated_values<'b>(
-        &self,
+        &mut self,
         own: impl Iterator<Item = Result<Batch<'b>>>,
     ) -> Result<AblatedValues> {
+        self.sums.end()?;
         let mut values = AblatedValues::new(self.model, self.options.ablation, self.longest);
         if values.is_mean() {
             let Rounds { peers, batches, .. } = *self.sums.rounds();
@@ -360,8 +361,25 @@ impl<'a> Scoring<'a> {
     /// # Errors
     /// If a tensor operation fails.
     pub fn finish(mut self) -> Result<Discovered> {
+        self.end_rounds()?;
         let values = self.sums.finish(&self.graph)?;
         self.discovered(values)
+    }
+
+    /// Adds the last batches. A process that had fewer makes the rounds in the order in which the others did.
+    fn end_rounds(&mut self) -> Result<()> {
+        loop {
+            let (sums, mut scores) = (self.sums.are_left(), self.by_example.as_mut());
+            if sums {
+                self.sums.make_round()?;
+            }
+            let scores = scores.take_if(|scores| scores.are_left());
+            if let Some(scores) = scores {
+                scores.hand_on()?;
+            } else if !sums {
+                return Ok(());
+            }
+        }
     }
 
     /// The scores of a method that formed them itself: `of_batches` are what each batch that was added gave,
@@ -370,7 +388,7 @@ impl<'a> Scoring<'a> {
     /// # Errors
     /// If what takes the last examples' scores can't, or another process can't be reached.
     pub fn finish_with(mut self, of_batches: Vec<Vec<f64>>) -> Result<Discovered> {
-        self.sums.end()?;
+        self.end_rounds()?;
         let Rounds { peers, batches, .. } = *self.sums.rounds();
         let batches = if peers.size() == 1 { of_batches.len() } else { batches };
         let mut sums = vec![0f64; self.graph.writers().len() * self.graph.readers().len()];
@@ -380,11 +398,8 @@ impl<'a> Scoring<'a> {
         self.discovered(sums.into_iter().map(|score| score as f32).collect())
     }
 
-    fn discovered(mut self, values: Vec<f32>) -> Result<Discovered> {
+    fn discovered(self, values: Vec<f32>) -> Result<Discovered> {
         let metric = self.metric();
-        if let Some(scores) = &mut self.by_example {
-            scores.end()?;
-        }
         Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
 }

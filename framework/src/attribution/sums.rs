@@ -144,14 +144,19 @@ impl<'a> Sums<'a> {
 
     /// Adds the last batches.
     pub(super) fn end(&mut self) -> Result<()> {
-        while self.is_begun || self.rounds.are_left() {
+        while self.are_left() {
             self.make_round()?;
         }
         Ok(())
     }
 
+    /// Whether batches are left to be added, of this process or of another.
+    pub(super) fn are_left(&self) -> bool {
+        self.is_begun || self.rounds.are_left()
+    }
+
     /// Adds to all that there is a batch of each process.
-    fn make_round(&mut self) -> Result<()> {
+    pub(super) fn make_round(&mut self) -> Result<()> {
         self.is_begun = false;
         let own = self.batch.take()?;
         let sums = self.rounds.add(self.all.take()?, own, &self.device)?;
@@ -350,9 +355,9 @@ impl<'a> Sums<'a> {
         Ok(())
     }
 
-    /// The scores of all batches, the means' share taken off: by the first process, which has run one.
+    /// The scores of all batches, which are added, the means' share taken off: by the first process, which has
+    /// run one.
     pub(super) fn finish(&mut self, graph: &Graph) -> Result<Vec<f32>> {
-        self.end()?;
         if self.places == 0 {
             return Ok(self.all.scores.iter().map(|&score| score as f32).collect());
         }
