@@ -23,10 +23,13 @@ macro_rules! shipped {
 
 shipped!(
     "embedded",
+    "embedded-analyses",
     "embedded-model",
+    "smollm2-agreement",
     "smollm2-bias",
     "smollm2-controls",
     "smollm2-disagreement",
+    "smollm2-ioi",
     "smollm2-logic",
     "smollm2-math",
     "smollm2-reading",

@@ -228,7 +228,7 @@ proptest! {
     #[test]
     fn shares_of_attention_are_those_of_each_example_alone((geometry, examples, seed, batch_size) in cases()) {
         let model = model_of(&geometry, seed);
-        let found = analyse(&*model, &examples, batch_size, Ablation::Zero, |a| a.attention(&[], 1).unwrap());
+        let found = analyse(&*model, &examples, batch_size, Ablation::Zero, |a| a.attention(&[], None, 1).unwrap());
         let heads: Vec<Node> =
             model.graph().writers().iter().copied().filter(|n| matches!(n, Node::Head { .. })).collect();
         prop_assert_eq!(found.heads.iter().map(|head| head.node).collect::<Vec<_>>(), heads.clone());
@@ -269,6 +269,34 @@ proptest! {
             prop_assert_eq!(&pattern.tokens[..], &examples[0].tokens[..key.position]);
             prop_assert!(pattern.heads.values().all(|weights| close(weights.iter().sum(), 1.0)));
         }
+    }
+
+    #[test]
+    fn heads_look_from_a_span_as_from_a_key_that_its_last_token_predicts((geometry, examples, seed, batch_size) in cases()) {
+        let model = model_of(&geometry, seed);
+        let marked: Vec<Example> = examples.iter().filter(|e| e.spans.contains_key("mark")).cloned().collect();
+        let keyed: Vec<Example> = marked.iter().map(|example| {
+            let mut example = example.clone();
+            example.keys.truncate(1);
+            example.keys[0].position = example.spans["mark"].last().unwrap() + 1;
+            example
+        }).collect();
+        let of = |examples: &[Example], from: Option<&str>| {
+            analyse(&*model, examples, batch_size, Ablation::Zero, |a| a.attention(&[], from, 1).unwrap())
+        };
+        let (found, expected) = (of(&examples, Some("mark")), of(&keyed, None));
+        prop_assert_eq!(&found.spans, &expected.spans);
+        prop_assert_eq!(found.heads.len(), expected.heads.len());
+        for (found, expected) in found.heads.iter().zip(&expected.heads) {
+            for (name, look) in &expected.looks {
+                prop_assert!(close(found.looks[name].share, look.share), "{} {name}", found.node);
+                prop_assert!(close(found.looks[name].largest, look.largest), "{} {name}", found.node);
+            }
+        }
+        prop_assert_eq!(found.patterns.len(), 1);
+        prop_assert_eq!(&found.patterns[0].tokens, &expected.patterns[0].tokens);
+        let other = analyse(&*model, &examples, batch_size, Ablation::Zero, |a| a.attention(&[], Some("other"), 0));
+        prop_assert!(other.unwrap_err().to_string().contains("last, mark"));
     }
 
     #[test]
@@ -368,10 +396,10 @@ proptest! {
             Edge::new(graph.writers()[writer.0], graph.readers()[reader.0], score)
         });
         let circuit = Circuit { edges: edges.collect() };
-        let (roles, logits, attention, patched) =
+        let (roles, logits, attention, from_last, patched) =
             analyse(&*model, &examples, batch_size, Ablation::Zero, |a| {
                 let all = graph.readers().to_vec();
-                (a.roles(&circuit).unwrap(), a.logits().unwrap(), a.attention(&[], 0).unwrap(), a.paths(&[], &all).unwrap())
+                (a.roles(&circuit).unwrap(), a.logits().unwrap(), a.attention(&[], None, 0).unwrap(), a.attention(&[], Some("last"), 0).unwrap(), a.paths(&[], &all).unwrap())
             });
         let nodes: Vec<Node> = graph.writers().iter().copied().filter(|n| circuit.writers().contains(n)).collect();
         prop_assert_eq!(roles.nodes.iter().map(|role| role.node).collect::<Vec<_>>(), nodes);
@@ -388,6 +416,11 @@ proptest! {
             if let (Some((name, share)), Some(looks)) = (&role.looks_at, looks) {
                 prop_assert_eq!(looks.looks[name].share, *share);
                 prop_assert!(looks.looks.values().all(|look| look.share <= *share));
+                // Of the two spans the last token sees the first ones, not the other way round.
+                let between = role.between.as_ref().unwrap();
+                prop_assert_eq!((&between.from[..], &between.to[..]), ("last", "mark"));
+                let of = from_last.heads.iter().find(|head| head.node == role.node).unwrap();
+                prop_assert_eq!(between.share, of.looks["mark"].share);
             }
         }
         // The strongest heads' inputs are the model's, of shared keys and values the shared ones.

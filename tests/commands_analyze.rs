@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::command_line::{json, refuses, succeeds, words};
+use crate::command_line::{json, program, refuses, succeeds, words};
+use crate::support::repository;
 
 /// A run whose circuits, analyses and tuned model are looked at.
 const RUN: &str = "tune --ablation corrupt --top-n 100 --steps 2 --set task.train_examples=32 \
@@ -17,6 +18,46 @@ fn object(text: &str) -> Value {
 
 fn analyze(folder: &Path, line: &str) -> Value {
     object(&succeeds(folder, &words(&format!("analyze {line} --json"))))
+}
+
+/// One of three sentences has no counterfactual: circuits are evaluated, and paths patched, on the other two.
+#[test]
+fn test_examples_without_what_an_ablation_needs_are_left_out() {
+    let page = std::fs::read_to_string(repository("docs/data.md")).unwrap();
+    let lines = page.lines().filter(|line| line.starts_with("{\"clean_text\"")).map(object);
+    let mut lines: Vec<Value> = lines.collect();
+    assert_eq!(lines.len(), 3);
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let write = |name: &str, lines: &[Value]| {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(here.join(name), text).unwrap();
+    };
+    write("two.jsonl", &lines[1..]);
+    lines[0].as_object_mut().unwrap().remove("counterfactual");
+    write("three.jsonl", &lines);
+    let paths = |file: &str, ablation: &str| {
+        let line = format!(
+            "paths --to logits --set task.data={file} --set task.test_data={file} --ablation {ablation}"
+        );
+        analyze(here, &line)
+    };
+    assert_eq!(paths("three.jsonl", "corrupt"), paths("two.jsonl", "corrupt"));
+    assert_ne!(paths("three.jsonl", "zero"), paths("two.jsonl", "zero"));
+    let of_three =
+        "--set task.data=three.jsonl --set task.test_data=three.jsonl --ablation corrupt";
+    succeeds(
+        here,
+        &words(&format!("discover {of_three} --positions all --scores scores.safetensors")),
+    );
+    let line = format!("faithfulness {of_three} --ranking absolute --scores scores.safetensors");
+    let output = program(here, &words(&line));
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("2 of 3 test examples have what ablation `corrupt` needs"), "{said}");
+    write("one.jsonl", &lines[..1]);
+    let line = "analyze paths --to logits --set task.data=two.jsonl --set task.test_data=one.jsonl --ablation corrupt";
+    refuses(here, &words(line), &["one.jsonl:1", "counterfactual"]);
 }
 
 #[test]

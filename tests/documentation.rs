@@ -111,7 +111,7 @@ fn what_a_run_leaves_is_documented() {
 #[test]
 fn analyses_commands_run() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(follow("docs/analyses.md", folder.path()), 9);
+    assert_eq!(follow("docs/analyses.md", folder.path()), 10);
     let page = std::fs::read_to_string(repository("docs/analyses.md")).unwrap();
     let paths = std::fs::read_to_string(folder.path().join("paths.json")).unwrap();
     let paths: serde_json::Value = serde_json::from_str(&paths).unwrap();
@@ -157,7 +157,7 @@ fn trust_commands_run() {
 /// The figures of every shipped experiment on SmolLM2 stand beside the command that makes them.
 #[test]
 fn experiments_on_smollm2_are_documented() {
-    let pages = ["docs/trust.md", "docs/experiments.md"]
+    let pages = ["docs/trust.md", "docs/experiments.md", "docs/analyses.md"]
         .map(|page| std::fs::read_to_string(repository(page)).unwrap());
     let files = std::fs::read_dir(repository("experiments")).unwrap();
     let names: Vec<String> = files

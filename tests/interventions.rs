@@ -7,7 +7,7 @@ use circuit_framework::graph::{Reader, Writer};
 use circuit_framework::ops::composed::everywhere;
 use circuit_framework::ops::cross_entropy::Target;
 use circuit_framework::pass::cache::Cache;
-use circuit_framework::pass::{Ablated, AblatedEdges, Replacement, Written, scalar};
+use circuit_framework::pass::{Ablated, AblatedEdges, Prefix, Replacement, Written, scalar};
 use circuit_framework::plugin::conformance::central_difference;
 use circuit_framework::tuning::gradients::Gradients;
 use circuit_framework::weights::parameters::Selection;
@@ -120,6 +120,53 @@ proptest! {
         let plain = run(&*model, &Pass::forward_only(), &tokens(seed));
         let same = run(&*model, &Pass::forward_only().ablating(Arc::new(none)), &tokens(seed));
         prop_assert!(plain.iter().zip(&same).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+
+    /// Edges into the readers from a random one on, which decides where the pass begins.
+    #[test]
+    fn a_pass_that_begins_where_edges_change_it_is_the_whole_pass(
+        (geometry, form, seed) in cases(), from in any::<prop::sample::Index>()
+    ) {
+        let model = geometry.model_in_float64(seed);
+        let graph = model.graph();
+        let first = Reader(from.index(graph.readers().len()));
+        let some = some_edges(seed);
+        let edges = AblatedEdges::new(graph, ablated(&*model, form, seed), |w, r| r >= first && some(w, r));
+        let pass = || Pass::forward_only().ablating(edges.clone().into());
+        let plain = Prefix::default();
+        let tokens = tokens(seed);
+        model.forward(&Pass::forward_only().keeping(&plain), &tokens).unwrap();
+        let whole = run(&*model, &pass(), &tokens);
+        prop_assert_eq!(&run(&*model, &pass().beginning_from(&plain), &tokens), &whole);
+        // A hook that sees sites is shown all of them.
+        let sites: Arc<Mutex<Vec<usize>>> = Arc::default();
+        let seen = sites.clone();
+        let watched = pass().beginning_from(&plain).on_read(move |site, _| {
+            seen.lock().unwrap().push(site);
+            Ok(())
+        });
+        prop_assert_eq!(run(&*model, &watched, &tokens), whole);
+        let reading = (0..graph.site_count()).filter(|&site| !graph.readers_of(site).is_empty());
+        prop_assert_eq!(sites.lock().unwrap().clone(), reading.collect::<Vec<_>>());
+        // Attention is shown from where it begins.
+        let layers: Arc<Mutex<Vec<usize>>> = Arc::default();
+        let seen = layers.clone();
+        let watched = pass().beginning_from(&plain).on_attention(move |layer, _| {
+            seen.lock().unwrap().push(layer);
+            Ok(())
+        });
+        run(&*model, &watched, &tokens);
+        let is_ablated = |(w, r): &(Writer, Reader)| *r >= first && some(*w, *r);
+        let led_to = graph.edges().filter(is_ablated).map(|(_, r)| r.0).min();
+        // The first reader of each layer; nothing but the readout is left where no edge, or one to the logits, is
+        // ablated.
+        let layer = |reader: &usize| graph.readers()[*reader].node.layer();
+        let readers = 0..graph.readers().len() - 1;
+        let blocks = readers.filter(|r| *r == 0 || layer(r) != layer(&(r - 1)));
+        let blocks: Vec<usize> = blocks.chain([graph.readers().len() - 1]).collect();
+        let begin = blocks.iter().filter(|&&block| led_to.is_none_or(|r| block <= r)).count() - 1;
+        let blocks = &blocks[1..];
+        prop_assert_eq!(layers.lock().unwrap().clone(), (begin..blocks.len()).collect::<Vec<_>>());
     }
 
     /// What every reader is given instead of a writer's output might as well have been written.

@@ -1,7 +1,9 @@
 //! One run over several processes that MPI connects: the same results whatever their number, and what happens
 //! when one fails. Built and run where the feature is (`cargo test --features mpi --test mpi`).
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -54,12 +56,13 @@ fn data(answer: u32) -> String {
     (0..11).map(|index| format!("{}\n", line(index))).collect()
 }
 
-/// Whether `mpirun` is there; in CI it must be.
+/// Whether `mpirun` is there; in CI it must be. It is said past the test runner's capturing.
+#[expect(clippy::explicit_write, reason = "the test runner captures what eprintln! prints")]
 fn has_mpirun() -> bool {
     let is_there = Command::new("mpirun").arg("--version").output().is_ok();
     assert!(is_there || std::env::var_os("CI").is_none(), "mpirun isn't there");
     if !is_there {
-        eprintln!("SKIPPED: mpirun isn't there; install OpenMPI");
+        writeln!(std::io::stderr(), "SKIPPED: mpirun isn't there; install OpenMPI").unwrap();
     }
     is_there
 }
@@ -301,7 +304,7 @@ fn ranks_that_differ_are_refused() {
     let program = here.join("program");
     std::fs::copy(PROGRAM, &program).unwrap();
     let mut longer = std::fs::OpenOptions::new().append(true).open(&program).unwrap();
-    std::io::Write::write_all(&mut longer, b"!").unwrap();
+    longer.write_all(b"!").unwrap();
     drop(longer);
     let program = program.display().to_string();
     refused(eval(&program, "one", ""), "error: rank 1 has another program than rank 0");

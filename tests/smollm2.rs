@@ -144,6 +144,50 @@ fn has_figures(summary: &Value, names: &[&str]) {
     }
 }
 
+/// The heads that docs/analyses.md names by where they look are the ones that the experiment finds.
+#[test]
+#[ignore = "slow: a real model"]
+fn the_circuit_of_indirect_objects_has_the_known_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        "discovery.examples=32",
+        "faithfulness.examples=1",
+        "task.test_examples=8",
+        "analyses=['roles']",
+        "analysis_examples=8",
+    ]
+    .map(String::from);
+    if run("smollm2-ioi", folder.path(), &settings).is_none() {
+        return;
+    }
+    for when in ["before", "after"] {
+        let file = folder.path().join(format!("run/analysis-{when}/roles.json"));
+        let roles: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let role = |node: &str| {
+            let mut roles = roles["nodes"].as_array().unwrap().iter();
+            roles.find(|role| role["node"] == node).unwrap().clone()
+        };
+        let between = |node: &str| {
+            let between = &role(node)["between"];
+            assert!(between["share"].as_f64().unwrap() > 0.5, "{node}: {between}");
+            [
+                between["from"].as_str().unwrap().to_owned(),
+                between["to"].as_str().unwrap().to_owned(),
+            ]
+        };
+        // Duplicate token, previous token, induction.
+        assert_eq!(between("head.8.1"), ["subject_second", "subject_first"]);
+        assert_eq!(between("head.16.0"), ["after_subject_first", "subject_first"]);
+        assert_eq!(between("head.17.4"), ["subject_second", "after_subject_first"]);
+        // S-inhibition, by the queries of layer 23, and a name mover there.
+        assert_eq!(role("head.20.0")["looks_at"][0], "subject_second");
+        assert!(role("head.20.0")["moves"].as_str().unwrap().starts_with("head.23."));
+        assert_eq!(role("head.23.0")["looks_at"][0], "indirect_object");
+        assert_eq!(role("head.23.0")["moves"], "logits");
+        assert!(role("head.23.0")["direct"].as_f64().unwrap() > 0.3);
+    }
+}
+
 #[test]
 #[ignore = "slow: tunes a real model"]
 fn smollm2_is_tuned_to_disagree() {

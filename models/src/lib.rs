@@ -104,7 +104,7 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
         return Ok((checkpoint, Some(tokenizer)));
     }
     if without_weights && path.ends_with("config.json") && path.is_file() {
-        return read(path.parent().unwrap_or(path), true);
+        return read(files::parent(path), true);
     }
     if path.is_file() {
         refuse!(

@@ -32,6 +32,8 @@ const TOP: &str = "20";
 pub(crate) fn command() -> Command {
     let heads =
         output("heads", "NODE,…", "Look at these heads; at all without it").value_delimiter(',');
+    let from_span =
+        output("from", "SPAN", "Look from this span's last token, not from the key positions");
     let patterns = number("patterns", "Show what the heads look at in the first N examples too");
     let to = output("to", "INPUT,…", "Readers: heads' inputs, as head.2.1.q, or logits")
         .value_delimiter(',');
@@ -61,7 +63,7 @@ pub(crate) fn command() -> Command {
         .subcommands([
             analysis(Name::Logits, "Direct effects on the logit difference, and the logit lens"),
             analysis(Name::Attention, "Where heads look from the key positions")
-                .args([heads, patterns]),
+                .args([heads, from_span, patterns]),
             analysis(
                 Name::Paths,
                 "Path patching: what readers do without what one writer tells them",
@@ -166,6 +168,7 @@ fn request(
         "logits" => Request::Logits,
         "attention" => Request::Attention {
             heads: nodes(matches, "heads")?,
+            from: matches.get_one::<String>("from").cloned(),
             patterns: count(matches, "patterns").unwrap_or(0),
         },
         "paths" => match count(matches, "strongest") {

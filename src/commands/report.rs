@@ -37,6 +37,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
 
 /// Writes a finished run's page, or a sweep's, into its folder. The run is there whatever becomes of it.
 pub(super) fn write_own(folder: &Path) {
+    // A process that was killed while it wrote the page of a finished run left a part of it here, and nothing else
+    // is written into such a folder that would clear it.
+    files::clear_left_behind(folder);
     if let Err(error) = circuit_report::write(&[folder.to_path_buf()], &folder.join(REPORT)) {
         log::warn!("there is no {REPORT}: {error}");
     }

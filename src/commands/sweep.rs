@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::sweep::Combination;
-use circuit_framework::run::{Inputs, is_finished};
+use circuit_framework::run::{Inputs, finished, is_finished};
 use circuit_framework::{files, panics, progress};
 use serde::{Deserialize, Serialize};
 
@@ -293,7 +293,7 @@ impl Cell {
     /// Runs the combination, unless an earlier call has. What that left half done is gone on with.
     fn run(&self) -> Result<Outcome> {
         self.put_aside_where_stale()?;
-        if is_finished(&self.folder) {
+        if finished(&self.folder)?.is_some() {
             say!("    done before");
             return Ok(Outcome::Done);
         }

@@ -129,17 +129,23 @@ fn interchangeable(tokenizer: &Tokenizer) -> Result<Vec<Vec<&'static str>>> {
     Ok(groups)
 }
 
-/// Where a sentence has its names, in bytes.
+/// Where a sentence has its names, and what follows the subject's first mention, which induction heads look at; in
+/// bytes.
 fn marks(text: &str, object: &str, subject: &str) -> Vec<(&'static str, Range<usize>)> {
     let subjects = mentions(text, subject.trim());
     let second = subjects.get(1..).and_then(<[_]>::last);
+    let after = subjects.first().and_then(|first| {
+        let next = text[first.end..].char_indices().find(|(_, c)| !c.is_whitespace());
+        next.map(|(start, c)| first.end + start..first.end + start + c.len_utf8())
+    });
     [
-        ("indirect_object", mentions(text, object.trim()).first()),
-        ("subject_first", subjects.first()),
-        ("subject_second", second),
+        ("indirect_object", mentions(text, object.trim()).first().cloned()),
+        ("subject_first", subjects.first().cloned()),
+        ("after_subject_first", after),
+        ("subject_second", second.cloned()),
     ]
     .into_iter()
-    .filter_map(|(name, span)| Some((name, span?.clone())))
+    .filter_map(|(name, span)| Some((name, span?)))
     .collect()
 }
 
@@ -266,6 +272,11 @@ mod tests {
         assert_eq!(text("indirect_object"), object);
         assert_eq!([text("subject_first"), text("subject_second")], [subject, subject]);
         assert!(spans["subject_first"] < spans["subject_second"]);
+        // Some tokenizers have a token for the space between words.
+        let is_word =
+            |at: &usize| !tokenizer.decode(&example.tokens[*at..=*at]).unwrap().trim().is_empty();
+        let next = (spans["subject_first"].last().unwrap() + 1..).find(is_word);
+        assert_eq!(spans["after_subject_first"], [next.unwrap()]);
         assert!(spans["indirect_object"] < spans["subject_second"]);
     }
 

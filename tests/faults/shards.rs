@@ -85,6 +85,17 @@ fn parts_of_a_sweep_make_the_whole() {
     let second = part("2/2");
     assert!(second.contains("2/3 ") && !second.contains("1/3 "), "{second}");
     assert!(!second.contains("not finished yet"), "{second}");
+    // What processes leave that are killed at the very end of a run: its state, and a part of its page.
+    let cells = std::fs::read_dir(here.join("s")).unwrap().map(|entry| entry.unwrap().path());
+    let cell = cells.filter(|path| path.is_dir()).min().unwrap();
+    let whole = names(&cell);
+    std::fs::create_dir(cell.join("state")).unwrap();
+    std::fs::write(cell.join("state/step-4.safetensors"), "whole").unwrap();
+    std::fs::write(cell.join(".circuit-tuning-0123"), "half").unwrap();
+    for each in ["1/2", "2/2"] {
+        part(each);
+    }
+    assert_eq!(names(&cell), whole);
     for wrong in ["3/2", "0/2", "some"] {
         let line = format!("run sweep.toml --out s --shard {wrong}");
         refuses(here, &words(&line), &["I/N", "auto"]);

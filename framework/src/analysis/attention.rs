@@ -1,7 +1,7 @@
-//! Where heads look from the positions that predict the keys: how much of their attention is on the tokens
-//! that the task marks, and how often its maximum is there.
+//! Where heads look from the positions that predict the keys, or from a marked span: how much of their attention
+//! is on the tokens that the task marks, and how often its maximum is there.
 //!
-//! Beside the task's spans, which are looked at as far as they stand before the key, there are two that every
+//! Beside the task's spans, which are looked at as far as the position sees them, there are two that every
 //! example has: its first token, on which heads rest, and the position itself.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +10,9 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::findings::{Table, names, number};
-use super::{Analysis, LEAST_SHARE, Panel, Shown, rows};
+use super::{Analysis, LEAST_SHARE, Panel, Shown};
 use crate::data::example::{Batch, Example};
-use crate::evaluation::answers::{KeyRow, check_keys};
+use crate::evaluation::answers::check_keys;
 use crate::evaluation::batches;
 use crate::graph::{Graph, Node};
 use crate::pass::Pass;
@@ -56,7 +56,7 @@ pub struct Look {
     pub largest: f64,
 }
 
-/// What heads look at in one example, from the position that predicts one key.
+/// What heads look at in one example, from one position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pattern {
     pub origin: String,
@@ -68,14 +68,38 @@ pub struct Pattern {
 }
 
 impl Analysis<'_> {
-    /// Where `heads` look, all where it is empty, and the patterns of the first `patterns` examples.
+    /// The names of the spans that examples have.
+    pub(super) fn marked(&self) -> BTreeSet<&str> {
+        self.examples
+            .iter()
+            .flat_map(|example| example.spans.keys())
+            .map(|name| &name[..])
+            .collect()
+    }
+
+    /// Where `heads` look, all where it is empty, and the patterns of the first `patterns` examples: from the
+    /// last token of the span `from`, or from the positions that predict the keys where it is none.
     ///
     /// # Errors
-    /// If a node is no head, an example has no key, attention isn't finite, or a tensor operation fails.
-    pub fn attention(&self, heads: &[Node], patterns: usize) -> Result<Attention> {
+    /// If a node is no head, an example has no key, none has the span, attention isn't finite, or a tensor operation
+    /// fails.
+    pub fn attention(
+        &self,
+        heads: &[Node],
+        from: Option<&str>,
+        patterns: usize,
+    ) -> Result<Attention> {
         for example in self.examples {
             check_keys(example)
                 .map_err(|error| Error::input(format!("{}: {error}", example.origin)))?;
+        }
+        let marked = self.marked();
+        if let Some(name) = from.filter(|name| !marked.contains(name)) {
+            let marked: Vec<&str> = marked.into_iter().collect();
+            refuse!(
+                "no example has a span `{name}` to look from; marked are: {}",
+                marked.join(", ")
+            );
         }
         let heads = heads_of(self.model.graph(), heads)?;
         let mut shown_patterns: Vec<(usize, Pattern)> = Vec::new();
@@ -85,19 +109,24 @@ impl Analysis<'_> {
         let of_batches = peers::share(self.peers, batches, |batch| {
             progress::check_stop()?;
             let batch = batch?;
-            let keys: Vec<KeyRow> = batch.keys().collect();
-            let watch = Watch::new(self.model.graph(), &batch, &keys, &heads)?;
+            let places = match from {
+                Some(name) => span_places(&batch, name),
+                None => key_places(&batch),
+            };
+            if places.is_empty() {
+                return Ok(Vec::new());
+            }
+            let watch = Watch::new(self.model.graph(), &batch, &places, &heads)?;
             self.model.forward(&watch.pass(Pass::forward_only()), &batch.tokens)?;
             let weights = watch.weights();
             let mut sums = Sums::default();
-            sums.add(&batch, &keys, &weights);
-            for (key, &(example, _, row)) in keys.iter().enumerate() {
+            sums.add(&batch, &places, &weights);
+            for (place, &(example, last)) in places.iter().enumerate() {
                 // Examples are told by where they stand: batches take them in another order.
                 let example = batch.examples[example];
                 let index = self.examples.iter().position(|other| std::ptr::eq(other, example));
                 if let Some(index) = index.filter(|&index| index < patterns) {
-                    let last = row as usize % batch.seq;
-                    shown_patterns.push((index, pattern(example, last, key, &weights)));
+                    shown_patterns.push((index, pattern(example, last, place, &weights)));
                 }
             }
             done += batch.examples.len();
@@ -138,6 +167,21 @@ pub(super) fn span_names(examples: &[Example]) -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// A place in a batch that is looked from: the index of its example, and its position there.
+pub(super) type Place = (usize, usize);
+
+/// The positions that predict a batch's keys.
+pub(super) fn key_places(batch: &Batch) -> Vec<Place> {
+    batch.keys().map(|(example, _, row)| (example, row as usize % batch.seq)).collect()
+}
+
+/// The last tokens of a span, of the examples that have it.
+fn span_places(batch: &Batch, name: &str) -> Vec<Place> {
+    let last =
+        |(index, example): (usize, &&Example)| Some((index, *example.spans.get(name)?.last()?));
+    batch.examples.iter().enumerate().filter_map(last).collect()
+}
+
 /// The heads of these names in computation order; all where none is named.
 pub(super) fn heads_of(graph: &Graph, names: &[Node]) -> Result<Vec<Node>> {
     let all = graph.writers().iter().copied().filter(|node| matches!(node, Node::Head { .. }));
@@ -148,10 +192,10 @@ pub(super) fn heads_of(graph: &Graph, names: &[Node]) -> Result<Vec<Node>> {
     Ok(heads)
 }
 
-/// The attention weights of chosen heads: of each head, of each key a number a token.
+/// The attention weights of chosen heads: of each head, of each place a number a token.
 pub(super) type Weights = BTreeMap<Node, Vec<Vec<f64>>>;
 
-/// The hook that watches the attention of chosen heads at the rows that predict a batch's keys.
+/// The hook that watches the attention of chosen heads from chosen places of a batch.
 pub(super) struct Watch {
     /// The heads of each attention layer, by number.
     layers: Vec<Vec<(usize, Node)>>,
@@ -163,7 +207,7 @@ impl Watch {
     pub(super) fn new(
         graph: &Graph,
         batch: &Batch,
-        keys: &[KeyRow],
+        places: &[Place],
         heads: &[Node],
     ) -> Result<Self> {
         let layer = |site: usize| -> Option<Vec<(usize, Node)>> {
@@ -172,9 +216,11 @@ impl Watch {
             let chosen = writers.iter().copied().enumerate();
             is_attention.then(|| chosen.filter(|(_, node)| heads.contains(node)).collect())
         };
+        let rows: Vec<u32> =
+            places.iter().map(|&(example, position)| batch.row(example, position)).collect();
         Ok(Self {
             layers: (0..graph.site_count()).filter_map(layer).collect(),
-            rows: Tensor::new(rows(keys), batch.tokens.device())?,
+            rows: Tensor::new(rows, batch.tokens.device())?,
             shown: Shown::new(),
         })
     }
@@ -200,7 +246,7 @@ impl Watch {
     }
 }
 
-/// The tokens of an example that a key's position sees, by span.
+/// The tokens of an example that a position sees, by span.
 fn visible(example: &Example, last: usize) -> Vec<(&str, Vec<usize>)> {
     let marked = example.spans.iter().map(|(name, span)| {
         let before = span.iter().copied().filter(|&position| position <= last);
@@ -210,10 +256,10 @@ fn visible(example: &Example, last: usize) -> Vec<(&str, Vec<usize>)> {
     marked.chain(always).filter(|(_, span)| !span.is_empty()).collect()
 }
 
-/// The tokens of a span that a key's position sees.
+/// The tokens of a span that a place sees.
 struct Seen {
-    /// The key's index in its batch.
-    key: usize,
+    /// The place's index among those of the batch.
+    place: usize,
     span: Vec<usize>,
 }
 
@@ -225,21 +271,20 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Adds a batch's examples, each the mean over its keys that see a span.
-    pub(super) fn add(&mut self, batch: &Batch, keys: &[KeyRow], weights: &Weights) {
+    /// Adds a batch's examples, each the mean over its places that see a span.
+    pub(super) fn add(&mut self, batch: &Batch, places: &[Place], weights: &Weights) {
         let mut sees: BTreeMap<(usize, &str), Vec<Seen>> = BTreeMap::new();
-        for (index, &(example, _, row)) in keys.iter().enumerate() {
-            let last = row as usize % batch.seq;
+        for (place, &(example, last)) in places.iter().enumerate() {
             for (name, span) in visible(batch.examples[example], last) {
-                sees.entry((example, name)).or_default().push(Seen { key: index, span });
+                sees.entry((example, name)).or_default().push(Seen { place, span });
             }
         }
         for ((_, name), seen) in sees {
             *self.examples.entry(name.to_owned()).or_default() += 1;
-            for (node, of_keys) in weights {
+            for (node, of_places) in weights {
                 let look = self.looks.entry((*node, name.to_owned())).or_default();
-                for Seen { key, span } in &seen {
-                    let weights = &of_keys[*key];
+                for Seen { place, span } in &seen {
+                    let weights = &of_places[*place];
                     let share: f64 = span.iter().map(|&position| weights[position]).sum();
                     look.share += share / seen.len() as f64;
                     let is_there = span.contains(&largest(weights));
@@ -299,8 +344,9 @@ fn largest(weights: &[f64]) -> usize {
         .fold(0, |best, index| if weights[index] > weights[best] { index } else { best })
 }
 
-fn pattern(example: &Example, last: usize, key: usize, weights: &Weights) -> Pattern {
-    let own = |(node, of_keys): (&Node, &Vec<Vec<f64>>)| (*node, of_keys[key][..=last].to_vec());
+fn pattern(example: &Example, last: usize, place: usize, weights: &Weights) -> Pattern {
+    let own =
+        |(node, of_places): (&Node, &Vec<Vec<f64>>)| (*node, of_places[place][..=last].to_vec());
     Pattern {
         origin: example.origin.clone(),
         tokens: example.tokens[..=last].to_vec(),

@@ -26,7 +26,7 @@ pub use lens::{Answer, Lens};
 pub use logits::Logits;
 pub use paths::{PathEffect, Paths};
 pub use request::{Name, Request, strongest};
-pub use roles::{Role, Roles};
+pub use roles::{Between, Role, Roles};
 
 use crate::data::example::{Batch, Example};
 use crate::evaluation::ablation::Ablation;

@@ -9,16 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::attention::{Sums, Watch, is_marked, span_names};
+use super::attention::{Sums, Watch, is_marked, key_places, span_names};
 use super::findings::{Table, names, number};
 use super::{Analysis, LEAST_SHARE, Panel};
 use crate::data::example::Batch;
 use crate::evaluation::ablation::values_over;
-use crate::evaluation::answers::KeyRow;
 use crate::evaluation::batches;
 use crate::graph::edge_set::served;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
-use crate::pass::{Ablated, AblatedEdges, Pass, scalar};
+use crate::pass::{Ablated, AblatedEdges, Pass, Prefix, scalar};
 use crate::peers;
 use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
@@ -106,11 +105,14 @@ impl Analysis<'_> {
             let batch = batch?;
             let by = values.of(self.model, &batch)?;
             let mut numbers = Vec::new();
+            let clean = Prefix::default();
             for writer in all_runs() {
                 progress::check_stop()?;
                 let pass = match writer {
-                    None => Pass::forward_only(),
-                    Some(writer) => patching(graph, by.clone(), writer, readers),
+                    None => Pass::forward_only().keeping(&clean),
+                    Some(writer) => {
+                        patching(graph, by.clone(), writer, readers).beginning_from(&clean)
+                    }
                 };
                 let run = self.run_of(pass, &batch, &heads)?;
                 numbers.push(run.metric);
@@ -133,13 +135,13 @@ impl Analysis<'_> {
 
     /// What comes of a pass over a batch.
     fn run_of(&self, pass: Pass, batch: &Batch, heads: &[Node]) -> Result<Run> {
-        let keys: Vec<KeyRow> = batch.keys().collect();
-        let watch = Watch::new(self.model.graph(), batch, &keys, heads)?;
-        let pass = if heads.is_empty() || keys.is_empty() { pass } else { watch.pass(pass) };
+        let places = key_places(batch);
+        let watch = Watch::new(self.model.graph(), batch, &places, heads)?;
+        let pass = if heads.is_empty() || places.is_empty() { pass } else { watch.pass(pass) };
         let readout = self.model.forward(&pass, &batch.tokens)?;
         let metric = scalar(&self.metric.sum(&readout, batch)?)?;
         let mut looks = Sums::default();
-        looks.add(batch, &keys, &watch.weights());
+        looks.add(batch, &places, &watch.weights());
         Ok(Run { metric, looks })
     }
 

@@ -41,10 +41,11 @@ impl Name {
 #[derive(Clone, Debug)]
 pub enum Request {
     Logits,
-    /// Where these heads look, all of them where none are named, and the patterns of so many examples, the
-    /// first ones.
+    /// Where these heads look, all of them where none are named, from a span or where none is named from the
+    /// key positions, and the patterns of so many examples, the first ones.
     Attention {
         heads: Vec<Node>,
+        from: Option<String>,
         patterns: usize,
     },
     /// Path patching to these readers, from these writers or from all where none are named.
@@ -89,8 +90,8 @@ impl Analysis<'_> {
     pub fn run(&self, request: &Request) -> Result<Findings> {
         Ok(match request {
             Request::Logits => Findings::Logits(self.logits()?),
-            Request::Attention { heads, patterns } => {
-                Findings::Attention(self.attention(heads, *patterns)?)
+            Request::Attention { heads, from, patterns } => {
+                Findings::Attention(self.attention(heads, from.as_deref(), *patterns)?)
             }
             Request::Paths { from, to } => Findings::Paths(self.paths(from, to)?),
             Request::PathsToStrongest { from, count, port } => {

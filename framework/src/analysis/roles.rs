@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::attention::is_marked;
 use super::findings::{Table, names, number};
 use super::{Analysis, Panel};
 use crate::graph::circuit::Circuit;
@@ -31,9 +32,20 @@ pub struct Role {
     /// marked ones there are the first token and the position itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub looks_at: Option<(String, f64)>,
+    /// The two marked spans, neither of them the key position, between which a head's attention is the largest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between: Option<Between>,
     /// The reader of the circuit that it moves most, by its edge's score, and the score.
     pub moves: Input,
     pub moves_by: f64,
+}
+
+/// The attention from the last token of one span to the tokens of another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Between {
+    pub from: String,
+    pub to: String,
+    pub share: f64,
 }
 
 impl Analysis<'_> {
@@ -56,6 +68,7 @@ impl Analysis<'_> {
         let direct: BTreeMap<Node, f64> =
             self.logits()?.nodes.into_iter().map(|of| (of.node, of.effect)).collect();
         let mut looks = self.looks_at(&heads)?;
+        let mut between = self.between(&heads)?;
         let all: BTreeSet<Reader> = (0..graph.readers().len()).map(Reader).collect();
         let patched = self.patched(&writers, &all)?;
         let mut roles = Vec::with_capacity(names.len());
@@ -69,6 +82,7 @@ impl Analysis<'_> {
                 direct: direct.get(&node).copied().unwrap_or(0.0),
                 effect: patched.effect,
                 looks_at: looks.remove(&node),
+                between: between.remove(&node),
                 moves: strongest.reader,
                 moves_by: f64::from(strongest.score),
             });
@@ -81,13 +95,34 @@ impl Analysis<'_> {
         if heads.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let attention = self.attention(heads, 0)?;
+        let attention = self.attention(heads, None, 0)?;
         let most = attention.heads.iter().filter_map(|head| {
             // Names of the others begin with a bracket, which comes before letters.
             let (name, look) = head.looks.iter().max_by(|a, b| a.1.share.total_cmp(&b.1.share))?;
             Some((head.node, (name.clone(), look.share)))
         });
         Ok(most.collect())
+    }
+
+    /// The two spans between which each head's attention is the largest.
+    fn between(&self, heads: &[Node]) -> Result<BTreeMap<Node, Between>> {
+        let mut largest: BTreeMap<Node, Between> = BTreeMap::new();
+        if heads.is_empty() {
+            return Ok(largest);
+        }
+        for from in self.marked() {
+            for head in self.attention(heads, Some(from), 0)?.heads {
+                let others = head.looks.iter().filter(|(to, _)| is_marked(to) && *to != from);
+                for (to, look) in others {
+                    if largest.get(&head.node).is_none_or(|best| best.share < look.share) {
+                        let found =
+                            Between { from: from.to_owned(), to: to.clone(), share: look.share };
+                        largest.insert(head.node, found);
+                    }
+                }
+            }
+        }
+        Ok(largest)
     }
 }
 
@@ -101,6 +136,10 @@ impl Roles {
                 Some((name, share)) => (name.clone(), number(*share)),
                 None => (String::new(), String::new()),
             };
+            let (spans, share_between) = match &of.between {
+                Some(Between { from, to, share }) => (format!("{from} → {to}"), number(*share)),
+                None => (String::new(), String::new()),
+            };
             vec![
                 of.node.to_string(),
                 layer,
@@ -110,14 +149,26 @@ impl Roles {
                 number(of.effect),
                 span,
                 share,
+                spans,
+                share_between,
                 of.moves.to_string(),
                 number(of.moves_by),
             ]
         };
         Table {
             head: names([
-                "node", "layer", "kind", "score", "direct", "patched", "looks at", "share",
-                "moves", "by",
+                "node",
+                "layer",
+                "kind",
+                "score",
+                "direct",
+                "patched",
+                "looks at",
+                "share",
+                "between",
+                "share between",
+                "moves",
+                "by",
             ]),
             lines: self.nodes.iter().map(cells).collect(),
             weights: self.nodes.iter().map(|of| of.effect.abs()).collect(),

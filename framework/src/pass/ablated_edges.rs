@@ -59,6 +59,16 @@ impl AblatedEdges {
         (self.ablated.chunks(writers.max(1))).any(|row| row[of_site.clone()].contains(&true))
     }
 
+    /// The first site that an ablated edge leads to.
+    pub(super) fn first_reading_site(&self) -> usize {
+        let writers = self.graph.writers().len();
+        let is_led_to = |site: &usize| {
+            let of_site = self.graph.readers_of(*site);
+            self.ablated[of_site.start * writers..of_site.end * writers].contains(&true)
+        };
+        (0..self.graph.site_count()).find(is_led_to).unwrap_or(self.graph.site_count())
+    }
+
     /// What stands in for what a site's writers wrote [writers of the site, rows, d_model], in the type
     /// and on the device of `like`; none for nothing.
     pub(super) fn stand_ins(

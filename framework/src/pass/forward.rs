@@ -76,6 +76,7 @@ impl Pass {
                 Some(edges)
             }
         };
+        self.keep_embedded(&output);
         let stream = output.reshape((batch, seq, ()))?;
         let mut record = self.record();
         record.stream = Some(stream.id());
@@ -88,7 +89,7 @@ impl Pass {
     }
 
     /// The position of each row of the pass's tokens.
-    fn row_positions(&self, batch: usize, seq: usize) -> Vec<u32> {
+    pub(super) fn row_positions(&self, batch: usize, seq: usize) -> Vec<u32> {
         match &self.cache {
             Some(cache) => lock(cache).positions(seq),
             None => (0..batch).flat_map(|_| 0..seq as u32).collect(),
@@ -185,18 +186,13 @@ impl Pass {
         self.check_stream(x)?;
         let (batch, seq, d_model) = x.dims3()?;
         let flat = rows(&z.detach())?;
+        self.keep_written(writing, &flat);
         let projected = weight::times(&flat, &writing.weight.tensor)?;
         let applied = match &self.adapters {
             Some(adapters) => adapters.write(writing.weight.id, &flat, &projected)?,
             None => Vec::new(),
         };
-        let (output, scale) = match &writing.norm {
-            None => (projected.clone(), None),
-            Some(_) if writing.bias.is_some() => {
-                refuse!("site {} has a bias before a norm, which has no owner", writing.site)
-            }
-            Some(norm) => (norm.forward(&projected)?, Some(norm.scales(&projected)?)),
-        };
+        let (output, scale) = writing.normalise(&projected)?;
         let written = || Written::Projected {
             writing: writing.clone(),
             z: flat.clone(),

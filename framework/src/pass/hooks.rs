@@ -29,6 +29,11 @@ impl Hooks {
         self.read.as_ref().map_or(Ok(()), |show| show(site, x))
     }
 
+    /// Whether they watch or replace what sites read and write.
+    pub(super) fn see_sites(&self) -> bool {
+        self.read.is_some() || self.write.is_some() || self.replace.is_some()
+    }
+
     /// Shows a layer's attention probabilities, which `form` forms.
     pub(super) fn show_attention(
         &self,

@@ -16,6 +16,7 @@ pub mod cache;
 mod differences;
 mod forward;
 pub mod hooks;
+mod prefix;
 mod reader_inputs;
 mod readout;
 mod sites;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Tensor, TensorId, Var};
 
 pub use ablated_edges::{Ablated, AblatedEdges};
+pub use prefix::Prefix;
 pub use readout::Readout;
 pub use sites::{
     Captured, Embedding, Reading, Replacement, SharedInput, Unembedding, Writing, Written,
@@ -66,6 +68,10 @@ pub struct Pass {
     /// Whether what lies between reading and writing is formed again on the way back.
     checkpoints: bool,
     hooks: Hooks,
+    /// Where others' beginnings are kept.
+    kept: Option<Prefix>,
+    /// A plain pass over the same tokens that this one may begin from.
+    begins_from: Option<Prefix>,
     /// How the backward pass that is running goes.
     running: Running,
     record: Arc<Mutex<Record>>,
@@ -80,6 +86,8 @@ impl Pass {
             adapters: None,
             checkpoints: false,
             hooks: Hooks::default(),
+            kept: None,
+            begins_from: None,
             running: Running::default(),
             record: Arc::default(),
         }

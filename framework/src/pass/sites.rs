@@ -92,6 +92,18 @@ impl Writing {
         }
     }
 
+    /// What all writers write together [rows, d_model] without a bias, of z [rows, writers × width] times the
+    /// weight, and with a norm its 1/rms [rows, 1].
+    pub(super) fn normalise(&self, projected: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        match &self.norm {
+            None => Ok((projected.clone(), None)),
+            Some(_) if self.bias.is_some() => {
+                refuse!("site {} has a bias before a norm, which has no owner", self.site)
+            }
+            Some(norm) => Ok((norm.forward(projected)?, Some(norm.scales(projected)?))),
+        }
+    }
+
     /// `output` [rows, d_model], which all writers' values [rows, writers × width] amount to without a bias,
     /// with one writer's share exchanged for `new`, which has the bias that the writer owns.
     pub(super) fn exchange(

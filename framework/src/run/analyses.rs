@@ -16,24 +16,25 @@ use crate::{Error, Result, files, refuse};
 const STRONGEST: usize = 3;
 
 impl Runner<'_> {
-    /// How nodes are analysed, on the first of the task's test examples.
+    /// How nodes are analysed, on the first of the task's test examples that the ablation fits.
     ///
     /// # Errors
     /// If there are none, or the metric doesn't fit them.
     pub fn analysis(&self) -> Result<Analysis<'_>> {
         let Experiment { faithfulness, discovery, analysis_examples, .. } = self.experiment;
-        let examples = self.split(Split::Test)?.examples();
+        let ablation = faithfulness.as_ref().and_then(|settings| settings.ablation);
+        let ablation = ablation.unwrap_or(discovery.ablation);
+        let examples = self.data.fitting(self.split(Split::Test)?.examples(), ablation);
         let examples = &examples[..examples.len().min(*analysis_examples)];
         if examples.is_empty() {
             refuse!("there are no test examples to look at; analysis_examples must be at least 1");
         }
         self.check_metric(examples)?;
-        let ablation = faithfulness.as_ref().and_then(|settings| settings.ablation);
         Ok(Analysis {
             model: self.model,
             metric: &*self.plugins.metric,
             examples,
-            ablation: ablation.unwrap_or(discovery.ablation),
+            ablation,
             batch_size: self.experiment.evaluation_batch_size,
             report: self.report,
             peers: self.peers,
@@ -104,7 +105,7 @@ impl Runner<'_> {
         }
         Ok(Some(match name {
             Name::Logits => Request::Logits,
-            Name::Attention => Request::Attention { heads: Vec::new(), patterns: 0 },
+            Name::Attention => Request::Attention { heads: Vec::new(), from: None, patterns: 0 },
             Name::Paths if when == "after" => {
                 let file = folder.path("analysis-before/paths.json");
                 Request::Paths { from: Vec::new(), to: files::read_json::<Before>(&file)?.to }

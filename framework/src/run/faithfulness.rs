@@ -65,13 +65,13 @@ impl Runner<'_> {
         let default = Faithfulness::default();
         let settings = faithfulness.as_ref().unwrap_or(&default);
         settings.check()?;
-        let examples = self.split(Split::Test)?.examples();
+        let ablation = settings.ablation.unwrap_or(discovery.ablation);
+        let examples = self.data.fitting(self.split(Split::Test)?.examples(), ablation);
         let examples = &examples[..settings.examples.unwrap_or(examples.len()).min(examples.len())];
         if examples.is_empty() {
             refuse!("there are no test examples to evaluate a circuit on; give the task some");
         }
         self.check_metric(examples)?;
-        let ablation = settings.ablation.unwrap_or(discovery.ablation);
         for example in examples {
             example.check(self.model.vocabulary(), self.model.context())?;
             ablation.check(example, self.plugins.task.why_no_counterfactual())?;

@@ -131,7 +131,7 @@ impl Runner<'_> {
         let examples = analysis.examples(&heads, self.tokenizer, caps)?;
         // What there was no time for is left out of everything else too.
         let looked = first(analysis, examples.len());
-        let attention = looked.attention(&[], 0)?;
+        let attention = looked.attention(&[], None, 0)?;
         let nodes = match looked.check(Name::Logits, None) {
             Ok(()) if !examples.is_empty() => looked.logits()?.nodes,
             _ => Vec::new(),

@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 
 use crate::Result;
 use crate::data::example::Example;
+use crate::evaluation::ablation::Ablation;
 use crate::evaluation::task::{Dataset, Setting, Split};
 use crate::run::experiment::Plugins;
 
@@ -14,6 +15,8 @@ pub struct Data {
     train: OnceCell<Box<dyn Dataset>>,
     test: OnceCell<Box<dyn Dataset>>,
     others: OnceCell<Vec<Box<dyn Dataset>>>,
+    /// The test examples that the run's ablation fits, where it fits some and not all.
+    fitting: OnceCell<Vec<Example>>,
 }
 
 impl Data {
@@ -46,6 +49,21 @@ impl Data {
         let load =
             || plugins.evaluate.iter().map(|(_, task)| task.load(Split::Test, setting)).collect();
         Ok(once(&self.others, load)?)
+    }
+
+    /// Those of the test examples that the run's ablation fits: analyses and circuits' evaluations are of them. All
+    /// where it fits none: whoever needs it says why.
+    pub fn fitting<'a>(&'a self, test: &'a [Example], ablation: Ablation) -> &'a [Example] {
+        let fits = |example: &&Example| ablation.check(example, None).is_ok();
+        let count = test.iter().filter(fits).count();
+        if count == 0 || count == test.len() {
+            return test;
+        }
+        self.fitting.get_or_init(|| {
+            let (all, name) = (test.len(), ablation.name());
+            log::warn!("{count} of {all} test examples have what ablation `{name}` needs; only those are patched");
+            test.iter().filter(fits).cloned().collect()
+        })
     }
 }
 

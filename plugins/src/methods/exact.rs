@@ -1,11 +1,11 @@
-//! Exact edge effects: what the metric loses when one edge is ablated, m(M) − m(M∖e), by a forward pass
-//! an edge. EAP is its first-order estimate. At all positions only, and slow: for small models, and to
-//! judge the others by.
+//! Exact edge effects: what the metric loses when one edge is ablated, m(M) − m(M∖e), by a forward pass an edge,
+//! from the block that reads it upwards. EAP is its first-order estimate. At all positions only, and slow: for
+//! small models, and to judge the others by.
 
 use circuit_framework::attribution::{
     Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
 };
-use circuit_framework::pass::AblatedEdges;
+use circuit_framework::pass::{AblatedEdges, Prefix};
 use circuit_framework::{Batch, Example, Model, Pass, Result, pass, register};
 use serde::{Deserialize, Serialize};
 
@@ -57,11 +57,12 @@ impl Attribution for Patching<'_> {
             let mut effects = vec![0f64; graph.writers().len() * columns];
             let by = ablated.of(model, batch)?;
             scoring.begin_examples(batch)?;
-            let whole = shares(&scoring, batch, Pass::forward_only())?;
+            let plain = Prefix::default();
+            let whole = shares(&scoring, batch, Pass::forward_only().keeping(&plain))?;
             for &(writer, reader) in &edges {
                 let ends = (graph.writers()[writer.0], graph.readers()[reader.0]);
                 let edges = AblatedEdges::only(model.graph(), by.clone(), ends)?;
-                let pass = Pass::forward_only().ablating(edges.into());
+                let pass = Pass::forward_only().ablating(edges.into()).beginning_from(&plain);
                 let without = shares(&scoring, batch, pass)?;
                 effects[writer.0 * columns + reader.0] += whole.0 - without.0;
                 for (example, (whole, without)) in whole.1.iter().zip(without.1).enumerate() {

@@ -52,8 +52,13 @@ impl Model for Transformer {
     }
 
     fn forward(&self, pass: &Pass, tokens: &Tensor) -> Result<Readout> {
-        let mut x = pass.embed(&self.embedding, tokens)?;
-        for (index, block) in self.blocks.iter().enumerate() {
+        let (first, mut x) = match pass.begin(tokens)? {
+            Some(begin) => begin,
+            None => (0, pass.embed(&self.embedding, tokens)?),
+        };
+        let is_left_out = |(_, block): &(usize, &Block)| block.attention_in.site < first;
+        for (index, block) in self.blocks.iter().enumerate().skip_while(is_left_out) {
+            pass.enter(block.attention_in.site, &x);
             let qkv = pass.read(&block.attention_in, &x)?;
             let read_early = match &block.mlp {
                 Some(mlp) if self.is_parallel => Some(pass.read(&mlp.input, &x)?),
@@ -70,6 +75,7 @@ impl Model for Transformer {
                 x = pass.write(&mlp.output, &x, &z)?;
             }
         }
+        pass.enter(self.unembedding.site, &x);
         pass.finish(&self.unembedding, &x)
     }
 
