@@ -159,7 +159,7 @@ fn analyses(model: &dyn Model, examples: &[Example], peers: &dyn Peers) -> Strin
     let analysis = Analysis { model, metric, examples, ablation, batch_size: 2, report, peers };
     let to: Vec<Input> = model.graph().readers().to_vec();
     let logits = analysis.logits().unwrap();
-    let attention = analysis.attention(&[], 2).unwrap();
+    let attention = analysis.attention(&[], None, 2).unwrap();
     let paths = analysis.paths(&[], &to).unwrap();
     format!("{logits:?} {attention:?} {paths:?}")
 }
