@@ -9,7 +9,7 @@ use crate::models::{case, logits, refuses, tensors};
 use crate::support::{at, load};
 
 /// A GGUF file of the reference Llama, its metadata and tensors changed.
-fn gguf(
+pub(crate) fn gguf(
     change: impl FnOnce(&mut Vec<(String, Gguf)>, &mut Vec<(String, Tensor)>),
 ) -> tempfile::TempDir {
     let text = |text: &str| Gguf::String(text.to_owned());

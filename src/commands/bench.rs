@@ -139,8 +139,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         memory::product(&[batch, seq.saturating_mul(4).saturating_add(size_of::<Example>())]);
     let what = format!("--batch-size {batch} of --seq-len {seq}");
     memory::check(&what, bytes, "give smaller numbers")?;
-    let examples = examples(&*model, experiment.tuning.batch_size, seq, experiment.seed);
-    let matmul_gflops = matmul_gflops(&*model, experiment.tuning.batch_size * seq)?;
+    let matmul_gflops = matmul_gflops(&*model, batch * seq)?;
+    let examples = examples(&*model, batch, seq, experiment.seed);
 
     let steps = experiment.tuning.total_steps(examples.len());
     // The first step finds memory cold and is not counted.
@@ -215,6 +215,13 @@ pub(super) fn d_model(model: &dyn Model) -> usize {
 /// The best of a few products [rows, d_model] · [d_model, 4·d_model], in 10⁹ operations a second.
 fn matmul_gflops(model: &dyn Model, rows: usize) -> Result<f64> {
     let d_model = d_model(model);
+    let entries = [[rows, d_model], [d_model, 4 * d_model], [rows, 4 * d_model]];
+    let bytes = entries.map(|[rows, columns]| memory::product(&[rows, columns, size_of::<f32>()]));
+    memory::check(
+        &format!("a matrix product of the {rows} tokens in a batch"),
+        bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+        "give a smaller --batch-size or --seq-len",
+    )?;
     let (device, dtype) = (model.device(), DType::F32);
     let a = Tensor::ones((rows, d_model), dtype, &device)?;
     let b = Tensor::ones((d_model, 4 * d_model), dtype, &device)?;

@@ -2,6 +2,7 @@
 //! hang or a full memory.
 
 mod folders;
+mod gguf;
 #[cfg(all(unix, feature = "runtime"))]
 mod plugins;
 mod shown;

@@ -145,6 +145,17 @@ fn settings_that_ask_for_more_than_there_is_are_refused_by_name() {
     assert!(!folder.path().join("out").exists());
 }
 
+/// The examples fit; the matrix product that is timed before the steps doesn't.
+#[test]
+fn a_product_to_be_timed_that_memory_has_no_room_for_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for sizes in ["--batch-size 2000000", "--batch-size 2000 --seq-len 32000"] {
+        let parts =
+            ["64000000 tokens in a batch", "are free", "a smaller --batch-size or --seq-len"];
+        refuses_within(folder.path(), LITTLE, &format!("bench --steps 1 {sizes}"), &parts);
+    }
+}
+
 /// Sizes that are no sizes of memory: there aren't more examples than there are.
 #[test]
 fn batches_larger_than_the_data_are_the_data() {

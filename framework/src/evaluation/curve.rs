@@ -1,6 +1,8 @@
 //! The curve of faithfulness over circuits of growing size, and what it amounts to: CPR and CMD (MIB,
 //! arXiv 2504.13151), the smallest circuit that is faithful enough.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -110,10 +112,16 @@ impl CircuitEvaluation<'_> {
         orders: &[Vec<(Writer, Reader)>],
         reach: f64,
     ) -> Result<Vec<Option<Smallest>>> {
-        orders.iter().map(|order| self.smallest_of(order, reach)).collect()
+        let mut known = BTreeMap::new();
+        orders.iter().map(|order| self.smallest_of(order, reach, &mut known)).collect()
     }
 
-    fn smallest_of(&self, order: &[(Writer, Reader)], reach: f64) -> Result<Option<Smallest>> {
+    fn smallest_of(
+        &self,
+        order: &[(Writer, Reader)],
+        reach: f64,
+        known: &mut BTreeMap<EdgeSet, f64>,
+    ) -> Result<Option<Smallest>> {
         let edges = self.all.len();
         let size = |index: usize| {
             let share = index as f64 / (SIZES - 1) as f64;
@@ -124,7 +132,7 @@ impl CircuitEvaluation<'_> {
         // From the largest down: those below the first that fails need not be run.
         for sizes in sizes.rchunks(SIZES_AT_ONCE) {
             let circuits: Vec<EdgeSet> = sizes.iter().map(|&n| self.first(order, n)).collect();
-            let measured = self.measure(&circuits)?;
+            let measured = self.measure_beside(&circuits, known)?;
             for (&n, &metric) in sizes.iter().zip(&measured.metrics).rev() {
                 let faithfulness = measured.scale.faithfulness(metric);
                 if faithfulness.is_nan() || faithfulness < reach {

@@ -157,17 +157,27 @@ impl<'a> CircuitEvaluation<'a> {
     /// # Errors
     /// If an example doesn't fit, a metric isn't a finite number, or the whole model's is that of no edge.
     pub fn measure(&self, circuits: &[EdgeSet]) -> Result<Measured> {
+        self.measure_beside(circuits, &mut BTreeMap::new())
+    }
+
+    /// [`CircuitEvaluation::measure`] of circuits beside others: those whose metrics are `known` are not run, and those
+    /// that are run are known thereafter.
+    pub(super) fn measure_beside(
+        &self,
+        circuits: &[EdgeSet],
+        known: &mut BTreeMap<EdgeSet, f64>,
+    ) -> Result<Measured> {
         let empty = EdgeSet::empty(self.model.graph());
         let kept: Vec<EdgeSet> = circuits.iter().map(|circuit| self.kept(circuit)).collect();
         // Circuits that come to the same edges are run once.
         let sets: BTreeSet<&EdgeSet> = [&self.all, &empty].into_iter().chain(&kept).collect();
-        let sets: Vec<&EdgeSet> = sets.into_iter().collect();
+        let sets: Vec<&EdgeSet> = sets.into_iter().filter(|set| !known.contains_key(set)).collect();
         let metrics = self.run(&sets)?;
         if let Some(metric) = metrics.iter().find(|metric| !metric.is_finite()) {
             return Err(Error::NotFinite(format!("a circuit's metric is {metric}")));
         }
-        let metrics: BTreeMap<&EdgeSet, f64> = sets.into_iter().zip(metrics).collect();
-        let of = |set: &EdgeSet| metrics[set];
+        known.extend(sets.into_iter().cloned().zip(metrics));
+        let of = |set: &EdgeSet| known[set];
         let scale = Scale { metric_full: of(&self.all), metric_empty: of(&empty) };
         scale.check(self.dtype())?;
         Ok(Measured {
@@ -179,6 +189,9 @@ impl<'a> CircuitEvaluation<'a> {
 
     /// The metric with only the edges of each set kept. A batch's ablated values serve for all of them.
     fn run(&self, kept: &[&EdgeSet]) -> Result<Vec<f64>> {
+        if kept.is_empty() {
+            return Ok(Vec::new());
+        }
         let (model, graph) = (self.model, self.model.graph());
         let values = values_over(model, self.ablation, self.examples, self.batch_size, self.peers)?;
         let count = self.examples.len().div_ceil(self.batch_size.max(1));

@@ -28,10 +28,14 @@ use circuit_framework::model::decoder::rope::{Llama3Scaling, frequencies};
 pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
     files::check_regular(path)?;
     let file = File::open(path).map_err(Error::io(path))?;
-    let content = Content::read(&mut BufReader::new(file)).map_err(|error| {
-        Error::input(format!("{}: not a whole GGUF file ({error}); fetch it again", path.display()))
-    })?;
     let place = path.display();
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    // It divides by the alignment that the file gives, which may be 0.
+    let content = caught("its reader", || Ok(Content::read(&mut BufReader::new(file))?));
+    let content = content.map_err(|error| {
+        Error::input(format!("{place}: not a whole GGUF file ({error}); fetch it again"))
+    })?;
+    check_tensors(&content, length, path)?;
     let architecture = match content.metadata.get("general.architecture").map(Value::to_string) {
         Some(Ok(architecture)) => architecture.clone(),
         _ => refuse!("{place}: the metadata has no `general.architecture`"),
@@ -46,6 +50,24 @@ pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
     let file = GgufFile { path: path.to_path_buf(), content, family };
     let (file, tokenizer) = caught(&format!("{place}: the tokenizer"), || file.tokenizer())?;
     Ok((Arc::new(file).checkpoint(&tokenizer)?, tokenizer))
+}
+
+/// Refuses tensors that the file, of so many bytes, has no room for: candle multiplies their dimensions
+/// unchecked.
+fn check_tensors(content: &Content, length: u64, path: &Path) -> Result<()> {
+    for (name, info) in content.tensor_infos.iter().collect::<BTreeMap<_, _>>() {
+        let (shape, kind) = (info.shape.dims(), info.ggml_dtype);
+        let entries = memory::product(shape);
+        let bytes = (entries / kind.block_size() as u64).saturating_mul(kind.type_size() as u64);
+        let end = content.tensor_data_offset.saturating_add(info.offset).saturating_add(bytes);
+        if shape.contains(&0) || end > length {
+            refuse!(
+                "{}: tensor `{name}` of shape {shape:?} has no room in the file; fetch it again",
+                path.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 struct GgufFile {
