@@ -15,6 +15,7 @@ mod arguments;
 mod commands;
 mod experiments;
 mod flags;
+mod job;
 mod outputs;
 mod plugins;
 mod print;
@@ -33,7 +34,6 @@ use anyhow::Result;
 use circuit_framework::panics;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::print::tell;
 use crate::signals::Stopped;
 
 /// Runs the command that the program's arguments name, with every plugin linked into the program. The exit
@@ -48,23 +48,19 @@ pub fn main() -> ExitCode {
         sigpipe::reset();
     }
     // In the pool from the start: a thread outside would wake it and sleep itself for every operation.
-    let done = rayon::scope(|_| panics::caught("the program", || Ok(run(&matches))));
+    let work = || panics::caught("the program", || Ok(job::join().and_then(|()| run(&matches))));
+    let done = rayon::scope(|_| work());
     match done.map_err(anyhow::Error::from).flatten() {
         Ok(()) => match print::lost().filter(|_| !runs) {
             Some(error) => {
-                tell!("error: standard output can't be written: {error}");
-                ExitCode::from(2)
+                job::end(2, Some(&format!("error: standard output can't be written: {error}")))
             }
-            None => ExitCode::SUCCESS,
+            None => job::end(0, None),
         },
-        Err(error) => {
-            let stopped = error.downcast_ref::<Stopped>();
-            match stopped {
-                Some(_) => tell!("{error:#}"),
-                None => tell!("error: {}", one_line(&format!("{error:#}"))),
-            }
-            ExitCode::from(stopped.map_or(2, Stopped::exit_code))
-        }
+        Err(error) => match error.downcast_ref::<Stopped>() {
+            Some(stopped) => job::end(stopped.exit_code(), Some(&format!("{error:#}"))),
+            None => job::end(2, Some(&format!("error: {}", one_line(&format!("{error:#}"))))),
+        },
     }
 }
 
@@ -83,6 +79,7 @@ fn one_line(message: &str) -> String {
 }
 
 fn run(matches: &ArgMatches) -> Result<()> {
+    job::check_shared(matches)?;
     if matches.get_flag("quiet") {
         progress::be_quiet();
     }

@@ -4,9 +4,27 @@
 
 use std::fmt::Arguments;
 use std::io::{Error, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use circuit_framework::text;
+
+/// Whether this process prints nothing: another one of its job does.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing from now on, but what [`complain`] is told.
+pub(crate) fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+pub(crate) fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
+/// Prints why the program ends to standard error, as far as somebody listens.
+pub(crate) fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", text::plain(message));
+}
 
 /// Why something that should be on standard output isn't.
 static LOST: Mutex<Option<Error>> = Mutex::new(None);
@@ -21,9 +39,9 @@ macro_rules! say {
 /// Prints a line to standard error, as far as somebody listens.
 macro_rules! tell {
     ($($text:tt)*) => {{
-        use std::io::Write;
-        let line = format!($($text)*);
-        let _ = writeln!(std::io::stderr(), "{}", circuit_framework::text::plain(&line));
+        if !$crate::print::is_silent() {
+            $crate::print::complain(&format!($($text)*));
+        }
     }};
 }
 
@@ -31,12 +49,16 @@ pub(crate) use {say, tell};
 
 /// What [`say!`] does.
 pub(crate) fn line(line: Arguments) {
-    note(writeln!(std::io::stdout(), "{}", text::plain(&line.to_string())));
+    if !is_silent() {
+        note(writeln!(std::io::stdout(), "{}", text::plain(&line.to_string())));
+    }
 }
 
 /// Prints lines to standard output.
 pub(crate) fn text(lines: &str) {
-    note(std::io::stdout().write_all(text::plain(lines).as_bytes()));
+    if !is_silent() {
+        note(std::io::stdout().write_all(text::plain(lines).as_bytes()));
+    }
 }
 
 fn note(written: Result<(), Error>) {

@@ -9,6 +9,8 @@ use circuit_framework::{Error, progress};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::job;
+
 /// What a shell adds to a signal's number to make an exit code of it.
 const BY_SIGNAL: i32 = 128;
 
@@ -20,6 +22,13 @@ pub(crate) fn stoppable<T>(
 ) -> Result<T> {
     let received = Arc::new(AtomicUsize::new(0));
     let ignored = ignored();
+    if !job::is_first() {
+        // The first process ends where the work can be gone on with, and with it the job.
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register(signal, Arc::default())?;
+        }
+        return work();
+    }
     for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !ignored(*signal)) {
         // In this order: the first signal finds the flag unset.
         flag::register_conditional_shutdown(signal, BY_SIGNAL + signal, progress::stop_flag())?;

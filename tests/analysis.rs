@@ -9,6 +9,7 @@ use circuit_framework::evaluation::answers;
 use circuit_framework::graph::circuit::{Circuit, Edge};
 use circuit_framework::graph::{Input, Node, Port, Reader, Writer};
 use circuit_framework::pass::{Ablated, AblatedEdges, Replacement, scalar, values};
+use circuit_framework::peers::Alone;
 use circuit_framework::{Batch, Example, Model, Pass, PatchingMetric, Tensor};
 use proptest::prelude::*;
 
@@ -57,7 +58,15 @@ fn analyse<T>(
     of: impl FnOnce(&Analysis) -> T,
 ) -> T {
     let metric = metric();
-    of(&Analysis { model, metric: &*metric, examples, ablation, batch_size, report: &|_| () })
+    of(&Analysis {
+        model,
+        metric: &*metric,
+        examples,
+        ablation,
+        batch_size,
+        report: &|_| (),
+        peers: &Alone,
+    })
 }
 
 fn metric() -> Box<dyn PatchingMetric> {

@@ -13,6 +13,7 @@ use circuit_framework::evaluation::task::{Setting, Split};
 use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::pruning::Pruning;
 use circuit_framework::graph::{Graph, Input, Node, Port};
+use circuit_framework::peers::Alone;
 use circuit_framework::plugin::registry;
 use circuit_framework::{
     Batch, Example, Model, PatchingMetric, Result, Scores, Task, progress, register,
@@ -46,7 +47,8 @@ fn by_example(
         Ok(())
     };
     let (found, is_sum) =
-        discover_by_example(model, &all, metric, options, &progress::silent, &take).unwrap();
+        discover_by_example(model, &all, metric, options, (&Alone, &progress::silent), &take)
+            .unwrap();
     (found, is_sum, taken.into_inner())
 }
 
@@ -92,7 +94,7 @@ proptest! {
             };
             let (found, is_sum, terms) = by_example(&*model, &examples, &*metric, &options);
             let all: Vec<&Example> = examples.iter().collect();
-            let plain = discover(&*model, &all, &*metric, &options, &progress::silent).unwrap();
+            let plain = discover(&*model, &all, &*metric, &options, &Alone, &progress::silent).unwrap();
             prop_assert_eq!(bits(&plain.scores), bits(&found.scores), "{}", method.name);
             prop_assert!(is_sum, "{}", method.name);
 
@@ -138,7 +140,7 @@ proptest! {
         let weight: f64 = examples.iter().map(|example| metric.weight(example)).sum();
         let scale = largest(terms.iter().flatten().copied()).max(1e-6);
         for (example, terms) in examples.iter().zip(&terms) {
-            let alone = discover(&*model, &[example], &*metric, &options, &progress::silent).unwrap();
+            let alone = discover(&*model, &[example], &*metric, &options, &Alone, &progress::silent).unwrap();
             let share = metric.weight(example) / weight;
             for (writer, reader) in graph.edges() {
                 let expected = share * f64::from(alone.scores.of(writer, reader));

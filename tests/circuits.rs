@@ -213,7 +213,7 @@ proptest! {
             ..Discovery::default()
         };
         let all: Vec<&Example> = examples.iter().collect();
-        let exact = discover(&*model, &all, &*metric, &options, &progress::silent).unwrap().scores;
+        let exact = discover(&*model, &all, &*metric, &options, &Alone, &progress::silent).unwrap().scores;
         let circuit = Pruning::default().prune(&exact, &exact.magnitudes(), exact.graph.edge_count());
         let evaluation = of(&*model, &*metric, &examples, ablation, &KINDS);
         let evaluation = CircuitEvaluation { prune: false, ..evaluation };

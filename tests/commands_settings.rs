@@ -95,6 +95,7 @@ const NO_SETTINGS: &[&str] = &[
     "--tokens",
     "--landscape",
     "--all-nodes",
+    "--plan",
 ];
 
 #[test]

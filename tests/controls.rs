@@ -5,6 +5,7 @@ use std::path::Path;
 
 use circuit_framework::attribution::Discovery;
 use circuit_framework::graph::{Kind, Port};
+use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::tuning::{DiscoveredAt, Event, Matched, Step, Tuned, Tuner, Tuning};
 use circuit_framework::{
@@ -36,6 +37,7 @@ fn tune(
         tuning: &Tuning { steps: Some(4), batch_size: 2, lr: 0.05, ..Tuning::default() },
         matched,
         seed,
+        peers: &Alone,
     };
     let (mut steps, mut circuits) = (Vec::new(), Vec::new());
     let tuned = tuner.run(examples, &mut |event| {

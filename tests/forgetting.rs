@@ -1,6 +1,7 @@
 //! Examples that are to be forgotten: training goes the other way on them, beside others that it keeps to; and how
 //! fast a model learns what it has forgotten.
 
+use circuit_framework::peers::Alone;
 use circuit_framework::tuning::{Algorithm, Objective, Tuner, Tuning};
 use circuit_framework::{Example, Model, ParamSelector, PatchingMetric, Tensor};
 use proptest::prelude::*;
@@ -39,6 +40,7 @@ fn movement(
         tuning: &tuning,
         matched: None,
         seed: 0,
+        peers: &Alone,
     };
     let values = || -> Vec<f64> {
         let of = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f64>().unwrap();

@@ -53,6 +53,7 @@ mod oracles;
 mod own_program;
 mod pass;
 mod peers;
+mod plan;
 #[cfg(feature = "runtime")]
 mod plugins;
 mod properties;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use circuit_framework::Model;
+use circuit_framework::peers::Alone;
 use circuit_framework::tuning::{Algorithm, Event, Tuner, Tuning};
 use circuit_framework::{ParamSelector, PatchingMetric};
 use proptest::prelude::*;
@@ -152,7 +153,7 @@ proptest! {
         };
         let tuner = Tuner {
             model: &*model, metric: &*metric, selector: &*selector, discovery: &Default::default(),
-            pruning: &Default::default(), tuning: &tuning, matched: None, seed: 0,
+            pruning: &Default::default(), tuning: &tuning, matched: None, seed: 0, peers: &Alone,
         };
         let values = || crate::support::weights(&*model);
         let mut found = values();

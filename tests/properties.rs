@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use circuit_framework::attribution::{Ablation, Discovery, MethodChoice, Positions, discover};
 use circuit_framework::graph::pruning::{Pruning, Rule};
 use circuit_framework::graph::{Input, Kind, Node, Port, Reader, Writer};
+use circuit_framework::peers::Alone;
 use circuit_framework::tuning::{Algorithm, Objective, Tuner, Tuning};
 use circuit_framework::{
     Batch, Device, Example, Graph, Model, Owner, ParamSelector, Pass, PatchingMetric, Result,
@@ -65,7 +66,7 @@ pub fn distance(a: &Scores, b: &Scores) -> f32 {
 pub fn find(model: &dyn Model, examples: &[Example], metric: &str, options: &Discovery) -> Scores {
     let metric: Box<dyn PatchingMetric> = plugin(metric, "");
     let all: Vec<&Example> = examples.iter().collect();
-    discover(model, &all, &*metric, options, &progress::silent).unwrap().scores
+    discover(model, &all, &*metric, options, &Alone, &progress::silent).unwrap().scores
 }
 
 proptest! {
@@ -290,6 +291,7 @@ pub fn tune(
         tuning,
         matched: None,
         seed: 7,
+        peers: &Alone,
     };
     let tuned = tuner.run(examples, &mut |_| Ok(()))?;
     let mut entries = BTreeSet::new();

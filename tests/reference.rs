@@ -9,6 +9,7 @@ use candle_core::DType;
 use circuit_framework::attribution::{Discovered, Discovery, discover};
 use circuit_framework::model::Precision;
 use circuit_framework::ops::composed::everywhere;
+use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::tuning::{Event, Step, Tuner, Tuning};
 use circuit_framework::{
@@ -186,9 +187,15 @@ fn discovers_in(name: &str, precision: Precision, tolerance: f64) {
         let options = case.discovery(batch_size);
         options.check(&*model, &examples, &*metric, None).unwrap();
         let all: Vec<&Example> = examples.iter().collect();
-        let found =
-            discover(&*model, &all, &*metric, &options, &circuit_framework::progress::silent)
-                .unwrap();
+        let found = discover(
+            &*model,
+            &all,
+            &*metric,
+            &options,
+            &Alone,
+            &circuit_framework::progress::silent,
+        )
+        .unwrap();
         case.check_scores(&found, tolerance);
         case.check_top(&found, "top_edges", "top_edges");
         case.check_top(&found, "top_nodes", "top_nodes");
@@ -242,6 +249,7 @@ fn tunes_in(name: &str, precision: Precision, tolerance: f32) {
         tuning: &tuning,
         matched: None,
         seed: 0,
+        peers: &Alone,
     };
     let mut steps: Vec<Step> = Vec::new();
     (tuner.run(&case.examples(), &mut |event| {

@@ -4,6 +4,7 @@
 use circuit_framework::attribution::{Ablation, Discovery, MethodChoice, Positions, discover};
 use circuit_framework::graph::{Input, Node, Port};
 use circuit_framework::ops::composed::everywhere;
+use circuit_framework::peers::Alone;
 use circuit_framework::tuning::{Objective, Tuner, Tuning};
 use circuit_framework::{Example, Model, ParamSelector, PatchingMetric, Pruning, Scores, progress};
 use proptest::prelude::*;
@@ -25,7 +26,7 @@ fn relevance(model: &dyn Model, examples: &[Example], attention: &str) -> (f64, 
     };
     let metric: Box<dyn PatchingMetric> = plugin("logit_diff", "");
     let all: Vec<&Example> = examples.iter().collect();
-    let found = discover(model, &all, &*metric, &discovery, &progress::silent).unwrap();
+    let found = discover(model, &all, &*metric, &discovery, &Alone, &progress::silent).unwrap();
     (found.metric, found.scores)
 }
 
@@ -140,6 +141,7 @@ proptest! {
                 tuning: &tuning,
                 matched: None,
                 seed: 0,
+                peers: &Alone,
             };
             tuner.run(&examples, &mut |_| Ok(())).unwrap();
             weights(&*model)

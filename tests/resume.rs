@@ -4,6 +4,7 @@
 use circuit_framework::attribution::{Discovery, Smoothing};
 use circuit_framework::model::Precision;
 use circuit_framework::ops::composed::everywhere;
+use circuit_framework::peers::Alone;
 use circuit_framework::tuning::{Algorithm, Event, Tuned, Tuner, Tuning};
 use circuit_framework::{Error, Example, Model, ParamSelector, PatchingMetric, Pruning, Result};
 use proptest::prelude::*;
@@ -63,6 +64,7 @@ proptest! {
                     tuning: &tuning,
                     matched: None,
                     seed: 5,
+                    peers: &Alone,
                 }
             };
         }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use circuit_framework::attribution::discover;
+use circuit_framework::peers::Alone;
 use circuit_framework::{Example, Pass, Tensor, progress};
 use serde_json::Value;
 
@@ -76,7 +77,8 @@ fn matches(name: &str) {
     }
     let metric = case.metric();
     let all: Vec<&Example> = examples.iter().collect();
-    let found = discover(&*model, &all, &*metric, &case.discovery(4), &progress::silent).unwrap();
+    let found =
+        discover(&*model, &all, &*metric, &case.discovery(4), &Alone, &progress::silent).unwrap();
     case.check_scores(&found, 1e-4);
 }
 

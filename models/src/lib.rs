@@ -50,12 +50,7 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
     }
     checkpoint.device = choice.device.device()?;
     checkpoint.dtype = choice.dtype.dtype(&checkpoint.weights);
-    let Some(architecture) = checkpoint.config["model_type"].as_str() else {
-        refuse!("{}: config.json has no `model_type`", checkpoint.origin);
-    };
-    let plugin = registry::find::<dyn Architecture>(architecture)
-        .map_err(|error| Error::input(format!("{}: {error}", checkpoint.origin)))?;
-    let model = plugin.build(&choice.options)?.build(checkpoint)?;
+    let model = build(checkpoint, choice)?;
     if let Some(adapter) = &choice.adapter {
         Adapters::load(adapter, model.parameters(), model.projections())?
             .merge(model.parameters())?;
@@ -64,6 +59,26 @@ pub fn load(choice: &ModelChoice) -> Result<Loaded> {
         Delta::load(delta)?.apply(model.parameters())?;
     }
     Ok(Loaded { model, tokenizer })
+}
+
+/// The shapes of a model, whose weights are neither read nor drawn and take no memory.
+///
+/// # Errors
+/// If config.json is missing or describes no model that there is.
+pub fn outline(choice: &ModelChoice) -> Result<Box<dyn Model>> {
+    let (mut checkpoint, _) = read(&choice.path, true)?;
+    checkpoint.weights = Weights::Absent;
+    build(checkpoint, choice)
+}
+
+/// The model of a checkpoint, by the architecture that its configuration names.
+fn build(checkpoint: Checkpoint, choice: &ModelChoice) -> Result<Box<dyn Model>> {
+    let Some(architecture) = checkpoint.config["model_type"].as_str() else {
+        refuse!("{}: config.json has no `model_type`", checkpoint.origin);
+    };
+    let plugin = registry::find::<dyn Architecture>(architecture)
+        .map_err(|error| Error::input(format!("{}: {error}", checkpoint.origin)))?;
+    plugin.build(&choice.options)?.build(checkpoint)
 }
 
 /// Settles what texts begin with, and says it.
@@ -92,7 +107,7 @@ fn read(path: &Path, without_weights: bool) -> Result<(Checkpoint, Option<Tokeni
         return Ok((checkpoint, Some(tokenizer)));
     }
     if without_weights && path.ends_with("config.json") && path.is_file() {
-        return read(path.parent().unwrap_or(path), true);
+        return read(files::parent(path), true);
     }
     if path.is_file() {
         refuse!(

@@ -9,14 +9,16 @@ use circuit_framework::tuning::{Event, Step, Tuner};
 use circuit_framework::weights::parameters::{Owner, Selection};
 use circuit_framework::{Example, Key, Model, Tensor, memory};
 use circuit_models::Loaded;
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use toml::Table;
 
-use super::{json_flag, show};
+use super::plan::Plan;
+use super::{check_alike, json_flag, show};
 use crate::flags::{self, COMPUTING, DISCOVERY, Flag, MODEL, TUNING};
+use crate::job;
 use crate::outputs::Outputs;
 use crate::print::say;
 
@@ -45,7 +47,28 @@ pub(crate) fn command() -> Command {
             .value_parser(clap::value_parser!(u64).range(4..))
             .help("Tokens an example; two of them are key tokens"),
     )
+    .arg(
+        Arg::new("plan")
+            .long("plan")
+            .action(ArgAction::SetTrue)
+            .help("Time nothing: reckon what memory a step takes, from config.json alone"),
+    )
+    .arg(
+        Arg::new("tuned-share")
+            .long("tuned-share")
+            .value_name("S")
+            .default_value("1")
+            .requires("plan")
+            .value_parser(share)
+            .help("With --plan: the share of the nodes' parameters that is tuned"),
+    )
     .arg(json_flag())
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.parse().ok();
+    share.filter(|share| (0.0..=1.0).contains(share)).ok_or("give a number from 0 to 1".to_owned())
 }
 
 /// Seconds of a phase, over the timed steps.
@@ -87,19 +110,30 @@ struct Report {
     matmul_share: f64,
     /// The most memory the program held, where the system tells.
     peak_rss_bytes: Option<u64>,
+    /// The processes that shared each step.
+    ranks: usize,
+    /// Bytes that this one gave to others in the median step.
+    sent_bytes: u64,
 }
 
 pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let mut table = defaults();
     flags::apply(matches, FLAGS, &mut table)?;
     let experiment = flags::from_table(table, "settings")?;
+    check_alike(&experiment)?;
     if experiment.tuning.steps == Some(0) {
         bail!("there is nothing to time in 0 steps; give --steps 1 or more");
     }
     let outputs = Outputs::new(matches, &[], experiment.inputs())?;
-    let plugins = experiment.plugins()?;
-    let Loaded { model, .. } = circuit_models::load(&experiment.model)?;
     let seq = matches.get_one::<u64>("seq-len").map_or(32, |seq| *seq as usize);
+    if matches.get_flag("plan") {
+        let model = circuit_models::outline(&experiment.model)?;
+        let share = matches.get_one("tuned-share").copied().unwrap_or(1.0);
+        let plan = Plan::of(&*model, &experiment, seq as u64, share);
+        return show(matches, &outputs, &plan, Plan::print);
+    }
+    let plugins = experiment.plugins()?;
+    let Loaded { model, .. } = circuit_models::load(&job::with_own_device(&experiment.model))?;
     let batch = experiment.tuning.batch_size;
     let bytes =
         memory::product(&[batch, seq.saturating_mul(4).saturating_add(size_of::<Example>())]);
@@ -121,22 +155,33 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         tuning: &tuning,
         matched: None,
         seed: experiment.seed,
+        peers: job::peers(),
     };
-    let mut timed = Vec::new();
+    let (mut timed, mut sent) = (Vec::new(), Vec::new());
+    let mut before = tuner.peers.sent();
     tuner.run(&examples, &mut |event| {
         if let Event::Step { step, .. } = event {
             timed.push(step.clone());
+            let now = tuner.peers.sent();
+            sent.push(now - before);
+            before = now;
         }
         Ok(())
     })?;
     timed.remove(0);
+    sent.sort_unstable();
+    let sent_bytes = sent[sent.len() / 2];
     // The keys are in each example's second half, and before the first there is nothing to go back to.
     let backward_passes = match experiment.discovery.positions {
         _ if plugins.metric.is_loss() => 1.0,
         Positions::Key => 1.5,
         Positions::All => 2.0,
     };
-    let report = report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops);
+    let report = Report {
+        ranks: tuner.peers.size(),
+        sent_bytes,
+        ..report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops)
+    };
     show(matches, &outputs, &report, print)
 }
 
@@ -163,7 +208,7 @@ fn examples(model: &dyn Model, count: usize, seq: usize, seed: u64) -> Vec<Examp
 }
 
 /// The width of the residual stream, which is that of every weight matrix.
-fn d_model(model: &dyn Model) -> usize {
+pub(super) fn d_model(model: &dyn Model) -> usize {
     model.parameters().iter().map(|(_, parameter)| parameter.width()).max().unwrap_or(1)
 }
 
@@ -221,6 +266,8 @@ fn report(
         matmul_gflops,
         matmul_share: products / (matmul_gflops * 1e9) / step.median_s,
         peak_rss_bytes: peak_rss_bytes(),
+        ranks: 1,
+        sent_bytes: 0,
         step,
     }
 }
@@ -257,5 +304,9 @@ fn print(report: &Report) {
     );
     if let Some(bytes) = report.peak_rss_bytes {
         say!("peak memory  {:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    }
+    if report.ranks > 1 {
+        let megabytes = report.sent_bytes as f64 / 1e6;
+        say!("ranks        {}; each gives {megabytes:.1} MB a step to the others", report.ranks);
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod list;
 pub(crate) mod logits;
 pub(crate) mod methods;
 mod movement;
+mod plan;
 pub(crate) mod plugin;
 pub(crate) mod relearn;
 pub(crate) mod report;
@@ -33,7 +34,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
 use circuit_framework::run::{Runner, finished, last_kept_step};
 use circuit_framework::{Error, Figures, files};
@@ -46,13 +46,14 @@ use crate::outputs::{self, Outputs, STDOUT};
 use crate::print::say;
 use crate::progress::Display;
 use crate::signals::stoppable;
-use crate::{experiments, flags};
+use crate::{experiments, flags, job};
 use summary::Finished;
 
 /// Loads an experiment's model and plugins and hands them to `work`.
 fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<T>) -> Result<T> {
+    check_alike(experiment)?;
     let plugins = experiment.plugins()?;
-    let loaded = circuit_models::load(&experiment.model)?;
+    let loaded = circuit_models::load(&job::with_own_device(&experiment.model))?;
     let tokenizer = loaded.tokenizer;
     let display = Display::new();
     work(&Runner {
@@ -62,9 +63,15 @@ fn with_runner<T>(experiment: &Experiment, work: impl FnOnce(&Runner) -> Result<
         tokenizer: tokenizer.as_ref(),
         save: &|folder, model| circuit_models::save(folder, model, tokenizer.as_ref()),
         report: &|progress| display.show(&progress),
-        peers: &Alone,
+        peers: job::peers(),
         data: Default::default(),
     })
+}
+
+/// Refuses to go on with processes that were started with something else.
+fn check_alike(experiment: &Experiment) -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    Ok(circuit_framework::run::check_alike(job::peers(), experiment, &arguments)?)
 }
 
 /// A flag's path, where given.
@@ -151,7 +158,9 @@ fn run_and_show(matches: &ArgMatches, experiment: &Experiment) -> Result<()> {
     };
     let named = || folder.borrow().clone().unwrap_or_default();
     let summary = stoppable(run, || go_on(&named())).map_err(|error| kept(error, &named()))?;
-    report::write_own(&named());
+    if job::is_first() {
+        report::write_own(&named());
+    }
     show(matches, &outputs, &Finished { folder: &named(), summary }, summary::print)
 }
 
@@ -180,7 +189,7 @@ fn resume(matches: &ArgMatches, folder: &Path) -> Result<()> {
         }
     };
     // A process that was killed at its very end may have left none.
-    if !folder.join(REPORT).exists() {
+    if job::is_first() && !folder.join(REPORT).exists() {
         report::write_own(folder);
     }
     show(matches, &outputs, &Finished { folder, summary }, summary::print)

@@ -12,6 +12,7 @@ use super::share::Share;
 use super::{json_flag, output, path, prints_json, resume, resume_flag, run_and_show, sweep};
 use crate::experiments;
 use crate::flags::{self, COMPUTING, Flag};
+use crate::job;
 use crate::outputs;
 use crate::print::say;
 use crate::signals::stoppable;
@@ -58,6 +59,12 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     table.entry("name").or_insert_with(|| stem.clone().into_owned().into());
     flags::apply(matches, FLAGS, &mut table)?;
     if let Some(combinations) = combinations(&table, name)? {
+        if job::peers().size() > 1 {
+            bail!(
+                "{name}: is a sweep, whose runs are one process's work each; share them out by --shard, without \
+                 mpirun"
+            );
+        }
         let folder = outputs::folder(matches, "out")?;
         let folder = folder.unwrap_or_else(|| Path::new("runs").join(&*stem));
         if matches.contains_id("json") {

@@ -16,6 +16,7 @@ use crate::evaluation::answers::check_keys;
 use crate::evaluation::batches;
 use crate::graph::{Graph, Node};
 use crate::pass::Pass;
+use crate::peers;
 use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
 
@@ -101,10 +102,11 @@ impl Analysis<'_> {
             );
         }
         let heads = heads_of(self.model.graph(), heads)?;
-        let mut sums = Sums::default();
         let mut shown_patterns: Vec<(usize, Pattern)> = Vec::new();
         let mut done = 0;
-        for batch in batches(self.model, self.examples, self.batch_size) {
+        let names = span_names(self.examples);
+        let batches = batches(self.model, self.examples, self.batch_size);
+        let of_batches = peers::share(self.peers, batches, |batch| {
             progress::check_stop()?;
             let batch = batch?;
             let places = match from {
@@ -112,11 +114,12 @@ impl Analysis<'_> {
                 None => key_places(&batch),
             };
             if places.is_empty() {
-                continue;
+                return Ok(Vec::new());
             }
             let watch = Watch::new(self.model.graph(), &batch, &places, &heads)?;
             self.model.forward(&watch.pass(Pass::forward_only()), &batch.tokens)?;
             let weights = watch.weights();
+            let mut sums = Sums::default();
             sums.add(&batch, &places, &weights);
             for (place, &(example, last)) in places.iter().enumerate() {
                 // Examples are told by where they stand: batches take them in another order.
@@ -129,16 +132,39 @@ impl Analysis<'_> {
             done += batch.examples.len();
             let total = self.examples.len();
             (self.report)(Progress { stage: "analyze attention", done, total, figure: None });
-        }
-        shown_patterns.sort_by_key(|(index, _)| *index);
-        let patterns = shown_patterns.into_iter().map(|(_, pattern)| pattern).collect();
-        let found = Attention { patterns, ..sums.finish(&heads) };
+            Ok(sums.numbers(&names, &heads))
+        })?;
+        let mut sums = Sums::default();
+        of_batches.iter().for_each(|of_batch| sums.join(of_batch, &names, &heads));
+        let found = sums.finish(&heads);
         let mut looks = found.heads.iter().flat_map(|head| head.looks.values());
         if looks.any(|look| !look.share.is_finite()) {
             return Err(Error::NotFinite("attention has no finite weights".to_owned()));
         }
-        Ok(found)
+        let mut shown_patterns = self.all_patterns(shown_patterns)?;
+        shown_patterns.sort_by_key(|(index, _)| *index);
+        let patterns = shown_patterns.into_iter().map(|(_, pattern)| pattern).collect();
+        Ok(Attention { patterns, ..found })
     }
+
+    /// The patterns that all processes have.
+    fn all_patterns(&self, own: Vec<(usize, Pattern)>) -> Result<Vec<(usize, Pattern)>> {
+        if self.peers.size() == 1 {
+            return Ok(own);
+        }
+        let misfit = |error| Error::input(format!("patterns can't be exchanged: {error}"));
+        let bytes = serde_json::to_vec(&own).map_err(misfit)?;
+        let all = peers::give_all(self.peers, &bytes)?;
+        let all = all.iter().map(|bytes| serde_json::from_slice::<Vec<_>>(bytes).map_err(misfit));
+        Ok(all.collect::<Result<Vec<_>>>()?.concat())
+    }
+}
+
+/// The names of all spans that examples have.
+pub(super) fn span_names(examples: &[Example]) -> Vec<String> {
+    let marked = examples.iter().flat_map(|example| example.spans.keys().cloned());
+    let names: BTreeSet<String> = marked.chain([FIRST, SELF].map(str::to_owned)).collect();
+    names.into_iter().collect()
 }
 
 /// A place in a batch that is looked from: the index of its example, and its position there.
@@ -264,6 +290,34 @@ impl Sums {
                     let is_there = span.contains(&largest(weights));
                     look.largest += f64::from(is_there) / seen.len() as f64;
                 }
+            }
+        }
+    }
+
+    /// All sums as numbers: of each span, how many examples have it and how each head looks at it.
+    pub(super) fn numbers(&self, names: &[String], heads: &[Node]) -> Vec<f64> {
+        let mut numbers = Vec::new();
+        for name in names {
+            numbers.push(self.examples.get(name).copied().unwrap_or(0) as f64);
+            for head in heads {
+                let look = self.looks.get(&(*head, name.clone())).copied().unwrap_or_default();
+                numbers.extend([look.share, look.largest]);
+            }
+        }
+        numbers
+    }
+
+    /// Adds what [`Sums::numbers`] made of another batch.
+    pub(super) fn join(&mut self, numbers: &[f64], names: &[String], heads: &[Node]) {
+        for (name, numbers) in names.iter().zip(numbers.chunks(1 + 2 * heads.len())) {
+            if numbers[0] == 0.0 {
+                continue;
+            }
+            *self.examples.entry(name.clone()).or_default() += numbers[0] as usize;
+            for (head, look) in heads.iter().zip(numbers[1..].chunks(2)) {
+                let sum = self.looks.entry((*head, name.clone())).or_default();
+                sum.share += look[0];
+                sum.largest += look[1];
             }
         }
     }

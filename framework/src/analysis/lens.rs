@@ -76,6 +76,32 @@ impl LensSums {
         Ok(())
     }
 
+    /// The layers, and all sums as numbers.
+    pub(super) fn numbers(&self) -> Vec<f64> {
+        let of = |lens: &Lens| {
+            let (layer, Lens { right, wrong, .. }) = (lens.layer, lens);
+            // Counted from 1; 0 is the embedding's output.
+            let layer = layer.map_or(0, |layer| layer + 1) as f64;
+            [layer, right.probability, right.rank, wrong.probability, wrong.rank]
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
+    /// Adds what [`LensSums::numbers`] made of another batch.
+    pub(super) fn join(&mut self, numbers: &[f64]) {
+        let (of_layers, _) = numbers.as_chunks::<5>();
+        for (index, &[layer, right, right_rank, wrong, wrong_rank]) in of_layers.iter().enumerate()
+        {
+            if self.0.len() == index {
+                let layer = (layer as usize).checked_sub(1);
+                self.0.push(Lens { layer, right: Answer::default(), wrong: Answer::default() });
+            }
+            let lens = &mut self.0[index];
+            lens.right.add(Answer { probability: right, rank: right_rank }, 1.0);
+            lens.wrong.add(Answer { probability: wrong, rank: wrong_rank }, 1.0);
+        }
+    }
+
     pub(super) fn finish(self) -> Vec<Lens> {
         self.0
     }

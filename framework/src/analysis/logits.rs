@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use super::findings::{Table, names, number};
 use super::lens::{Lens, LensSums};
 use super::{Analysis, NodeEffect, Panel, Shown, rows, weights};
-use crate::data::example::Key;
+use crate::data::example::{Batch, Key};
 use crate::evaluation::answers::{KeyRow, check_wrong_answers};
 use crate::evaluation::batches;
 use crate::graph::Graph;
 use crate::ops::backward::Rules;
 use crate::ops::weight;
 use crate::pass::{Pass, Unembedding, Written};
+use crate::peers;
 use crate::progress::{self, Progress};
 use crate::{Error, Result};
 
@@ -55,43 +56,25 @@ impl Analysis<'_> {
                 .map_err(|error| Error::input(format!("{}: {error}", example.origin)))?;
         }
         let graph = self.model.graph();
-        let mut effects = vec![0.0; graph.writers().len()];
-        let (mut difference, mut biases) = (0.0, 0.0);
-        let mut lens = LensSums::default();
         let mut done = 0;
-        for batch in batches(self.model, self.examples, self.batch_size) {
+        let batches = batches(self.model, self.examples, self.batch_size);
+        let of_batches = peers::share(self.peers, batches, |batch| {
             progress::check_stop()?;
             let batch = batch?;
-            let keys: Vec<KeyRow> = batch.keys().collect();
-            let weights = weights(&batch, &keys, self.examples.len());
-            let rows = Tensor::new(rows(&keys), batch.tokens.device())?;
-            let (written, read) = (Shown::new(), Shown::new());
-            let pass = self.watching(&rows, written.handle(), read.handle());
-            let readout = self.model.forward(&pass, &batch.tokens)?;
-            let (unembedding, read) = (readout.unembedding(), read.take());
-            let Some((_, stream)) = read.last() else { continue };
-            let at_hidden = directions(unembedding, &keys)?;
-            let rules = Rules { norm_scales: true, ..Rules::default() };
-            let at_stream = unembedding.norm.pull_back(stream, &at_hidden, rules)?;
-            let product = |a: &Tensor, b: &Tensor| weighted_sum(&a.broadcast_mul(b)?, &weights);
-            for site in written.take() {
-                for index in 0..site.outputs.dim(0)? {
-                    effects[site.first + index] += product(&at_stream, &site.outputs.get(index)?)?;
-                }
-                if let Some(bias) = &site.bias {
-                    biases += product(&at_stream, bias)?;
-                }
-            }
-            if let Some(bias) = &unembedding.norm.bias {
-                biases += product(&at_hidden, &bias.tensor)?;
-            }
-            let hidden = unembedding.norm.forward(stream)?;
-            difference += product(&at_hidden, &hidden)?;
-            lens.add(graph, unembedding, &read, (&keys, &weights))?;
+            let numbers = self.logits_of(&batch)?;
             done += batch.examples.len();
             let total = self.examples.len();
             (self.report)(Progress { stage: "analyze logits", done, total, figure: None });
+            Ok(numbers)
+        })?;
+        let mut sums = vec![0.0; 2 + graph.writers().len()];
+        let mut lens = LensSums::default();
+        for of_batch in of_batches {
+            let (numbers, of_lens) = of_batch.split_at(sums.len().min(of_batch.len()));
+            sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+            lens.join(of_lens);
         }
+        let (difference, biases, effects) = (sums[0], sums[1], sums.split_off(2));
         if !difference.is_finite() {
             return Err(Error::NotFinite(format!("the logit difference is {difference}")));
         }
@@ -102,6 +85,40 @@ impl Analysis<'_> {
             nodes: nodes.map(|(&node, effect)| NodeEffect { node, effect }).collect(),
             lens: lens.finish(),
         })
+    }
+
+    /// A batch's share of the difference, of the biases, of each writer's effect, and of the lens.
+    fn logits_of(&self, batch: &Batch) -> Result<Vec<f64>> {
+        let graph = self.model.graph();
+        let mut effects = vec![0.0; graph.writers().len()];
+        let (mut biases, mut lens) = (0.0, LensSums::default());
+        let keys: Vec<KeyRow> = batch.keys().collect();
+        let weights = weights(batch, &keys, self.examples.len());
+        let rows = Tensor::new(rows(&keys), batch.tokens.device())?;
+        let (written, read) = (Shown::new(), Shown::new());
+        let pass = self.watching(&rows, written.handle(), read.handle());
+        let readout = self.model.forward(&pass, &batch.tokens)?;
+        let (unembedding, read) = (readout.unembedding(), read.take());
+        let Some((_, stream)) = read.last() else { return Ok(Vec::new()) };
+        let at_hidden = directions(unembedding, &keys)?;
+        let rules = Rules { norm_scales: true, ..Rules::default() };
+        let at_stream = unembedding.norm.pull_back(stream, &at_hidden, rules)?;
+        let product = |a: &Tensor, b: &Tensor| weighted_sum(&a.broadcast_mul(b)?, &weights);
+        for site in written.take() {
+            for index in 0..site.outputs.dim(0)? {
+                effects[site.first + index] += product(&at_stream, &site.outputs.get(index)?)?;
+            }
+            if let Some(bias) = &site.bias {
+                biases += product(&at_stream, bias)?;
+            }
+        }
+        if let Some(bias) = &unembedding.norm.bias {
+            biases += product(&at_hidden, &bias.tensor)?;
+        }
+        let hidden = unembedding.norm.forward(stream)?;
+        let difference = product(&at_hidden, &hidden)?;
+        lens.add(graph, unembedding, &read, (&keys, &weights))?;
+        Ok([&[difference, biases], &effects[..], &lens.numbers()].concat())
     }
 
     /// A pass that shows what is written and read at `rows`, a site at a time.

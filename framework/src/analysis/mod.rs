@@ -34,6 +34,7 @@ use crate::evaluation::answers::KeyRow;
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Node;
 use crate::model::Model;
+use crate::peers::Peers;
 use crate::progress::Report;
 
 /// Shares of attention below this are next to nothing in a heat map.
@@ -49,6 +50,8 @@ pub struct Analysis<'a> {
     pub ablation: Ablation,
     pub batch_size: usize,
     pub report: &'a Report<'a>,
+    /// The processes that share the batches.
+    pub peers: &'a dyn Peers,
 }
 
 /// A node and a number of it.

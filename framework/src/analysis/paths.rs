@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::attention::{Sums, Watch, is_marked, key_places};
+use super::attention::{Sums, Watch, is_marked, key_places, span_names};
 use super::findings::{Table, names, number};
 use super::{Analysis, LEAST_SHARE, Panel};
 use crate::data::example::Batch;
@@ -18,7 +18,7 @@ use crate::evaluation::batches;
 use crate::graph::edge_set::served;
 use crate::graph::{Graph, Input, Node, Reader, Writer};
 use crate::pass::{Ablated, AblatedEdges, Pass, Prefix, scalar};
-use crate::peers::Alone;
+use crate::peers;
 use crate::progress::{self, Progress};
 use crate::{Error, Result, refuse};
 
@@ -95,16 +95,18 @@ impl Analysis<'_> {
         let graph = self.model.graph();
         let heads = heads_behind(graph, readers);
         let values =
-            values_over(self.model, self.ablation, self.examples, self.batch_size, &Alone)?;
-        let mut runs: Vec<Run> = (0..=writers.len()).map(|_| Run::default()).collect();
-        let total = runs.len() * self.examples.len().div_ceil(self.batch_size.max(1));
+            values_over(self.model, self.ablation, self.examples, self.batch_size, self.peers)?;
+        let names = span_names(self.examples);
+        let all_runs = || std::iter::once(None).chain(writers.iter().copied().map(Some));
+        let total = all_runs().count() * self.examples.len().div_ceil(self.batch_size.max(1));
         let mut done = 0;
-        for batch in batches(self.model, self.examples, self.batch_size) {
+        let batches = batches(self.model, self.examples, self.batch_size);
+        let of_batches = peers::share(self.peers, batches, |batch| {
             let batch = batch?;
             let by = values.of(self.model, &batch)?;
+            let mut numbers = Vec::new();
             let clean = Prefix::default();
-            let patched = writers.iter().map(|&writer| Some(writer));
-            for (run, writer) in runs.iter_mut().zip(std::iter::once(None).chain(patched)) {
+            for writer in all_runs() {
                 progress::check_stop()?;
                 let pass = match writer {
                     None => Pass::forward_only().keeping(&clean),
@@ -112,23 +114,35 @@ impl Analysis<'_> {
                         patching(graph, by.clone(), writer, readers).beginning_from(&clean)
                     }
                 };
-                self.add(run, pass, &batch, &heads)?;
+                let run = self.run_of(pass, &batch, &heads)?;
+                numbers.push(run.metric);
+                numbers.extend(run.looks.numbers(&names, &heads));
                 done += 1;
                 (self.report)(Progress { stage: "analyze paths", done, total, figure: None });
+            }
+            Ok(numbers)
+        })?;
+        let mut runs: Vec<Run> = all_runs().map(|_| Run::default()).collect();
+        for of_batch in of_batches {
+            let of_runs = of_batch.chunks(1 + names.len() * (1 + 2 * heads.len()));
+            for (run, numbers) in runs.iter_mut().zip(of_runs) {
+                run.metric += numbers[0];
+                run.looks.join(&numbers[1..], &names, &heads);
             }
         }
         self.finish(runs, writers, readers, &heads)
     }
 
-    /// Adds what came of a pass over a batch.
-    fn add(&self, run: &mut Run, pass: Pass, batch: &Batch, heads: &[Node]) -> Result<()> {
+    /// What comes of a pass over a batch.
+    fn run_of(&self, pass: Pass, batch: &Batch, heads: &[Node]) -> Result<Run> {
         let places = key_places(batch);
         let watch = Watch::new(self.model.graph(), batch, &places, heads)?;
         let pass = if heads.is_empty() || places.is_empty() { pass } else { watch.pass(pass) };
         let readout = self.model.forward(&pass, &batch.tokens)?;
-        run.metric += scalar(&self.metric.sum(&readout, batch)?)?;
-        run.looks.add(batch, &places, &watch.weights());
-        Ok(())
+        let metric = scalar(&self.metric.sum(&readout, batch)?)?;
+        let mut looks = Sums::default();
+        looks.add(batch, &places, &watch.weights());
+        Ok(Run { metric, looks })
     }
 
     fn finish(

@@ -12,6 +12,7 @@ use super::products::{Difference, Stack, product};
 use super::site_values::{SiteWrites, Sites};
 use crate::Result;
 use crate::graph::{Graph, Reader, Writer};
+use crate::peers::{self, Rounds};
 
 /// Takes the scores [examples, edges] of the next examples, laid out as [`EdgeOrder`] says.
 pub type TakeScores<'a> = dyn Fn(&[f64]) -> Result<()> + 'a;
@@ -67,20 +68,48 @@ pub(super) struct ExampleScores<'a> {
     /// [examples, edges]
     batch: Vec<f64>,
     take: &'a TakeScores<'a>,
+    rounds: Rounds<'a>,
+    /// Whether a batch of this process is not yet handed on.
+    is_begun: bool,
 }
 
 impl<'a> ExampleScores<'a> {
-    pub(super) fn new(graph: &Graph, means: Option<Sites>, take: &'a TakeScores<'a>) -> Self {
-        Self { order: EdgeOrder::of(graph), means, batch: Vec::new(), take }
+    pub(super) fn new(
+        graph: &Graph,
+        means: Option<Sites>,
+        take: &'a TakeScores<'a>,
+        rounds: Rounds<'a>,
+    ) -> Self {
+        let (order, batch) = (EdgeOrder::of(graph), Vec::new());
+        Self { order, means, batch, take, rounds, is_begun: false }
     }
 
     /// Hands on the batch before, and begins one of so many examples.
     pub(super) fn begin(&mut self, examples: usize) -> Result<()> {
-        if !self.batch.is_empty() {
-            (self.take)(&self.batch)?;
+        if self.is_begun {
+            self.hand_on()?;
         }
-        self.batch.clear();
+        self.is_begun = true;
         self.batch.resize(examples * self.order.edges, 0.0);
+        Ok(())
+    }
+
+    /// Whether batches are left to be handed on, of this process or of another.
+    pub(super) fn are_left(&self) -> bool {
+        self.is_begun || self.rounds.are_left()
+    }
+
+    /// Hands on a batch of each process, in their order: every process takes all examples' scores.
+    pub(super) fn hand_on(&mut self) -> Result<()> {
+        self.is_begun = false;
+        self.rounds.next();
+        let own = std::mem::take(&mut self.batch);
+        let peers = self.rounds.peers;
+        for scores in peers::exchange(peers, peers.size(), vec![own])? {
+            if !scores.is_empty() {
+                (self.take)(&scores)?;
+            }
+        }
         Ok(())
     }
 

@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use super::by_example::EdgeOrder;
-use super::method::{Attribution, Discovered};
+use super::method::Discovered;
 use super::{Discovery, Scoring};
 use crate::data::example::{Batch, Example, by_length};
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::{Reader, Writer};
 use crate::model::Model;
+use crate::peers::{self, Peers};
 use crate::progress::{self, Progress, Report};
 use crate::{Error, Result};
 
@@ -21,7 +22,7 @@ pub type TakeExamples<'a> = dyn Fn(&[usize], &[f64]) -> Result<()> + 'a;
 /// bfloat16 is less, and what is no sum is further off.
 const TOLERANCE: f64 = 0.02;
 
-/// Scores every edge over all `examples`.
+/// Scores every edge over all `examples`, whose batches are shared with the process's peers.
 ///
 /// # Errors
 /// As for [`Discovery::check`], and if a tensor operation fails.
@@ -30,10 +31,11 @@ pub fn discover(
     examples: &[&Example],
     metric: &dyn PatchingMetric,
     options: &Discovery,
+    peers: &dyn Peers,
     report: &Report,
 ) -> Result<Discovered> {
     let scoring = Scoring::new(model, examples, metric, options)?;
-    start(scoring, model, examples, options, report)
+    start(scoring.shared(peers, batches(examples, options)), examples, report)
 }
 
 /// Scores some edges, of the graph between the options' kinds of nodes, like [`discover`] scores all. What the
@@ -47,23 +49,22 @@ pub fn discover_edges(
     metric: &dyn PatchingMetric,
     options: &Discovery,
     edges: &BTreeSet<(Writer, Reader)>,
-    report: &Report,
+    (peers, report): (&dyn Peers, &Report),
 ) -> Result<Discovered> {
     let scoring = Scoring::new(model, examples, metric, options)?.wanting(edges);
-    start(scoring, model, examples, options, report)
+    start(scoring.shared(peers, batches(examples, options)), examples, report)
+}
+
+/// How many batches examples are scored in.
+fn batches(examples: &[&Example], options: &Discovery) -> usize {
+    examples.len().div_ceil(options.batch_size)
 }
 
 /// Scores on examples, those of a length together.
-fn start(
-    scoring: Scoring,
-    model: &dyn Model,
-    examples: &[&Example],
-    options: &Discovery,
-    report: &Report,
-) -> Result<Discovered> {
+fn start(scoring: Scoring, examples: &[&Example], report: &Report) -> Result<Discovered> {
     let order = by_length(examples, |example| example.tokens.len());
     let examples: Vec<&Example> = order.iter().map(|&index| examples[index]).collect();
-    score(options.method.build()?.start(scoring)?, model, &examples, options, report)
+    score(scoring, &examples, report)
 }
 
 /// As [`discover`], to the very bits, and gives `take` each example's own scores too. Batches come one after
@@ -78,11 +79,12 @@ pub fn discover_by_example(
     examples: &[&Example],
     metric: &dyn PatchingMetric,
     options: &Discovery,
-    report: &Report,
+    (peers, report): (&dyn Peers, &Report),
     take: &TakeExamples,
 ) -> Result<(Discovered, bool)> {
     let order = by_length(examples, |example| example.tokens.len());
     let scoring = Scoring::new(model, examples, metric, options)?;
+    let scoring = scoring.shared(peers, batches(examples, options));
     let examples: Vec<&Example> = order.iter().map(|&index| examples[index]).collect();
     let edges = EdgeOrder::of(scoring.graph());
     let count = edges.edge_count();
@@ -99,32 +101,28 @@ pub fn discover_by_example(
         take(indices, scores)
     };
     let mut run = 0;
-    let batches = examples.chunks(options.batch_size).map(|chunk| {
+    let chunks = peers::own(peers, examples.chunks(options.batch_size));
+    let batches = chunks.map(|chunk| {
         progress::check_stop()?;
         run += chunk.len();
         report(Progress { stage: "means", done: run, total: examples.len(), figure: None });
         Batch::new(chunk.to_vec(), &model.device())
     });
     let scoring = scoring.by_example(batches, &take)?;
-    let attribution = options.method.build()?.start(scoring)?;
-    let found = score(attribution, model, &examples, options, report)?;
+    let found = score(scoring, &examples, report)?;
     let sums = edges.matrix(&found.scores.graph, &sums.borrow());
     let is_sum = taken.get() == examples.len() && adds_up(&found, &sums);
     Ok((found, is_sum))
 }
 
-/// Scores on examples in this order.
-fn score(
-    mut attribution: Box<dyn Attribution + '_>,
-    model: &dyn Model,
-    examples: &[&Example],
-    options: &Discovery,
-    report: &Report,
-) -> Result<Discovered> {
+/// Scores on examples in this order, of which this process does its own batches.
+fn score(scoring: Scoring, examples: &[&Example], report: &Report) -> Result<Discovered> {
+    let (options, peers, device) = (scoring.options, scoring.peers(), scoring.model.device());
+    let mut attribution = options.method.build()?.start(scoring)?;
     let mut done = 0;
-    for chunk in examples.chunks(options.batch_size) {
+    for chunk in peers::own(peers, examples.chunks(options.batch_size)) {
         progress::check_stop()?;
-        attribution.add(&Batch::new(chunk.to_vec(), &model.device())?)?;
+        attribution.add(&Batch::new(chunk.to_vec(), &device)?)?;
         done += chunk.len();
         report(Progress {
             stage: "discover",

@@ -14,12 +14,13 @@ use super::site_values::Sites;
 use super::sums::Sums;
 use super::{Discovery, Positions};
 use crate::data::example::{Batch, Example};
-use crate::evaluation::ablation::{Ablation, counterfactual_tokens};
+use crate::evaluation::ablation::{AblatedValues, Ablation, counterfactual_tokens};
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::scores::Scores;
 use crate::graph::{Graph, Reader, Writer};
 use crate::model::Model;
 use crate::pass::{Backward, Captured, Pass, Readout, Rules, scalar};
+use crate::peers::{self, Alone, Peers, Rounds};
 use crate::{Error, Result, refuse};
 
 /// The running scores of a method, and the tools to add to them.
@@ -30,11 +31,11 @@ pub struct Scoring<'a> {
     graph: Graph,
     /// Of backward passes.
     rules: Rules,
-    sums: Sums,
-    metric_sum: f64,
+    sums: Sums<'a>,
     /// Σ weight over all examples, those not yet added included.
     total_weight: f64,
-    added_weight: f64,
+    /// The tokens of the longest example.
+    longest: usize,
     /// Where scores are asked for by example.
     by_example: Option<ExampleScores<'a>>,
     /// Where only some edges' scores are asked for.
@@ -85,15 +86,25 @@ impl<'a> Scoring<'a> {
             model,
             metric,
             options,
-            sums: Sums::new(&graph, options, longest),
+            sums: Sums::new(&graph, options, longest, model.device(), Rounds::new(&Alone, 0)),
             graph,
+            longest,
             rules: Rules::default(),
-            metric_sum: 0.0,
             total_weight: examples.iter().map(|example| metric.weight(example)).sum(),
-            added_weight: 0.0,
             by_example: None,
             wanted: None,
         })
+    }
+
+    /// This scoring of so many batches, of which this process adds its own ([`peers::does`]) and its peers the
+    /// others. The scores and the metric are those of all batches, on every process.
+    pub(crate) fn shared(self, peers: &'a dyn Peers, batches: usize) -> Self {
+        Self { sums: self.sums.by(Rounds::new(peers, batches)), ..self }
+    }
+
+    /// The processes that share the batches.
+    pub fn peers(&self) -> &'a dyn Peers {
+        self.sums.rounds().peers
     }
 
     /// This scoring, of which only these edges' scores are wanted. What a method gives others is unsaid: one
@@ -107,8 +118,8 @@ impl<'a> Scoring<'a> {
         self.wanted.is_none_or(|edges| edges.contains(&edge))
     }
 
-    /// This scoring, which also gives `take` each example's own scores. Where the ablation is a mean, `batches`
-    /// have all examples: they are run once before, since an example's score is against the mean of all.
+    /// This scoring, which also gives `take` each example's own scores. Where the ablation is a mean, this
+    /// process's `batches` are run once before, since an example's score is against the mean of all.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -121,7 +132,8 @@ impl<'a> Scoring<'a> {
             Some(places) => Some(self.means(batches, places)?),
             None => None,
         };
-        let by_example = Some(ExampleScores::new(&self.graph, means, take));
+        let rounds = self.sums.rounds().anew();
+        let by_example = Some(ExampleScores::new(&self.graph, means, take, rounds));
         Ok(Self { by_example, ..self })
     }
 
@@ -131,7 +143,8 @@ impl<'a> Scoring<'a> {
         batches: impl Iterator<Item = Result<Batch<'b>>>,
         places: usize,
     ) -> Result<Sites> {
-        let mut sums = Sums::new(&self.graph, self.options, places);
+        let (device, rounds) = (self.model.device(), self.sums.rounds().anew());
+        let mut sums = Sums::new(&self.graph, self.options, places, device, rounds);
         for batch in batches {
             let batch = batch?;
             let view = Arc::new(BatchView::new(&batch, self.options));
@@ -140,8 +153,10 @@ impl<'a> Scoring<'a> {
                 Observation { view: view.clone(), clean: clean.clone(), corrupt: None };
             let pass = self.watching(&observation, Pass::forward_only());
             self.model.forward(&pass, &batch.tokens)?;
+            sums.begin(0.0)?;
             sums.add_writes(view, &clean, None)?;
         }
+        sums.end()?;
         sums.means()
     }
 
@@ -157,7 +172,7 @@ impl<'a> Scoring<'a> {
 
     /// The metric over the examples that were counted.
     pub fn metric(&self) -> f64 {
-        self.metric_sum / self.added_weight
+        self.sums.metric()
     }
 
     /// A pass with gradients, as the options want it.
@@ -179,7 +194,7 @@ impl<'a> Scoring<'a> {
             true => Some(self.corrupt_run(batch, &view)?),
             false => None,
         };
-        self.weigh(batch);
+        self.weigh(batch)?;
         self.begin_examples(batch)?;
         Ok(Observation { view, clean: Watched::default(), corrupt })
     }
@@ -209,10 +224,13 @@ impl<'a> Scoring<'a> {
         }
     }
 
-    /// Counts a batch's examples as added, which [`Scoring::observe`] does by itself.
-    pub fn weigh(&mut self, batch: &Batch) {
+    /// Counts a batch's examples as added, which [`Scoring::observe`] does by itself, before anything of it is.
+    ///
+    /// # Errors
+    /// If another process can't be reached.
+    pub fn weigh(&mut self, batch: &Batch) -> Result<()> {
         let weights = batch.examples.iter().map(|example| self.metric.weight(example));
-        self.added_weight += weights.sum::<f64>();
+        self.sums.begin(weights.sum())
     }
 
     /// The pass with a hook that takes in what is written: of the clean tokens.
@@ -271,7 +289,7 @@ impl<'a> Scoring<'a> {
     /// # Errors
     /// If a tensor operation fails.
     pub fn count(&mut self, share: &Tensor) -> Result<()> {
-        self.metric_sum += scalar(share)? * self.total_weight;
+        self.sums.count(scalar(share)? * self.total_weight);
         Ok(())
     }
 
@@ -320,24 +338,68 @@ impl<'a> Scoring<'a> {
         batch.examples.iter().map(first).collect()
     }
 
+    /// The ablated values of all examples, for a method that runs passes of its own: `own` are the batches that
+    /// were added. Values of a process that was given none are of no use to it.
+    ///
+    /// # Errors
+    /// If a tensor operation fails, or another process can't be reached.
+    pub fn ablated_values<'b>(
+        &mut self,
+        own: impl Iterator<Item = Result<Batch<'b>>>,
+    ) -> Result<AblatedValues> {
+        self.sums.end()?;
+        let mut values = AblatedValues::new(self.model, self.options.ablation, self.longest);
+        if values.is_mean() {
+            let Rounds { peers, batches, .. } = *self.sums.rounds();
+            values.add_shared(self.model, own, (peers, batches), || Ok(None))?;
+        }
+        Ok(values)
+    }
+
     /// The scores of all that was added.
     ///
     /// # Errors
     /// If a tensor operation fails.
     pub fn finish(mut self) -> Result<Discovered> {
+        self.end_rounds()?;
         let values = self.sums.finish(&self.graph)?;
-        self.finish_with(values)
+        self.discovered(values)
     }
 
-    /// The scores of a method that summed them itself, `values` [writers, readers].
+    /// Adds the last batches. A process that had fewer makes the rounds in the order in which the others did.
+    fn end_rounds(&mut self) -> Result<()> {
+        loop {
+            let (sums, mut scores) = (self.sums.are_left(), self.by_example.as_mut());
+            if sums {
+                self.sums.make_round()?;
+            }
+            let scores = scores.take_if(|scores| scores.are_left());
+            if let Some(scores) = scores {
+                scores.hand_on()?;
+            } else if !sums {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The scores of a method that formed them itself: `of_batches` are what each batch that was added gave,
+    /// [writers, readers]; their sums are the scores.
     ///
     /// # Errors
-    /// If what takes the last examples' scores can't.
-    pub fn finish_with(mut self, values: Vec<f32>) -> Result<Discovered> {
-        let metric = self.metric();
-        if let Some(scores) = &mut self.by_example {
-            scores.begin(0)?;
+    /// If what takes the last examples' scores can't, or another process can't be reached.
+    pub fn finish_with(mut self, of_batches: Vec<Vec<f64>>) -> Result<Discovered> {
+        self.end_rounds()?;
+        let Rounds { peers, batches, .. } = *self.sums.rounds();
+        let batches = if peers.size() == 1 { of_batches.len() } else { batches };
+        let mut sums = vec![0f64; self.graph.writers().len() * self.graph.readers().len()];
+        for scores in peers::exchange(peers, batches, of_batches)? {
+            sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
         }
+        self.discovered(sums.into_iter().map(|score| score as f32).collect())
+    }
+
+    fn discovered(self, values: Vec<f32>) -> Result<Discovered> {
+        let metric = self.metric();
         Ok(Discovered { scores: Scores { graph: self.graph, values }, metric })
     }
 }

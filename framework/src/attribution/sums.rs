@@ -17,18 +17,33 @@ use super::score_rows::like;
 use super::site_values::{SiteGradients, SiteWrites, Sites};
 use super::{Ablation, Discovery};
 use crate::graph::Graph;
+use crate::peers::{self, Part, Rounds};
 use crate::{Error, Result};
 
 /// Rows expanded at once.
 const CHUNK: usize = 64;
 
-/// The running sums.
-pub(super) struct Sums {
+/// The running sums: of whole rounds of batches, and of the batch that is not yet in one.
+pub(super) struct Sums<'a> {
     options: Discovery,
-    /// Row-major [writers, readers].
-    scores: Vec<f64>,
     /// How many means are formed; 0 where the ablation is none.
     places: usize,
+    device: Device,
+    rounds: Rounds<'a>,
+    /// Whether this process has a batch that is not yet in a round.
+    is_begun: bool,
+    all: Added,
+    batch: Added,
+}
+
+/// What batches gave.
+#[derive(Clone)]
+struct Added {
+    /// Row-major [writers, readers].
+    scores: Vec<f64>,
+    /// Σ of the metric and of the examples' weights.
+    metric: f64,
+    weight: f64,
     /// How many tokens each place's mean is over, [places].
     counts: Vec<f64>,
     /// Σ of what each site wrote over all tokens, [places, width].
@@ -37,21 +52,126 @@ pub(super) struct Sums {
     gradients: Vec<Option<Tensor>>,
 }
 
-impl Sums {
-    pub(super) fn new(graph: &Graph, options: &Discovery, longest: usize) -> Self {
+impl Added {
+    fn nothing(graph: &Graph, places: usize) -> Self {
+        Self {
+            scores: vec![0.0; graph.writers().len() * graph.readers().len()],
+            metric: 0.0,
+            weight: 0.0,
+            counts: vec![0.0; places],
+            writes: vec![None; graph.site_count()],
+            gradients: vec![None; graph.site_count()],
+        }
+    }
+
+    /// Takes all numbers as tensors, and leaves nothing but what writes are of.
+    fn take(&mut self) -> Result<Part> {
+        let numbers = [&[self.metric, self.weight], &self.counts[..], &self.scores].concat();
+        (self.metric, self.weight) = (0.0, 0.0);
+        self.counts.fill(0.0);
+        self.scores.fill(0.0);
+        let mut part = vec![Some(Tensor::new(numbers, &Device::Cpu)?)];
+        part.extend(self.writes.iter().map(|writes| Some(writes.as_ref()?.values.clone())));
+        part.extend(self.gradients.iter_mut().map(Option::take));
+        Ok(part)
+    }
+
+    /// Puts in place what was taken, and added to; `like` says what writes are of.
+    fn put(&mut self, part: Part, like: &[Option<SiteWrites>]) -> Result<()> {
+        let mut part = part.into_iter();
+        if let Some(numbers) = part.next().flatten() {
+            let numbers = numbers.to_vec1::<f64>()?;
+            (self.metric, self.weight) = (numbers[0], numbers[1]);
+            let (counts, scores) = numbers[2..].split_at(self.counts.len());
+            self.counts.copy_from_slice(counts);
+            self.scores.copy_from_slice(scores);
+        }
+        for ((writes, like), values) in self.writes.iter_mut().zip(like).zip(part.by_ref()) {
+            // A process that ran no batch doesn't know what they are of, and needs them for nothing.
+            let like = like.as_ref().or(writes.as_ref());
+            let source = like.map(|writes| writes.source.clone());
+            *writes = source.zip(values).map(|(source, values)| SiteWrites { source, values });
+        }
+        self.gradients = part.collect();
+        Ok(())
+    }
+}
+
+impl<'a> Sums<'a> {
+    pub(super) fn new(
+        graph: &Graph,
+        options: &Discovery,
+        longest: usize,
+        device: Device,
+        rounds: Rounds<'a>,
+    ) -> Self {
         let places = match options.ablation {
             Ablation::Mean => 1,
             Ablation::MeanPositional => longest,
             Ablation::Zero | Ablation::Corrupt => 0,
         };
+        let nothing = Added::nothing(graph, places);
         Self {
             options: options.clone(),
-            scores: vec![0.0; graph.writers().len() * graph.readers().len()],
             places,
-            counts: vec![0.0; places],
-            writes: vec![None; graph.site_count()],
-            gradients: vec![None; graph.site_count()],
+            device,
+            rounds,
+            is_begun: false,
+            all: nothing.clone(),
+            batch: nothing,
         }
+    }
+
+    /// These sums, formed by these rounds.
+    pub(super) fn by(self, rounds: Rounds<'a>) -> Self {
+        Self { rounds, ..self }
+    }
+
+    /// The rounds, to be made once more for other sums.
+    pub(super) fn rounds(&self) -> &Rounds<'a> {
+        &self.rounds
+    }
+
+    /// Begins a batch, whose examples weigh so much together: the one before is complete, and added.
+    pub(super) fn begin(&mut self, weight: f64) -> Result<()> {
+        if self.is_begun {
+            self.make_round()?;
+        }
+        self.is_begun = true;
+        self.batch.weight += weight;
+        Ok(())
+    }
+
+    /// Adds the last batches.
+    pub(super) fn end(&mut self) -> Result<()> {
+        while self.are_left() {
+            self.make_round()?;
+        }
+        Ok(())
+    }
+
+    /// Whether batches are left to be added, of this process or of another.
+    pub(super) fn are_left(&self) -> bool {
+        self.is_begun || self.rounds.are_left()
+    }
+
+    /// Adds to all that there is a batch of each process.
+    pub(super) fn make_round(&mut self) -> Result<()> {
+        self.is_begun = false;
+        let own = self.batch.take()?;
+        let sums = self.rounds.add(self.all.take()?, own, &self.device)?;
+        self.all.put(sums, &self.batch.writes)?;
+        self.batch.writes.fill(None);
+        Ok(())
+    }
+
+    pub(super) fn count(&mut self, metric: f64) {
+        self.batch.metric += metric;
+    }
+
+    /// The mean metric, as far as this process knows it.
+    pub(super) fn metric(&self) -> f64 {
+        (self.all.metric + self.batch.metric) / (self.all.weight + self.batch.weight)
     }
 
     /// Where the ablation is a mean, how many means there are.
@@ -67,13 +187,14 @@ impl Sums {
         clean: &Watched,
         corrupt: Option<&Watched>,
     ) -> Result<Difference> {
-        let mut sites = vec![None; self.writes.len()];
+        let mut sites = vec![None; self.batch.writes.len()];
         // With key positions too a mean is taken over all tokens, not over the key ones.
         match self.places {
             0 => {}
-            1 => self.counts[0] += view.tokens.len() as f64,
+            1 => self.batch.counts[0] += view.tokens.len() as f64,
             _ => {
-                view.token_positions.iter().for_each(|&at| self.counts[at as usize] += 1.0);
+                let counts = &mut self.batch.counts;
+                view.token_positions.iter().for_each(|&at| counts[at as usize] += 1.0);
             }
         }
         let corrupt = corrupt.map(Watched::take).unwrap_or_default();
@@ -93,11 +214,11 @@ impl Sums {
     }
 
     fn add_to_mean(&mut self, site: usize, writes: &SiteWrites, sum: Tensor) -> Result<()> {
-        let values = match self.writes[site].take() {
+        let values = match self.batch.writes[site].take() {
             Some(before) => (before.values + sum)?,
             None => sum,
         };
-        self.writes[site] = Some(SiteWrites { source: writes.source.clone(), values });
+        self.batch.writes[site] = Some(SiteWrites { source: writes.source.clone(), values });
         Ok(())
     }
 
@@ -195,11 +316,12 @@ impl Sums {
     ) -> Result<()> {
         let (readers, _, d_model) = gradients.dims3()?;
         let shape = (readers, self.places, d_model);
-        let before = match self.gradients[site].take() {
+        let before = match self.batch.gradients[site].take() {
             Some(sum) => sum,
             None => Tensor::zeros(shape, gradients.dtype(), gradients.device())?,
         };
-        self.gradients[site] = Some(view.places.add(before, score_rows, gradients, fraction)?);
+        self.batch.gradients[site] =
+            Some(view.places.add(before, score_rows, gradients, fraction)?);
         Ok(())
     }
 
@@ -222,7 +344,8 @@ impl Sums {
             for products in products(&group.stack, &writes.first(before)?)? {
                 for ((reader, before), products) in readers.clone().zip(&products) {
                     for writer in before {
-                        self.scores[writer * all_readers + reader] += fraction * products[writer];
+                        self.batch.scores[writer * all_readers + reader] +=
+                            fraction * products[writer];
                     }
                 }
             }
@@ -232,19 +355,26 @@ impl Sums {
         Ok(())
     }
 
-    /// The scores, the means' share taken off.
+    /// The scores of all batches, which are added, the means' share taken off: by the first process, which has
+    /// run one.
     pub(super) fn finish(&mut self, graph: &Graph) -> Result<Vec<f32>> {
-        if self.places > 0 {
-            self.subtract_means(graph)?;
+        if self.places == 0 {
+            return Ok(self.all.scores.iter().map(|&score| score as f32).collect());
         }
-        Ok(self.scores.iter().map(|&score| score as f32).collect())
+        let bytes = peers::by_the_first(self.rounds.peers, || {
+            self.subtract_means(graph)?;
+            let scores = self.all.scores.iter().zip(&self.batch.scores);
+            Ok(scores.flat_map(|(all, means)| ((all + means) as f32).to_le_bytes()).collect())
+        })?;
+        let (scores, _) = bytes.as_chunks();
+        Ok(scores.iter().map(|&score| f32::from_le_bytes(score)).collect())
     }
 
-    /// By site: the mean of what was written at each place, [places, width].
+    /// By site: the mean of what was written at each place over all batches that are added, [places, width].
     pub(super) fn means(&self) -> Result<Sites> {
-        let inverse: Vec<f64> = self.counts.iter().map(|&n| 1.0 / n.max(1.0)).collect();
+        let inverse: Vec<f64> = self.all.counts.iter().map(|&n| 1.0 / n.max(1.0)).collect();
         let inverse = Tensor::from_vec(inverse, (self.places, 1), &Device::Cpu)?;
-        let mut means = self.writes.clone();
+        let mut means = self.all.writes.clone();
         for mean in means.iter_mut().flatten() {
             mean.values = mean.values.broadcast_mul(&like(&inverse, &mean.values)?)?;
         }
@@ -253,7 +383,7 @@ impl Sums {
 
     fn subtract_means(&mut self, graph: &Graph) -> Result<()> {
         let means = self.means()?;
-        let sums = std::mem::take(&mut self.gradients);
+        let sums = std::mem::take(&mut self.all.gradients);
         let (mut writes, mut group) = (Stack::of_writers(graph), Group::new(graph));
         for start in (0..self.places).step_by(CHUNK) {
             let len = CHUNK.min(self.places - start);

@@ -106,6 +106,34 @@ impl AblatedValues {
         self.join(self.of_batch(model, batch)?)
     }
 
+    /// Takes all batches' clean runs into the means: `own` are those that this process does of so many, which
+    /// its peers share. One that does none runs the batch that `like` gives, if it is to have the means.
+    ///
+    /// # Errors
+    /// If a tensor operation fails or another process can't be reached.
+    pub fn add_shared<'b>(
+        &mut self,
+        model: &dyn Model,
+        own: impl Iterator<Item = Result<Batch<'b>>>,
+        (peers, count): (&dyn Peers, usize),
+        like: impl FnOnce() -> Result<Option<Batch<'b>>>,
+    ) -> Result<()> {
+        let (mut known, mut of_own) = (None, Vec::new());
+        for batch in own {
+            let of_batch = self.of_batch(model, &batch?)?;
+            of_own.push(of_batch.flattened()?);
+            known.get_or_insert(of_batch);
+        }
+        let of_batches = peers::exchange(peers, count, of_own)?;
+        if known.is_none() {
+            known = like()?.map(|batch| self.of_batch(model, &batch)).transpose()?;
+        }
+        if let Some(known) = known {
+            of_batches.iter().try_for_each(|of_batch| self.join_flattened(&known, of_batch))?;
+        }
+        Ok(())
+    }
+
     /// The sums of a batch's clean run alone.
     fn of_batch(&self, model: &dyn Model, batch: &Batch) -> Result<Self> {
         let places = self.counts.len();
@@ -257,24 +285,11 @@ pub fn values_over(
     if !values.is_mean() {
         return Ok(values);
     }
-    let mut like = None;
-    let of_batches = peers::share(peers, batches(model, examples, batch_size), |batch| {
-        let of_batch = values.of_batch(model, &batch?)?;
-        let flattened = of_batch.flattened()?;
-        like.get_or_insert(of_batch);
-        Ok(flattened)
-    })?;
-    let first = || batches(model, examples, batch_size).next();
-    let like = match like {
-        Some(like) => like,
-        // A process that did none needs one to know the sites by.
-        None => match first() {
-            Some(batch) => values.of_batch(model, &batch?)?,
-            None => return Ok(values),
-        },
-    };
-    for of_batch in of_batches {
-        values.join_flattened(&like, &of_batch)?;
-    }
+    let all = || batches(model, examples, batch_size);
+    let own = peers::own(peers, all());
+    let count = examples.len().div_ceil(batch_size.max(1));
+    // A process that does none needs one to know the sites by.
+    let like = || all().next().transpose();
+    values.add_shared(model, own, (peers, count), like)?;
     Ok(values)
 }

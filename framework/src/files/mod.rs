@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -20,6 +21,20 @@ pub use room::check_room;
 pub(crate) use unfinished::{PREFIX, Unfinished};
 pub use unfinished::{clear_left_behind, make_folder, parent};
 
+/// Whether this process writes files.
+static WRITES: AtomicBool = AtomicBool::new(true);
+
+/// Has this process write no file from now on: another one of the same work does. What would be written is left
+/// out without a word.
+pub fn write_nothing() {
+    WRITES.store(false, Ordering::Relaxed);
+}
+
+/// Whether this process writes files.
+pub(crate) fn writes() -> bool {
+    WRITES.load(Ordering::Relaxed)
+}
+
 /// Writes `content` to `path` in one step.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(content).map_err(Error::io(path)))
@@ -30,6 +45,9 @@ pub(crate) fn write_with(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
 ) -> Result<()> {
+    if !writes() {
+        return Ok(());
+    }
     let unfinished = Unfinished::new(path)?;
     let mut buffered = BufWriter::new(unfinished.file());
     write(&mut buffered)?;

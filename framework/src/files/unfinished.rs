@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
+use super::writes;
 use crate::{Error, Result, refuse};
 
 /// What the names of files and folders begin with that aren't whole yet.
@@ -70,6 +71,9 @@ fn as_readable_as_any<'a, 'b>(
 /// # Errors
 /// If there is something at `path` already, `fill` fails, or a file can't be written.
 pub fn make_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if !writes() {
+        return Ok(());
+    }
     if path.symlink_metadata().is_ok() {
         refuse!("{}: exists already; name a new folder", path.display());
     }
@@ -106,6 +110,9 @@ fn sync(folder: &Path) -> Result<()> {
 
 /// Removes what killed processes left unfinished in a folder, unless some process is writing there.
 pub fn clear_left_behind(folder: &Path) {
+    if !writes() {
+        return;
+    }
     // Where there are no locks on folders, nothing says that nobody is writing.
     let Some(lock) = File::open(folder).ok().filter(|file| file.try_lock().is_ok()) else {
         return;

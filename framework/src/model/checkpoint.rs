@@ -37,6 +37,8 @@ pub enum Weights {
     /// Drawn with this seed: matrices from N(0, 0.02²), norms one, biases zero. What a tensor holds
     /// depends on the seed and its name alone.
     Random(u64),
+    /// Zeros, float32, which take no memory before they are written: of a model whose shapes alone matter.
+    Absent,
 }
 
 /// A tensor in a file.
@@ -66,6 +68,7 @@ impl Checkpoint {
             Weights::Random(seed) => {
                 return Ok(draw(name, shape, *seed)?.to_dtype(dtype)?.to_device(&self.device)?);
             }
+            Weights::Absent => return Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?),
         };
         let Some(Stored { shape: stored, read }) = tensors.remove(name) else {
             refuse!("{}: there is no tensor `{name}`", self.origin);
@@ -91,6 +94,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::take`]'s.
     pub fn take_parameter(&mut self, files: &[FileTensor], width: usize) -> Result<Tensor> {
+        if let Weights::Absent = self.weights {
+            let rows = files.iter().flat_map(|file| &file.rows).map(|rows| rows.end).max();
+            return Ok(Tensor::zeros((rows.unwrap_or(0), width), DType::F32, &Device::Cpu)?);
+        }
         let tensors = files.iter().map(|file| self.take(&file.name, &file.shape(width)));
         assemble(files, &tensors.collect::<Result<Vec<_>>>()?, width)
     }

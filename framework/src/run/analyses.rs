@@ -37,6 +37,7 @@ impl Runner<'_> {
             ablation,
             batch_size: self.experiment.evaluation_batch_size,
             report: self.report,
+            peers: self.peers,
         })
     }
 
@@ -83,6 +84,9 @@ impl Runner<'_> {
                 }
                 findings => findings?,
             };
+            if !files::writes() {
+                continue;
+            }
             let file = |extension: &str| own.path(&format!("{}.{extension}", name.name()));
             files::write_json(&file("json"), &findings)?;
             files::write_atomically(&file("csv"), findings.table().csv("").as_bytes())?;

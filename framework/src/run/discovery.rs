@@ -14,7 +14,7 @@ use crate::graph::scores::Scores;
 use crate::graph::{Reader, Writer};
 use crate::results::example_score_file::ExampleScoreFile;
 use crate::run::experiment::Experiment;
-use crate::{Result, refuse};
+use crate::{Result, files, refuse};
 
 /// What a discovery found.
 #[derive(Clone, Debug)]
@@ -50,10 +50,13 @@ impl Runner<'_> {
         let graph = self.model.graph().subset(&discovery.nodes);
         pruning.check(&graph)?;
         let top_n = pruning.top_n(&graph)?;
+        // Whether examples are scored one by one is the same for all processes; one of them writes.
+        let by_example = per_example.is_some();
         let file = per_example
+            .filter(|_| files::writes())
             .map(|path| ExampleScoreFile::create(path, &graph, &provenance, &examples))
             .transpose()?;
-        let (Discovered { scores, metric }, resamples) = self.score(&examples, file)?;
+        let (Discovered { scores, metric }, resamples) = self.score(&examples, by_example, file)?;
         let cut = |scores: &Scores| pruning.prune(scores, &scores.magnitudes(), top_n);
         let mut circuit = cut(&scores);
         let certainty = resamples.map(|resamples| resamples.judge(&circuit, cut));
@@ -76,7 +79,8 @@ impl Runner<'_> {
         let examples: Vec<&Example> =
             examples[..self.provenance(examples).examples].iter().collect();
         let metric = &*self.plugins.metric;
-        let found = discover_edges(self.model, &examples, metric, discovery, edges, self.report)?;
+        let with = (self.peers, self.report);
+        let found = discover_edges(self.model, &examples, metric, discovery, edges, with)?;
         found.check()?;
         Ok(found.scores)
     }
@@ -85,6 +89,7 @@ impl Runner<'_> {
     fn score(
         &self,
         examples: &[&Example],
+        by_example: bool,
         file: Option<ExampleScoreFile>,
     ) -> Result<(Discovered, Option<Resamples>)> {
         let Experiment { discovery, seed, .. } = self.experiment;
@@ -100,8 +105,9 @@ impl Runner<'_> {
                 Some(RefCell::new(Resamples::draw(&graph, count, examples, *seed)))
             }
         };
-        if resamples.is_none() && file.is_none() {
-            let found = discover(self.model, examples, metric, discovery, self.report)?;
+        if resamples.is_none() && !by_example {
+            let (peers, report) = (self.peers, self.report);
+            let found = discover(self.model, examples, metric, discovery, peers, report)?;
             return found.check().map(|()| (found, None));
         }
         let take = |examples: &[usize], scores: &[f64]| {
@@ -110,18 +116,18 @@ impl Runner<'_> {
             }
             file.as_ref().map_or(Ok(()), |file| file.write(examples, scores))
         };
+        let with = (self.peers, self.report);
         let (found, is_sum) =
-            discover_by_example(self.model, examples, metric, discovery, self.report, &take)?;
+            discover_by_example(self.model, examples, metric, discovery, with, &take)?;
         found.check()?;
         let method = &discovery.method.name;
-        match (is_sum, file) {
-            (true, Some(file)) => file.finish()?,
-            (false, Some(_)) => {
-                refuse!(
-                    "method `{method}` gives scores that are no sums over examples; leave --per-example out"
-                )
-            }
-            (_, None) => {}
+        if by_example && !is_sum {
+            refuse!(
+                "method `{method}` gives scores that are no sums over examples; leave --per-example out"
+            );
+        }
+        if let Some(file) = file {
+            file.finish()?;
         }
         if !is_sum && resamples.is_some() {
             ::log::warn!(

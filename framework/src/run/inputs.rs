@@ -145,7 +145,7 @@ type Listed = (PathBuf, u64, Option<SystemTime>);
 /// What was hashed before: a sweep asks for the same model again and again.
 static HASHED: Mutex<BTreeMap<Listed, String>> = Mutex::new(BTreeMap::new());
 
-fn hash(path: &Path) -> Result<String> {
+pub(super) fn hash(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let metadata = file.metadata().map_err(Error::io(path))?;
     let listed = (path.to_path_buf(), metadata.len(), metadata.modified().ok());

@@ -31,7 +31,7 @@ pub(super) struct RunLog<'a> {
     events: Option<Events>,
     checkpoints: Checkpoints,
     /// Whose seconds are kept with every state.
-    stages: &'a Stages,
+    stages: &'a Stages<'a>,
     /// The adapters that are trained, if any are; they follow every step.
     adapters: Option<Arc<Adapters>>,
 }
@@ -45,7 +45,7 @@ impl<'a> RunLog<'a> {
         runner: &'a Runner<'a>,
         folder: &'a RunFolder,
         untuned: Option<&'a [Tensor]>,
-        stages: &'a Stages,
+        stages: &'a Stages<'a>,
     ) -> Result<Self> {
         let lines = |name: &str| Lines::new(folder.path(name));
         let states = folder.path(STATE);

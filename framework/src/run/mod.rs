@@ -22,6 +22,7 @@ pub mod splits;
 mod stages;
 mod summary;
 pub mod sweep;
+mod together;
 mod tracking;
 mod tune;
 
@@ -37,6 +38,7 @@ pub use observed::Observing;
 pub use relearn::Relearned;
 pub use resume::{finished, is_finished, last_kept_step};
 pub use summary::{SUMMARY, Summary};
+pub use together::check_alike;
 pub use tracking::Tracking;
 
 use crate::Result;
@@ -48,7 +50,7 @@ use crate::evaluation::{CircuitEvaluation, CircuitInForce, Evaluation};
 use crate::graph::circuit::Circuit;
 use crate::graph::edge_set::EdgeSet;
 use crate::model::Model;
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
 use crate::progress::Report;
 use crate::results::provenance::{Geometry, Provenance};
 use crate::run::experiment::{Experiment, Plugins};
@@ -203,7 +205,14 @@ impl Runner<'_> {
         let (examples, config) = (self.prepare()?, self.experiment.resolved()?);
         let inputs = Inputs::of(self.experiment)?;
         self.check_room(examples, parent)?;
-        let folder = RunFolder::create_next(parent, &self.experiment.name, &config, &inputs)?;
+        let mut made = None;
+        let path = peers::by_the_first(self.peers, || {
+            let name = &self.experiment.name;
+            let folder = made.insert(RunFolder::create_next(parent, name, &config, &inputs)?);
+            Ok(folder.root().display().to_string().into_bytes())
+        })?;
+        let another = || RunFolder::of_another(Path::new(&*String::from_utf8_lossy(&path)));
+        let folder = made.unwrap_or_else(another);
         begun(folder.root());
         self.go_on(examples, &folder)
     }

@@ -14,6 +14,7 @@ use super::movement::{Movement, movements};
 use crate::analysis::{Analysis, Caps, HeadLooks, Name, NodeEffect, Observed, strongest};
 use crate::evaluation::task::Split;
 use crate::graph::{Node, Port};
+use crate::peers::{Alone, Peers};
 use crate::results::circuit_file::CircuitFile;
 use crate::{Error, Result, files};
 
@@ -75,6 +76,9 @@ impl Runner<'_> {
         when: &str,
         untuned: Option<&[Tensor]>,
     ) -> Result<()> {
+        if !files::writes() {
+            return Ok(());
+        }
         let settings = &self.experiment.report;
         let examples = self.split(Split::Test)?.examples();
         let examples = &examples[..examples.len().min(settings.examples)];
@@ -85,7 +89,9 @@ impl Runner<'_> {
         let ablation = self.experiment.discovery.ablation;
         let batch_size = self.experiment.evaluation_batch_size;
         let (model, metric, report) = (self.model, &*self.plugins.metric, self.report);
-        let analysis = Analysis { model, metric, examples, ablation, batch_size, report };
+        // What there is time for is the writing process's own matter.
+        let peers: &dyn Peers = &Alone;
+        let analysis = Analysis { model, metric, examples, ablation, batch_size, report, peers };
         let seen = self.seen(&analysis, folder, when, untuned);
         let file = match seen {
             // The run doesn't need what its page shows.

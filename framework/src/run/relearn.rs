@@ -52,6 +52,7 @@ impl Runner<'_> {
                 tuning,
                 matched: None,
                 seed: *seed,
+                peers: self.peers,
             };
             let examples = &self.examples()?[..count];
             steps = tuning.total_steps(count);

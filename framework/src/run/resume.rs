@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::summary::{SUMMARY, Summary};
+use super::together;
 use crate::evaluation::figures;
 use crate::evaluation::task::Figures;
 use crate::model::Model;
+use crate::peers::{self, Peers};
 use crate::tuning::{State, Tuning};
 use crate::{Error, Result, files, progress, refuse};
 
@@ -61,6 +63,9 @@ impl Checkpoints {
     /// # Errors
     /// If it can't be written.
     pub(super) fn write(&mut self, state: &State, model: &dyn Model, moments: bool) -> Result<()> {
+        if !files::writes() {
+            return Ok(());
+        }
         std::fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
         state.write(
             &self.folder.join(format!("step-{}.safetensors", state.step())),
@@ -114,7 +119,7 @@ pub fn finished(folder: &Path) -> Result<Option<Summary>> {
         return Ok(None);
     }
     // The process that is at its end removes it too.
-    let _ = std::fs::remove_dir_all(folder.join(STATE));
+    let _ = files::writes().then(|| std::fs::remove_dir_all(folder.join(STATE)));
     files::read_json(&folder.join(SUMMARY)).map(Some)
 }
 
@@ -124,8 +129,10 @@ pub fn last_kept_step(folder: &Path) -> Option<usize> {
 }
 
 /// The stages of a run that are finished, with what they found.
-pub(super) struct Stages {
+pub(super) struct Stages<'a> {
     path: PathBuf,
+    /// The processes that do each stage together.
+    peers: &'a dyn Peers,
     kept: RefCell<Kept>,
     start: Instant,
     /// What earlier tries took, as far as their stages were finished.
@@ -144,12 +151,12 @@ struct Kept {
 #[derive(Serialize, Deserialize)]
 struct Found(#[serde(with = "figures")] Figures);
 
-impl Stages {
+impl<'a> Stages<'a> {
     /// Those of a run's folder `state`; none of a new run.
     ///
     /// # Errors
-    /// If the file is malformed, or of a run with another configuration.
-    pub(super) fn of(folder: &Path, config: &str) -> Result<Self> {
+    /// If the file is malformed, of a run with another configuration, or another one than the other processes'.
+    pub(super) fn of(folder: &Path, config: &str, peers: &'a dyn Peers) -> Result<Self> {
         let path = folder.join(STAGES);
         let new = || Kept { config: config.to_owned(), ..Kept::default() };
         let kept = if path.exists() { files::read_json(&path)? } else { new() };
@@ -160,7 +167,12 @@ impl Stages {
                 path.display()
             );
         }
-        Ok(Self { path, earlier: kept.seconds, kept: RefCell::new(kept), start: Instant::now() })
+        let state = serde_json::to_string(&kept.finished).unwrap_or_default();
+        let newest = states(folder)?.pop().map(|(step, _)| step);
+        let state = [("another state of the run's folder", format!("{newest:?} {state}"))];
+        together::check_equal(peers, &state)?;
+        let (earlier, start) = (kept.seconds, Instant::now());
+        Ok(Self { path, peers, earlier, kept: RefCell::new(kept), start })
     }
 
     /// From the run's start to now, as far as nothing was done twice.
@@ -186,6 +198,8 @@ impl Stages {
         let value = serde_json::to_value(&found).map_err(misfit)?;
         self.kept.borrow_mut().finished.insert(name.to_owned(), value);
         self.keep()?;
+        // What it left is there for all from now on.
+        peers::wait(self.peers)?;
         Ok(found)
     }
 
@@ -194,6 +208,9 @@ impl Stages {
     /// # Errors
     /// If it can't be written.
     pub(super) fn keep(&self) -> Result<()> {
+        if !files::writes() {
+            return Ok(());
+        }
         self.kept.borrow_mut().seconds = self.seconds();
         let folder = files::parent(&self.path);
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -205,6 +222,9 @@ impl Stages {
     /// # Errors
     /// If it can't be removed.
     pub(super) fn finish(self) -> Result<()> {
+        if !files::writes() {
+            return Ok(());
+        }
         // It says that the run isn't finished; the states would be missed by one that goes on.
         std::fs::remove_file(&self.path).map_err(Error::io(&self.path))?;
         let folder = files::parent(&self.path);

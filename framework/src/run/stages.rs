@@ -22,7 +22,7 @@ use crate::{Error, Result, files};
 impl Runner<'_> {
     /// Every stage that isn't finished yet.
     pub(super) fn go_on(&self, examples: &[Example], folder: &RunFolder) -> Result<Summary> {
-        let stages = Stages::of(&folder.path(STATE), &self.experiment.resolved()?)?;
+        let stages = Stages::of(&folder.path(STATE), &self.experiment.resolved()?, self.peers)?;
         // A second copy of the weights, only where something starts from it or is compared with it.
         let compared = self.plugins.measure.iter().any(|(_, metric)| metric.needs_untuned());
         let untuned = match compared || self.has_controls() {

@@ -135,7 +135,7 @@ impl Runner<'_> {
     /// # Errors
     /// If a file can't be read or written.
     pub(super) fn events(&self, folder: &RunFolder) -> Result<Option<Events>> {
-        let wanted = self.experiment.tracking.tensorboard;
+        let wanted = self.experiment.tracking.tensorboard && files::writes();
         wanted.then(|| Events::open(folder)).transpose()
     }
 

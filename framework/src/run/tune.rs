@@ -40,6 +40,7 @@ impl Runner<'_> {
             tuning,
             matched,
             seed: *seed,
+            peers: self.peers,
         };
         let mut log = RunLog::new(self, folder, untuned, stages)?;
         // An update is the last thing in a step, so model and adapters are as the last whole step left

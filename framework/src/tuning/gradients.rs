@@ -12,6 +12,7 @@ use crate::ops::norm::Norm;
 use crate::ops::norm::NormGradient;
 use crate::ops::{Kept, cross_entropy, matmul, select_columns, squared_norm, sum_all_rows};
 use crate::pass::{Captured, Reading, SharedInput};
+use crate::peers::Part;
 use crate::weights::parameters::{Param, ParamId, Parameters, Selection};
 
 /// Gradients of the selected rows, compact: for each parameter [selected rows, width].
@@ -28,6 +29,17 @@ impl Gradients {
 
     pub fn selection(&self) -> &Selection {
         &self.selection
+    }
+
+    /// Takes what was added since the last time, a tensor a parameter.
+    pub(super) fn take(&mut self) -> Part {
+        let nothing = vec![None; self.sums.len()];
+        std::mem::replace(&mut self.sums, nothing)
+    }
+
+    /// Puts sums of what was taken in place.
+    pub(super) fn put(&mut self, sums: Part) {
+        self.sums = sums;
     }
 
     /// The gradient of a parameter's selected rows [selected rows, width]; none where no backward

@@ -3,6 +3,7 @@
 
 mod backward;
 mod bounds;
+mod chunks;
 pub mod gradients;
 mod matched;
 mod moments;
@@ -38,6 +39,7 @@ use crate::graph::pruning::Pruning;
 use crate::graph::scores::NodeScores;
 use crate::lora::{Adapters, Training};
 use crate::model::Model;
+use crate::peers::Peers;
 use crate::tuning::selector::ParamSelector;
 use crate::weights::parameters::Selection;
 use crate::{Result, refuse};
@@ -95,6 +97,8 @@ pub struct Tuner<'a> {
     /// Of a control that is matched to a circuit's own run: that run. Then nothing is discovered.
     pub matched: Option<&'a Matched<'a>>,
     pub seed: u64,
+    /// The processes that share each step's examples.
+    pub peers: &'a dyn Peers,
 }
 
 /// What tuning left behind.

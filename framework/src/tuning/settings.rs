@@ -28,6 +28,9 @@ pub struct Tuning {
     /// step's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
+    /// Parts of a step's examples whose gradients are added up in pairs, each by one process. With 1 there is a part
+    /// for every process, and how many there are shows in the last bits of what is tuned.
+    pub chunks: usize,
     /// Form activations again on the way back instead of keeping them: less memory, more time, the
     /// same bits.
     pub activation_checkpointing: bool,
@@ -86,6 +89,7 @@ impl Default for Tuning {
             epochs: 1,
             batch_size: 16,
             micro_batch_size: None,
+            chunks: 1,
             activation_checkpointing: false,
             shuffle: true,
             objective: Objective::default(),
@@ -128,6 +132,13 @@ impl Tuning {
     pub fn check(&self) -> Result<()> {
         if self.batch_size == 0 || self.micro_batch_size == Some(0) {
             refuse!("batch_size and micro_batch_size must be at least 1");
+        }
+        if !(1..=self.batch_size).contains(&self.chunks) {
+            refuse!(
+                "tuning.chunks is {}; give at least 1, and at most tuning.batch_size, {}",
+                self.chunks,
+                self.batch_size
+            );
         }
         for (name, value, range) in [
             ("lr", self.lr, Range::FromZero),

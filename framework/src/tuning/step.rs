@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use super::chunks::Chunks;
 use super::gradients::Gradients;
 use super::state::State;
 use super::{Event, Step, Tuner};
 use crate::attribution::Run;
-use crate::data::example::{Batch, Example};
+use crate::data::example::Example;
 use crate::graph::Graph;
 use crate::graph::circuit::Circuit;
 use crate::graph::scores::NodeScores;
@@ -15,6 +16,7 @@ use crate::weights::parameters::Selection;
 use crate::{Error, Result, refuse};
 
 /// What a step's discovery hands on.
+#[derive(Default)]
 struct Found {
     /// The metric, where a circuit was discovered.
     metric: Option<f64>,
@@ -23,8 +25,8 @@ struct Found {
     /// Jaccard overlap with the circuit before.
     overlap: f64,
     prune_seconds: f64,
-    /// The pass over the step's one micro-batch, for the loss to go on with.
-    run: Option<Run>,
+    /// The passes over this process's chunks, where each is one, for the loss to go on with.
+    runs: Vec<Run>,
 }
 
 impl Tuner<'_> {
@@ -46,21 +48,11 @@ impl Tuner<'_> {
         event: &mut dyn FnMut(Event) -> Result<()>,
     ) -> Result<Step> {
         let start = Instant::now();
-        let size = self.tuning.micro_batch_size.unwrap_or(examples.len());
-        let mut examples = examples.to_vec();
-        if size < examples.len() {
-            examples.sort_by_key(|example| example.tokens.len());
-        }
-        let examples = &examples[..];
-        let batches = (examples.chunks(size))
-            .map(|examples| Batch::new(examples.to_vec(), &self.model.device()))
-            .collect::<Result<Vec<_>>>()?;
+        let chunks = self.chunks(examples);
         let top_n = self.top_n(step, graph)?;
         let found = match self.discovers(step, state) {
-            true => self.rediscover(step, top_n, examples, &batches, state)?,
-            false => {
-                Found { metric: None, nodes: None, overlap: 1.0, prune_seconds: 0.0, run: None }
-            }
+            true => self.rediscover(step, top_n, examples, &chunks, state)?,
+            false => Found { overlap: 1.0, ..Found::default() },
         };
         if let (Some(nodes), Some(circuit)) = (&found.nodes, &state.circuit) {
             event(Event::Circuit { step, circuit, nodes })?;
@@ -71,7 +63,7 @@ impl Tuner<'_> {
         let gradients = Gradients::new(state.trained(self.model), selection);
         let adapters = state.adapters.as_ref();
         let (loss, metric, mut gradients) =
-            self.gradients(gradients, adapters, examples, &batches, found.run, found.metric)?;
+            self.gradients(gradients, adapters, examples, &chunks, found.runs, found.metric)?;
         let gradient_norm = gradients.norm()?;
         let diverged = |what: String| Error::Diverged { step, what };
         for (name, number) in [("loss", loss), ("gradient's norm", gradient_norm)] {
@@ -133,13 +125,15 @@ impl Tuner<'_> {
         step: usize,
         top_n: usize,
         examples: &[&Example],
-        batches: &[Batch],
+        chunks: &Chunks,
         state: &mut State,
     ) -> Result<Found> {
-        let mut attribution = self.discovery.start(self.model, examples, self.metric)?;
-        let mut run = None;
-        for batch in batches {
-            run = attribution.add(batch)?.filter(|_| batches.len() == 1);
+        let shared = (self.peers, chunks.batches().len());
+        let mut attribution = self.discovery.start(self.model, examples, self.metric, shared)?;
+        let mut runs = Vec::new();
+        for batch in self.own_batches(chunks) {
+            // Kept, they take what one pass over all chunks would.
+            runs.extend(attribution.add(&batch?)?.filter(|_| chunks.are_whole()));
         }
         let found = attribution.finish()?;
         if let Err(Error::NotFinite(what)) = found.check() {
@@ -165,7 +159,7 @@ impl Tuner<'_> {
         state.circuit = Some(circuit);
         let nodes = Some(NodeScores::of(graph, &importance));
         let prune_seconds = start.elapsed().as_secs_f64();
-        Ok(Found { metric: Some(found.metric), nodes, overlap, prune_seconds, run })
+        Ok(Found { metric: Some(found.metric), nodes, overlap, prune_seconds, runs })
     }
 
     fn top_n(&self, step: usize, graph: &Graph) -> Result<usize> {

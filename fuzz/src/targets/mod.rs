@@ -20,6 +20,9 @@ use crate::mutate::Random;
 /// Reads an input, to the end or to an error.
 pub type Reader = Box<dyn FnMut(&[u8]) -> Result<()>>;
 
+/// Makes the reader ready, in an empty folder of its own.
+type Prepare = Box<dyn Fn(&Path) -> Result<Reader>>;
+
 /// Makes an input of a file of the corpus; all of it is there to take parts of.
 pub type Mutate = fn(&mut Random, &[u8], &[Vec<u8>]) -> Vec<u8>;
 
@@ -29,8 +32,7 @@ pub struct Target {
     /// Files that the reader takes, or nearly.
     pub corpus: Box<dyn Fn() -> Result<Vec<Vec<u8>>>>,
     pub mutate: Mutate,
-    /// Makes the reader ready, in an empty folder of its own.
-    pub reader: Box<dyn Fn(&Path) -> Result<Reader>>,
+    pub reader: Prepare,
 }
 
 impl Target {

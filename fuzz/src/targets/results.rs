@@ -42,7 +42,7 @@ fn circuit(folder: &Path) -> Result<Reader> {
     Ok(Box::new(move |input| {
         std::fs::write(&path, input)?;
         let bare = checked(CircuitFile::read(&path));
-        checked(Circuit::load(&path, &*model, &model.graph()))?;
+        checked(Circuit::load(&path, &*model, model.graph()))?;
         bare.map(drop)
     }))
 }
@@ -65,7 +65,7 @@ fn scores(folder: &Path) -> Result<Reader> {
 
 fn graphs() -> Result<Vec<Vec<u8>>> {
     let model = reference(CASE)?;
-    let circuit = Circuit::load(&super::repository(CIRCUIT), &*model, &model.graph())?;
+    let circuit = Circuit::load(&super::repository(CIRCUIT), &*model, model.graph())?;
     let graph = Correspondence::of(&*model)?.to_eap_ig(&circuit, None)?.result;
     Ok(vec![graph.to_string().into_bytes()])
 }

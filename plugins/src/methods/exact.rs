@@ -3,10 +3,10 @@
 //! small models, and to judge the others by.
 
 use circuit_framework::attribution::{
-    AblatedValues, Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
+    Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
 };
 use circuit_framework::pass::{AblatedEdges, Prefix};
-use circuit_framework::{Batch, Example, Pass, Result, pass, register};
+use circuit_framework::{Batch, Example, Model, Pass, Result, pass, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -34,7 +34,7 @@ impl Attribution for Patching<'_> {
     fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
         let readout = self.scoring.model.forward(&Pass::forward_only(), &batch.tokens)?;
         let share = self.scoring.share_of_mean(&readout, batch)?;
-        self.scoring.weigh(batch);
+        self.scoring.weigh(batch)?;
         self.scoring.count(&share)?;
         self.batches.push(batch.examples.iter().map(|&example| example.clone()).collect());
         Ok(None)
@@ -47,18 +47,14 @@ impl Attribution for Patching<'_> {
     fn finish(self: Box<Self>) -> Result<Discovered> {
         let Self { mut scoring, batches } = *self;
         let (model, graph) = (scoring.model, scoring.graph().clone());
-        let batches: Vec<Batch> = (batches.iter())
-            .map(|examples| Batch::new(examples.iter().collect(), &model.device()))
-            .collect::<Result<_>>()?;
-        let longest = batches.iter().map(|batch| batch.seq).max().unwrap_or(0);
-        let mut ablated = AblatedValues::new(model, scoring.options.ablation, longest);
-        if ablated.is_mean() {
-            batches.iter().try_for_each(|batch| ablated.add(model, batch))?;
-        }
+        let own = || batches.iter().map(|examples| batch(model, examples));
+        let ablated = scoring.ablated_values(own())?;
         let edges: Vec<_> = graph.edges().filter(|&edge| scoring.wants(edge)).collect();
         let columns = graph.readers().len();
-        let mut effects = vec![0f64; graph.writers().len() * columns];
-        for batch in &batches {
+        let mut of_batches = Vec::new();
+        for batch in own() {
+            let batch = &batch?;
+            let mut effects = vec![0f64; graph.writers().len() * columns];
             let by = ablated.of(model, batch)?;
             scoring.begin_examples(batch)?;
             let plain = Prefix::default();
@@ -73,9 +69,14 @@ impl Attribution for Patching<'_> {
                     scoring.add_of_example(example, writer, reader, whole - without);
                 }
             }
+            of_batches.push(effects);
         }
-        scoring.finish_with(effects.into_iter().map(|effect| effect as f32).collect())
+        scoring.finish_with(of_batches)
     }
+}
+
+fn batch<'e>(model: &dyn Model, examples: &'e [Example]) -> Result<Batch<'e>> {
+    Batch::new(examples.iter().collect(), &model.device())
 }
 
 /// A batch's share of the mean metric and, where they are asked for, its examples' shares.
