@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub(crate) type Part = Vec<Option<Tensor>>;
 
 /// Bytes of tensors that are exchanged at once.
-const AT_ONCE: usize = 64 << 20;
+const AT_ONCE: usize = 4 << 20;
 
 /// Adds, of one tensor, what there was before and what each process has, all in pieces of equal shape.
 pub(super) type Add<'a> =
@@ -141,65 +141,80 @@ impl Exchange<'_> {
         count * rank / size..count * (rank + 1) / size
     }
 
+    /// The elements of one of this process's tensors that a process adds up.
+    fn piece(&self, values: &Tensor, rank: usize) -> Result<Tensor> {
+        let slice = self.slice(rank, values.dims());
+        Ok(values.flatten_all()?.narrow(0, slice.start, slice.len())?.to_device(&Device::Cpu)?)
+    }
+
     /// Sums of some tensors.
     fn add(&self, before: &mut Part, tensors: Range<usize>, add: &Add) -> Result<Part> {
-        let size = self.peers.size();
-        let mut given = vec![Vec::new(); size];
-        for tensor in tensors.clone() {
-            for part in self.own {
-                let Some(Some(values)) = part.get(tensor) else { continue };
-                let values = values.to_device(&Device::Cpu)?.contiguous()?;
-                let (values, width) = (&values, values.dtype().size_in_bytes());
-                let bytes = View::data(&values);
-                for (rank, given) in given.iter_mut().enumerate() {
-                    let slice = self.slice(rank, values.dims());
-                    given.extend(&bytes[slice.start * width..slice.end * width]);
-                }
+        let own = self.peers.rank();
+        let others = |rank: &usize| *rank != own;
+        let mut given = vec![Vec::new(); self.peers.size()];
+        for values in tensors.clone().flat_map(|tensor| self.own_parts(tensor)).flatten() {
+            for rank in (0..given.len()).filter(others) {
+                given[rank].extend_from_slice(&View::data(&&self.piece(values, rank)?));
             }
         }
-        let received =
-            self.peers.swap(&given.iter().map(|bytes| &bytes[..]).collect::<Vec<_>>())?;
-        drop(given);
+        let received = self.swap(given)?;
         let mut rest: Vec<&[u8]> = received.iter().map(|bytes| &bytes[..]).collect();
-        let mut sums = Vec::new();
+        let (mut sums, mut bytes) = (Vec::new(), Vec::new());
         for tensor in tensors.clone() {
             let Some((dtype, shape)) = self.layout(tensor) else { continue };
-            let slice = self.slice(self.peers.rank(), shape);
+            let slice = self.slice(own, shape);
             let mut parts = Vec::new();
-            for (of_process, rest) in self.layouts.iter().zip(&mut rest) {
-                let piece = |part: &Vec<Layout>| match part.get(tensor) {
-                    Some(Some(_)) => taken(rest, *dtype, &[slice.len()]).map(Some),
-                    _ => Ok(None),
-                };
-                parts.push(of_process.iter().map(piece).collect::<Result<Vec<_>>>()?);
+            for (rank, rest) in rest.iter_mut().enumerate() {
+                parts.push(match rank == own {
+                    true => (self.own_parts(tensor))
+                        .map(|values| values.map(|values| self.piece(values, own)).transpose())
+                        .collect::<Result<Vec<_>>>()?,
+                    false => (self.layouts[rank].iter())
+                        .map(|part| match part.get(tensor) {
+                            Some(Some(_)) => taken(rest, *dtype, &[slice.len()]).map(Some),
+                            _ => Ok(None),
+                        })
+                        .collect::<Result<Vec<_>>>()?,
+                });
             }
-            let before = match &before[tensor] {
-                Some(before) => {
-                    let before = before.to_device(&Device::Cpu)?.flatten_all()?;
-                    Some(before.narrow(0, slice.start, slice.len())?)
-                }
-                None => None,
-            };
-            if let Some(sum) = add(before, parts)? {
-                sums.extend_from_slice(&View::data(&&sum.contiguous()?));
+            let before =
+                before[tensor].as_ref().map(|before| self.piece(before, own)).transpose()?;
+            let sum = add(before, parts)?;
+            if let Some(sum) = &sum {
+                bytes.extend_from_slice(&View::data(&&sum.contiguous()?));
             }
+            sums.push(sum);
         }
-        let received = give_all(self.peers, &sums)?;
+        let given = (0..self.peers.size()).map(|rank| if rank == own { &[][..] } else { &bytes });
+        let received = self.peers.swap(&given.collect::<Vec<_>>())?;
         let mut rest: Vec<&[u8]> = received.iter().map(|bytes| &bytes[..]).collect();
-        let mut whole = Vec::new();
+        let (mut whole, mut sums) = (Vec::new(), sums.into_iter());
         for tensor in tensors {
             let Some((dtype, shape)) = self.layout(tensor) else {
                 whole.push(before[tensor].take());
                 continue;
             };
-            let slices = rest
-                .iter_mut()
-                .enumerate()
-                .map(|(rank, rest)| taken(rest, *dtype, &[self.slice(rank, shape).len()]));
-            let sum = Tensor::cat(&slices.collect::<Result<Vec<_>>>()?, 0)?;
+            let mut sum = sums.next().flatten();
+            let slices = rest.iter_mut().enumerate().map(|(rank, rest)| match rank == own {
+                true => Ok(sum.take()),
+                false => taken(rest, *dtype, &[self.slice(rank, shape).len()]).map(Some),
+            });
+            let slices: Vec<Tensor> =
+                slices.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+            let sum = Tensor::cat(&slices, 0)?;
             whole.push(Some(sum.reshape(&shape[..])?.to_device(self.device)?));
         }
         Ok(whole)
+    }
+
+    /// What each of this process's parts has of a tensor.
+    fn own_parts(&self, tensor: usize) -> impl Iterator<Item = Option<&Tensor>> {
+        self.own.iter().map(move |part| part.get(tensor)?.as_ref())
+    }
+
+    /// Gives each other process its bytes.
+    fn swap(&self, given: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+        self.peers.swap(&given.iter().map(|bytes| &bytes[..]).collect::<Vec<_>>())
     }
 }
 
