@@ -303,3 +303,30 @@ fn smollm2_writes_conversations_as_hugging_face_does() {
     assert_eq!(text(&dialogue.tokens[dialogue.tokens_of(&(6..8))]), "42");
     assert_eq!(tokenizer.stop_tokens(), tokenizer.encode("<|im_end|>").unwrap());
 }
+
+/// The likeliest token at every step of a greedy generation is the one that `transformers` generated from the same
+/// file: tests/fixtures/greedy_smollm2.json has its tokens for five prompts, of `generate(do_sample=False)` in float32.
+#[test]
+#[ignore = "slow: a real model"]
+fn smollm2_generates_what_hugging_face_does() {
+    let Some(file) = model() else { return };
+    let loaded = load(at(&file));
+    let (model, tokenizer) = (loaded.model, loaded.tokenizer.unwrap());
+    let fixture =
+        std::fs::read_to_string(repository("tests/fixtures/greedy_smollm2.json")).unwrap();
+    let fixture: Value = serde_json::from_str(&fixture).unwrap();
+    let cases = fixture["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 5);
+    for case in cases {
+        let ids = |key: &str| -> Vec<u32> { serde_json::from_value(case[key].clone()).unwrap() };
+        let (prompt, generated) = (ids("tokens"), ids("generated"));
+        // It begins with the beginning-of-sequence token there.
+        assert_eq!(tokenizer.encode(case["prompt"].as_str().unwrap()).unwrap(), prompt[1..]);
+        let all = [&prompt[..], &generated[..]].concat();
+        let tokens = Tensor::new(&all[..], &model.device()).unwrap().unsqueeze(0).unwrap();
+        let readout = model.forward(&Pass::forward_only(), &tokens).unwrap();
+        let rows: Vec<u32> = (prompt.len() - 1..all.len() - 1).map(|row| row as u32).collect();
+        let likeliest = readout.logits(&rows).unwrap().argmax(1).unwrap();
+        assert_eq!(likeliest.to_vec1::<u32>().unwrap(), generated, "{}", case["prompt"]);
+    }
+}
