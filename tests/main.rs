@@ -33,6 +33,7 @@ mod faithfulness;
 mod faults;
 mod files;
 mod forgetting;
+mod gemma3;
 mod generation;
 mod gguf;
 mod hostile;

@@ -309,11 +309,16 @@ fn smollm2_writes_conversations_as_hugging_face_does() {
 #[test]
 #[ignore = "slow: a real model"]
 fn smollm2_generates_what_hugging_face_does() {
-    let Some(file) = model() else { return };
-    let loaded = load(at(&file));
+    if let Some(file) = model() {
+        generates_as_hugging_face(&file, "tests/fixtures/greedy_smollm2.json");
+    }
+}
+
+/// At every position of what transformers generates greedily from five prompts, its token is the likeliest.
+pub fn generates_as_hugging_face(file: &Path, fixture: &str) {
+    let loaded = load(at(file));
     let (model, tokenizer) = (loaded.model, loaded.tokenizer.unwrap());
-    let fixture =
-        std::fs::read_to_string(repository("tests/fixtures/greedy_smollm2.json")).unwrap();
+    let fixture = std::fs::read_to_string(repository(fixture)).unwrap();
     let fixture: Value = serde_json::from_str(&fixture).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 5);
