@@ -11,6 +11,7 @@ use circuit_plugins as _;
 use circuit_tasks as _;
 
 mod analysis;
+mod attention;
 mod bfloat16;
 mod bootstrap;
 mod circuits;
@@ -63,6 +64,7 @@ mod reference;
 mod relp;
 mod report;
 mod resume;
+mod run_folders;
 mod runs;
 mod smollm2;
 mod support;

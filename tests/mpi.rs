@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+mod run_folders;
+
+use run_folders::assert_same;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_circuit-tuning");
 
@@ -130,45 +132,6 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
-}
-
-/// A JSON value without what a clock says.
-fn timeless(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => fields
-            .into_iter()
-            .filter(|(name, _)| !name.ends_with("seconds"))
-            .map(|(name, value)| (name, timeless(value)))
-            .collect(),
-        Value::Array(values) => values.into_iter().map(timeless).collect(),
-        value => value,
-    }
-}
-
-/// Holds two run folders against each other: every byte but seconds, and the page, which shows them.
-fn assert_same(one: &Path, other: &Path) {
-    let (one, other) = (files(one), files(other));
-    assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
-    for (path, bytes) in &one {
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let values = |bytes: &[u8]| -> Vec<Value> {
-            match path.extension().is_some_and(|extension| extension == "jsonl") {
-                true => {
-                    text(bytes).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-                }
-                false => vec![serde_json::from_slice(bytes).unwrap()],
-            }
-        };
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("html") => {}
-            Some("json" | "jsonl") => {
-                let [one, other] = [bytes, &other[path]].map(|bytes| values(bytes));
-                let [one, other] = [one, other].map(|all| timeless(Value::Array(all)));
-                assert_eq!(one, other, "{}", path.display());
-            }
-            _ => assert!(bytes == &other[path], "{} differs", path.display()),
-        }
-    }
 }
 
 #[test]

@@ -92,9 +92,9 @@ struct Outcome {
 /// How large a delta is beside the model that it gives.
 #[derive(Serialize)]
 struct Sizes {
-    /// Of the file.
+    /// The size of the delta's file.
     bytes: u64,
-    /// Of the tuned model's weights as the run saved them.
+    /// The size of the file in which the run saved the tuned model's weights.
     model_bytes: u64,
     /// The entries of all parameters.
     model_parameters: usize,
@@ -173,10 +173,8 @@ fn into_delta(verb: &str, matches: &ArgMatches) -> Result<()> {
             let circuit = Circuit::load(circuit, &*model, model.graph())?;
             all[0].restrict(model.parameters(), &circuit.owners())?
         }
-        _ => {
-            let factor = matches.try_get_one::<f64>("by").ok().flatten().copied();
-            all[0].scale(factor.unwrap_or(-1.0))?
-        }
+        ("negate", ..) => all[0].scale(-1.0)?,
+        _ => all[0].scale(matches.get_one("by").copied().context("give the factor with --by")?)?,
     };
     made.save(out)?;
     show(matches, &outputs, &Outcome::new(out, &made, None), print)

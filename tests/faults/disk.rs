@@ -1,8 +1,9 @@
 //! Disks that are full before a run and while it runs.
 #![cfg(unix)]
 
-use super::{assert_same, shell};
+use super::shell;
 use crate::command_line::{succeeds, words};
+use crate::run_folders::assert_same;
 
 /// Keeps three copies of the weights with every state, which are larger than the models it saves.
 const RUN: &str = "tune --selector all --optimizer adam --steps 4 --set tuning.checkpoint_minutes=1e-9 \

@@ -8,8 +8,9 @@ use std::time::Instant;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{assert_same, start};
+use super::start;
 use crate::command_line::{succeeds, words};
+use crate::run_folders::assert_same;
 
 /// Runs with everything that a checkpoint holds: dropout, moments, smoothing, evaluations and models on the
 /// way; and with controls, the second's with two seeds.

@@ -7,8 +7,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::kills::seed;
-use super::{assert_same, names, start};
+use super::{names, start};
 use crate::command_line::{json, refuses, succeeds, words};
+use crate::run_folders::assert_same;
 
 /// A sweep of 24 combinations, each of which runs for some tenths of a second.
 const SWEEP: &str = "

@@ -5,8 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::kills::NODES_TOML;
-use super::{assert_same, start};
+use super::start;
 use crate::command_line::{json, refuses, succeeds, words};
+use crate::run_folders::assert_same;
 
 fn send(signal: &str, child: &Child) {
     let kill = ["-s", signal, &child.id().to_string()].map(str::to_owned);

@@ -68,13 +68,20 @@ pub struct Pattern {
 }
 
 impl Analysis<'_> {
-    /// The names of the spans that examples have.
+    /// The names of the spans that examples mark.
     pub(super) fn marked(&self) -> BTreeSet<&str> {
         self.examples
             .iter()
             .flat_map(|example| example.spans.keys())
             .map(|name| &name[..])
             .collect()
+    }
+
+    /// The names of all spans, those that every example has too.
+    pub(super) fn span_names(&self) -> Vec<String> {
+        let mut names = self.marked();
+        names.extend([FIRST, SELF]);
+        names.into_iter().map(str::to_owned).collect()
     }
 
     /// Where `heads` look, all where it is empty, and the patterns of the first `patterns` examples: from the
@@ -104,7 +111,7 @@ impl Analysis<'_> {
         let heads = heads_of(self.model.graph(), heads)?;
         let mut shown_patterns: Vec<(usize, Pattern)> = Vec::new();
         let mut done = 0;
-        let names = span_names(self.examples);
+        let names = self.span_names();
         let batches = batches(self.model, self.examples, self.batch_size);
         let of_batches = peers::share(self.peers, batches, |batch| {
             progress::check_stop()?;
@@ -158,13 +165,6 @@ impl Analysis<'_> {
         let all = all.iter().map(|bytes| serde_json::from_slice::<Vec<_>>(bytes).map_err(misfit));
         Ok(all.collect::<Result<Vec<_>>>()?.concat())
     }
-}
-
-/// The names of all spans that examples have.
-pub(super) fn span_names(examples: &[Example]) -> Vec<String> {
-    let marked = examples.iter().flat_map(|example| example.spans.keys().cloned());
-    let names: BTreeSet<String> = marked.chain([FIRST, SELF].map(str::to_owned)).collect();
-    names.into_iter().collect()
 }
 
 /// A place in a batch that is looked from: the index of its example, and its position there.

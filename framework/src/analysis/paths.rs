@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::attention::{Sums, Watch, is_marked, key_places, span_names};
+use super::attention::{Sums, Watch, is_marked, key_places};
 use super::findings::{Table, names, number};
 use super::{Analysis, LEAST_SHARE, Panel};
 use crate::data::example::Batch;
@@ -96,7 +96,7 @@ impl Analysis<'_> {
         let heads = heads_behind(graph, readers);
         let values =
             values_over(self.model, self.ablation, self.examples, self.batch_size, self.peers)?;
-        let names = span_names(self.examples);
+        let names = self.span_names();
         let all_runs = || std::iter::once(None).chain(writers.iter().copied().map(Some));
         let total = all_runs().count() * self.examples.len().div_ceil(self.batch_size.max(1));
         let mut done = 0;

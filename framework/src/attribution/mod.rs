@@ -6,6 +6,7 @@
 //! loses when the edge is ablated. All edges take one forward and one backward pass. Scores are defined
 //! over all examples together; how they are split into batches changes nothing.
 
+mod added;
 mod agreement;
 mod bootstrap;
 mod by_example;

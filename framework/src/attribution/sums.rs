@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::added::Added;
 use super::by_example::ExampleScores;
 use super::observation::{BatchView, Folded, Watched};
 use super::products::{Difference, Group, Stack, products};
@@ -17,7 +18,7 @@ use super::score_rows::like;
 use super::site_values::{SiteGradients, SiteWrites, Sites};
 use super::{Ablation, Discovery};
 use crate::graph::Graph;
-use crate::peers::{self, Part, Rounds};
+use crate::peers::{self, Rounds};
 use crate::{Error, Result};
 
 /// Rows expanded at once.
@@ -34,67 +35,6 @@ pub(super) struct Sums<'a> {
     is_begun: bool,
     all: Added,
     batch: Added,
-}
-
-/// What batches gave.
-#[derive(Clone)]
-struct Added {
-    /// Row-major [writers, readers].
-    scores: Vec<f64>,
-    /// Σ of the metric and of the examples' weights.
-    metric: f64,
-    weight: f64,
-    /// How many tokens each place's mean is over, [places].
-    counts: Vec<f64>,
-    /// Σ of what each site wrote over all tokens, [places, width].
-    writes: Vec<Option<SiteWrites>>,
-    /// Σ of each site's readers' gradients, [readers, places, d_model].
-    gradients: Vec<Option<Tensor>>,
-}
-
-impl Added {
-    fn nothing(graph: &Graph, places: usize) -> Self {
-        Self {
-            scores: vec![0.0; graph.writers().len() * graph.readers().len()],
-            metric: 0.0,
-            weight: 0.0,
-            counts: vec![0.0; places],
-            writes: vec![None; graph.site_count()],
-            gradients: vec![None; graph.site_count()],
-        }
-    }
-
-    /// Takes all numbers as tensors, and leaves nothing but what writes are of.
-    fn take(&mut self) -> Result<Part> {
-        let numbers = [&[self.metric, self.weight], &self.counts[..], &self.scores].concat();
-        (self.metric, self.weight) = (0.0, 0.0);
-        self.counts.fill(0.0);
-        self.scores.fill(0.0);
-        let mut part = vec![Some(Tensor::new(numbers, &Device::Cpu)?)];
-        part.extend(self.writes.iter().map(|writes| Some(writes.as_ref()?.values.clone())));
-        part.extend(self.gradients.iter_mut().map(Option::take));
-        Ok(part)
-    }
-
-    /// Puts in place what was taken, and added to; `like` says what writes are of.
-    fn put(&mut self, part: Part, like: &[Option<SiteWrites>]) -> Result<()> {
-        let mut part = part.into_iter();
-        if let Some(numbers) = part.next().flatten() {
-            let numbers = numbers.to_vec1::<f64>()?;
-            (self.metric, self.weight) = (numbers[0], numbers[1]);
-            let (counts, scores) = numbers[2..].split_at(self.counts.len());
-            self.counts.copy_from_slice(counts);
-            self.scores.copy_from_slice(scores);
-        }
-        for ((writes, like), values) in self.writes.iter_mut().zip(like).zip(part.by_ref()) {
-            // A process that ran no batch doesn't know what they are of, and needs them for nothing.
-            let like = like.as_ref().or(writes.as_ref());
-            let source = like.map(|writes| writes.source.clone());
-            *writes = source.zip(values).map(|(source, values)| SiteWrites { source, values });
-        }
-        self.gradients = part.collect();
-        Ok(())
-    }
 }
 
 impl<'a> Sums<'a> {

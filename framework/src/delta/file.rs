@@ -16,7 +16,7 @@ const BASE: &str = "base";
 const TUNED: &str = "tuned";
 const ROWS: &str = "rows";
 
-/// Of each parameter, where its rows begin and end.
+/// Where the rows of each parameter begin and end.
 type Places = BTreeMap<String, Vec<[usize; 2]>>;
 
 impl Delta {

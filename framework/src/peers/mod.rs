@@ -63,7 +63,7 @@ pub fn own<T>(peers: &dyn Peers, batches: impl Iterator<Item = T>) -> impl Itera
 /// as the processes that do them made it.
 ///
 /// # Errors
-/// As `f`, and if a process can't be reached.
+/// If `f` fails, or a process can't be reached.
 pub fn share<T>(
     peers: &dyn Peers,
     batches: impl IntoIterator<Item = T>,
@@ -125,7 +125,7 @@ pub fn give_all(peers: &dyn Peers, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
 /// What the first process makes, on all.
 ///
 /// # Errors
-/// As `make`, and if a process can't be reached.
+/// If `make` fails, or a process can't be reached.
 pub fn by_the_first(peers: &dyn Peers, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
     let bytes = if peers.rank() == 0 { make()? } else { Vec::new() };
     Ok(give_all(peers, &bytes)?.swap_remove(0))
