@@ -112,9 +112,11 @@ def largest_difference(graph, path):
 
 model, examples = load(arguments.model), Examples(arguments.data, arguments.batch_size)
 graph = Graph.from_model(model)
+# Exact patching averages the metric's values, the other methods go back from their sum.
+metric = logit_diff if arguments.method == "exact" else lambda *of: logit_diff(*of).sum()
 begin = time.time()
 eap.attribute.attribute(
-    model, graph, examples, lambda *of: logit_diff(*of).sum(), arguments.method, ig_steps=arguments.ig_steps, quiet=True
+    model, graph, examples, metric, arguments.method, ig_steps=arguments.ig_steps, quiet=True
 )
 result = {"edges": len(graph.edges), "discovery_seconds": time.time() - begin}
 if arguments.scores:

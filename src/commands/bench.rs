@@ -101,6 +101,8 @@ struct Report {
     tune: Times,
     step: Times,
     tokens_per_s: f64,
+    /// Edges that are scored.
+    edges: usize,
     /// Parameters tuned in the median step, of all and of those that nodes own.
     tuned_share: f64,
     tuned_share_of_nodes: f64,
@@ -178,6 +180,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
         Positions::All => 2.0,
     };
     let report = Report {
+        edges: model.graph().subset(&experiment.discovery.nodes).edge_count(),
         ranks: tuner.peers.size(),
         sent_bytes,
         ..report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops)
@@ -266,6 +269,7 @@ fn report(
         matmul_gflops,
         matmul_share: products / (matmul_gflops * 1e9) / step.median_s,
         peak_rss_bytes: peak_rss_bytes(),
+        edges: 0,
         ranks: 1,
         sent_bytes: 0,
         step,
@@ -291,7 +295,7 @@ fn print(report: &Report) {
         say!("{name:12}{median_s:>10.4}{min_s:>10.4}{max_s:>10.4}");
     }
     say!("");
-    say!("tokens/s     {:.0}", report.tokens_per_s);
+    say!("tokens/s     {:.0}, {} edges scored", report.tokens_per_s, report.edges);
     say!(
         "tuned        {:.1} % of all parameters, {:.1} % of the nodes'",
         100.0 * report.tuned_share,
