@@ -6,8 +6,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use circuit_framework::attribution::{
-    Ablation, Attribution, AttributionMethod, Discovered, Discovery, EdgeOrder, MethodChoice,
-    Positions, Resamples, Run, Scoring, discover, discover_by_example,
+    Ablation, AttributionMethod, Discovered, Discovery, EdgeOrder, MethodChoice, Positions,
+    Resamples, Run, Scoring, discover, discover_by_example,
 };
 use circuit_framework::evaluation::task::{Setting, Split};
 use circuit_framework::graph::circuit::Circuit;
@@ -158,25 +158,13 @@ proptest! {
 #[serde(default, deny_unknown_fields)]
 struct Sizes {}
 
-struct WithoutSign<'a>(Box<dyn Attribution + 'a>);
-
 impl AttributionMethod for Sizes {
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(WithoutSign(plugin::<dyn AttributionMethod>("eap", "").start(scoring)?)))
-    }
-}
-
-impl Attribution for WithoutSign<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        self.0.add(batch)
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
+        plugin::<dyn AttributionMethod>("eap", "").add(scoring, batch)
     }
 
-    fn metric(&self) -> f64 {
-        self.0.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        let mut found = self.0.finish()?;
+    fn finish(&self, scoring: Scoring, _: &[Vec<&Example>]) -> Result<Discovered> {
+        let mut found = scoring.finish()?;
         found.scores.values = found.scores.magnitudes();
         Ok(found)
     }

@@ -1,7 +1,7 @@
 //! Attribution methods: every registered one keeps to the conformance suite, and broken ones don't.
 
 use circuit_framework::attribution::{
-    Ablation, Attribution, AttributionMethod, Discovered, Discovery, Positions, Run, Scoring,
+    Ablation, AttributionMethod, Discovered, Discovery, Positions, Run, Scoring,
 };
 use circuit_framework::{
     Batch, Example, PatchingMetric, Result, plugin::conformance, plugin::registry,
@@ -47,24 +47,15 @@ enum Spoil {
     Metric,
 }
 
-struct Scored<'a>(Scoring<'a>, Spoil);
-
 impl AttributionMethod for Spoilt {
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(Scored(scoring, self.0)))
-    }
-}
-
-impl Attribution for Scored<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let Self(scoring, spoil) = self;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
         let observation = scoring.observe(batch, false)?;
         let pass = scoring.watching(&observation, scoring.pass_with_gradients()?);
         let readout = scoring.model.forward(&pass, &batch.tokens)?;
         let difference = scoring.difference(observation)?;
         let share = scoring.share_of_mean(&readout, batch)?;
         scoring.count(&share)?;
-        let fraction = match spoil {
+        let fraction = match self.0 {
             Spoil::BatchMeans => 1.0 / batch.examples.len() as f64,
             _ => 1.0,
         };
@@ -72,14 +63,9 @@ impl Attribution for Scored<'_> {
         Ok(None)
     }
 
-    fn metric(&self) -> f64 {
-        self.0.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        let Self(scoring, spoil) = *self;
+    fn finish(&self, scoring: Scoring, _: &[Vec<&Example>]) -> Result<Discovered> {
         let mut found = scoring.finish()?;
-        match spoil {
+        match self.0 {
             Spoil::BatchMeans => {}
             Spoil::Everywhere => found.scores.values.iter_mut().for_each(|score| *score += 1.0),
             Spoil::Metric => found.metric = 2.0 * found.metric + 1.0,

@@ -51,7 +51,7 @@ pub mod tuning;
 pub mod weights;
 
 // What plugins name in their own code, so that they have this very candle and serde.
-pub use attribution::{Attribution, AttributionMethod};
+pub use attribution::AttributionMethod;
 pub use candle_core::{self, Device, Tensor};
 pub use data::example::{Batch, Example, Key};
 pub use delta::Delta;

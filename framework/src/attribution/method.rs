@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Scoring;
-use crate::data::example::Batch;
+use crate::data::example::{Batch, Example};
 use crate::graph::scores::Scores;
-use crate::pass::{Captured, Pass, Readout};
+use crate::pass::{Captured, Pass, Readout, Rules};
 use crate::plugin::registry;
 use crate::{Error, Result};
 
@@ -19,29 +19,20 @@ pub struct Needs {
     pub all_positions: bool,
 }
 
-/// A method that scores edges from passes with hooks. What it is given, [`Scoring`], has the pieces:
-/// observed writes, differences, gradients, sums.
+/// A method that scores edges from passes with hooks, batch by batch. What it is given, [`Scoring`], has the
+/// pieces: observed writes, differences, gradients, sums.
 ///
 /// ```
-/// use circuit_framework::attribution::{Attribution, AttributionMethod, Discovered, Run, Scoring};
-/// use circuit_framework::{Batch, Pass, Result, register};
+/// use circuit_framework::attribution::{AttributionMethod, Run, Scoring};
+/// use circuit_framework::{Batch, Result, register};
 ///
 /// /// Edge attribution patching: one clean pass, and back from the metric.
 /// #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 /// #[serde(default, deny_unknown_fields)]
 /// struct Plain {}
 ///
-/// struct Scored<'a>(Scoring<'a>);
-///
 /// impl AttributionMethod for Plain {
-///     fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-///         Ok(Box::new(Scored(scoring)))
-///     }
-/// }
-///
-/// impl Attribution for Scored<'_> {
-///     fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-///         let scoring = &mut self.0;
+///     fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
 ///         let observation = scoring.observe(batch, false)?;
 ///         let pass = scoring.watching(&observation, scoring.pass_with_gradients()?);
 ///         let readout = scoring.model.forward(&pass, &batch.tokens)?;
@@ -50,14 +41,6 @@ pub struct Needs {
 ///         scoring.count(&share)?;
 ///         scoring.add_gradients(&pass, &share, batch, &difference, 1.0)?;
 ///         Ok(None)
-///     }
-///
-///     fn metric(&self) -> f64 {
-///         self.0.metric()
-///     }
-///
-///     fn finish(self: Box<Self>) -> Result<Discovered> {
-///         self.0.finish()
 ///     }
 /// }
 ///
@@ -73,29 +56,25 @@ pub trait AttributionMethod: Send + Sync {
         Needs::default()
     }
 
-    /// Begins to score.
-    ///
-    /// # Errors
-    /// If a setting can't be followed.
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>>;
-}
+    /// How its backward passes go: as the gradient's, unless it says otherwise.
+    fn rules(&self) -> Rules {
+        Rules::default()
+    }
 
-/// A scoring under way: batches are added one by one.
-pub trait Attribution {
-    /// Adds a batch. A clean pass with its gradients is handed on, for tuning to go on with.
+    /// Adds a batch to the scores. A clean pass with its gradients is handed on, for tuning to go on with.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>>;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>>;
 
-    /// The metric over the examples added so far.
-    fn metric(&self) -> f64;
-
-    /// The scores of all that was added.
+    /// The scores of all that was added: `batches`, in this order.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    fn finish(self: Box<Self>) -> Result<Discovered>;
+    fn finish(&self, scoring: Scoring, batches: &[Vec<&Example>]) -> Result<Discovered> {
+        let _ = batches;
+        scoring.finish()
+    }
 }
 
 /// A clean forward pass with the backward pass of the metric behind it.

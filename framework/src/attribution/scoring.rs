@@ -161,7 +161,7 @@ impl<'a> Scoring<'a> {
     }
 
     /// This scoring with backward passes by other rules than the gradient's.
-    pub fn with_rules(self, rules: Rules) -> Self {
+    pub(super) fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
     }
 

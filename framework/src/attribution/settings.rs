@@ -2,13 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attribution, MethodChoice, Needs, Scoring};
+use super::{MethodChoice, Needs};
 use crate::data::example::Example;
 use crate::evaluation::ablation::Ablation;
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::Kind;
 use crate::model::Model;
-use crate::peers::Peers;
 use crate::{Error, Result, refuse};
 
 /// At which positions the graph is read.
@@ -82,22 +81,6 @@ impl Default for Discovery {
 const MOST_RESAMPLED: u64 = 16 << 30;
 
 impl Discovery {
-    /// Begins to score on `examples`, which are all that will be added, in so many batches that the process's
-    /// peers share.
-    ///
-    /// # Errors
-    /// If there is no such method, or a setting can't be followed.
-    pub fn start<'a>(
-        &'a self,
-        model: &'a dyn Model,
-        examples: &[&Example],
-        metric: &'a dyn PatchingMetric,
-        (peers, batches): (&'a dyn Peers, usize),
-    ) -> Result<Box<dyn Attribution + 'a>> {
-        let scoring = Scoring::new(model, examples, metric, self)?.shared(peers, batches);
-        self.method.build()?.start(scoring)
-    }
-
     /// Whether every example must have a counterfactual. An unknown method needs none: starting it
     /// names it.
     pub fn needs_counterfactuals(&self) -> bool {

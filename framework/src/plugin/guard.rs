@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 
 use crate::Result;
-use crate::attribution::{Attribution, AttributionMethod, Discovered, Needs, Run, Scoring};
+use crate::attribution::{AttributionMethod, Discovered, Needs, Run, Scoring};
 use crate::data::example::{Batch, Example};
 use crate::evaluation::Evaluation;
 use crate::evaluation::metric::{MeasuringMetric, PatchingMetric};
@@ -18,7 +18,7 @@ use crate::lora::Lora;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::{Architecture, Model};
 use crate::panics::{caught, named};
-use crate::pass::{Pass, Readout};
+use crate::pass::{Pass, Readout, Rules};
 use crate::plugin::registry::Kind;
 use crate::tuning::selector::{ParamSelector, Reference};
 use crate::weights::parameters::{Parameters, Selection};
@@ -133,30 +133,16 @@ impl AttributionMethod for Guarded<dyn AttributionMethod> {
         self.ask("needs", |it| it.needs())
     }
 
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        let inner = self.call("start", |method| method.start(scoring))?;
-        Ok(Box::new(GuardedAttribution { what: self.what.clone(), inner }))
-    }
-}
-
-/// A scoring under way with what messages call its method.
-struct GuardedAttribution<'a> {
-    what: String,
-    inner: Box<dyn Attribution + 'a>,
-}
-
-impl Attribution for GuardedAttribution<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        caught(&of("add", &self.what), || self.inner.add(batch))
+    fn rules(&self) -> Rules {
+        self.ask("rules", |it| it.rules())
     }
 
-    fn metric(&self) -> f64 {
-        named(|| of("metric", &self.what), || self.inner.metric())
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
+        self.call("add", |method| method.add(scoring, batch))
     }
 
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        let Self { what, inner } = *self;
-        caught(&of("finish", &what), || inner.finish())
+    fn finish(&self, scoring: Scoring, batches: &[Vec<&Example>]) -> Result<Discovered> {
+        self.call("finish", |method| method.finish(scoring, batches))
     }
 }
 

@@ -2,8 +2,7 @@
 //! share, and these into micro-batches, a forward pass each.
 
 use super::Tuner;
-use crate::Result;
-use crate::data::example::{Batch, Example};
+use crate::data::example::Example;
 use crate::peers;
 
 /// A step's chunks, each in micro-batches.
@@ -54,13 +53,8 @@ impl Tuner<'_> {
     }
 
     /// The micro-batches that this process runs where any process may run any.
-    pub(super) fn own_batches<'e>(
-        &self,
-        chunks: &Chunks<'e>,
-    ) -> impl Iterator<Item = Result<Batch<'e>>> {
-        let device = self.model.device();
-        let own: Vec<_> = peers::own(self.peers, chunks.batches()).cloned().collect();
-        own.into_iter().map(move |batch| Batch::new(batch, &device))
+    pub(super) fn own_batches<'e>(&self, chunks: &Chunks<'e>) -> Vec<Vec<&'e Example>> {
+        peers::own(self.peers, chunks.batches()).cloned().collect()
     }
 }
 

@@ -7,7 +7,7 @@ use super::chunks::Chunks;
 use super::gradients::Gradients;
 use super::state::State;
 use super::{Event, Step, Tuner};
-use crate::attribution::Run;
+use crate::attribution::{Run, Scoring, score_batches};
 use crate::data::example::Example;
 use crate::graph::Graph;
 use crate::graph::circuit::Circuit;
@@ -128,14 +128,14 @@ impl Tuner<'_> {
         chunks: &Chunks,
         state: &mut State,
     ) -> Result<Found> {
-        let shared = (self.peers, chunks.batches().len());
-        let mut attribution = self.discovery.start(self.model, examples, self.metric, shared)?;
-        let mut runs = Vec::new();
-        for batch in self.own_batches(chunks) {
+        let scoring = Scoring::new(self.model, examples, self.metric, self.discovery)?
+            .shared(self.peers, chunks.batches().len());
+        let (method, mut runs) = (self.discovery.method.build()?, Vec::new());
+        let found = score_batches(&*method, scoring, &self.own_batches(chunks), &mut |added| {
             // Kept, they take what one pass over all chunks would.
-            runs.extend(attribution.add(&batch?)?.filter(|_| chunks.are_whole()));
-        }
-        let found = attribution.finish()?;
+            runs.extend(added.run.filter(|_| chunks.are_whole()));
+            Ok(())
+        })?;
         if let Err(Error::NotFinite(what)) = found.check() {
             return Err(Error::Diverged { step, what });
         }

@@ -2,7 +2,7 @@
 //! answers (EAP-IG's `clean-corrupted`).
 
 use circuit_framework::attribution::{
-    Attribution, AttributionMethod, Discovered, Needs, Run, Scoring, counterfactual_tokens,
+    AttributionMethod, Needs, Run, Scoring, counterfactual_tokens,
 };
 use circuit_framework::{Batch, Result, register};
 use serde::{Deserialize, Serialize};
@@ -17,17 +17,7 @@ impl AttributionMethod for CleanCorrupted {
         Needs { counterfactual: true, ..Needs::default() }
     }
 
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(Scored(scoring)))
-    }
-}
-
-/// A scoring under way.
-struct Scored<'a>(Scoring<'a>);
-
-impl Attribution for Scored<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let scoring = &mut self.0;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
         let observation = scoring.observe(batch, true)?;
         let pass = scoring.watching(&observation, scoring.pass_with_gradients()?);
         let readout = scoring.model.forward(&pass, &batch.tokens)?;
@@ -41,14 +31,6 @@ impl Attribution for Scored<'_> {
         let share = scoring.share_of_mean(&readout, batch)?;
         scoring.add_gradients(&pass, &share, batch, &difference, 0.5)?;
         Ok(None)
-    }
-
-    fn metric(&self) -> f64 {
-        self.0.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        self.0.finish()
     }
 }
 

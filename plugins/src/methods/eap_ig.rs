@@ -2,9 +2,7 @@
 //! inputs between the counterfactual's embeddings and the clean ones, `discovery.ig_steps` of them: at
 //! corrupted + k/steps · (clean − corrupted), k = 0 … steps − 1.
 
-use circuit_framework::attribution::{
-    Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
-};
+use circuit_framework::attribution::{AttributionMethod, Needs, Run, Scoring};
 use circuit_framework::pass::{Replacement, Written};
 use circuit_framework::{Batch, Pass, Result, register};
 use serde::{Deserialize, Serialize};
@@ -19,17 +17,7 @@ impl AttributionMethod for EapIg {
         Needs { counterfactual: true, ..Needs::default() }
     }
 
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(Scored(scoring)))
-    }
-}
-
-/// A scoring under way.
-struct Scored<'a>(Scoring<'a>);
-
-impl Attribution for Scored<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let scoring = &mut self.0;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
         let observation = scoring.observe(batch, true)?;
         let pass = scoring.watching(&observation, Pass::forward_only());
         let readout = scoring.model.forward(&pass, &batch.tokens)?;
@@ -49,14 +37,6 @@ impl Attribution for Scored<'_> {
             scoring.add_gradients(&pass, &share, batch, &difference, 1.0 / steps as f64)?;
         }
         Ok(None)
-    }
-
-    fn metric(&self) -> f64 {
-        self.0.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        self.0.finish()
     }
 }
 

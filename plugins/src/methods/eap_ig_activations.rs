@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use circuit_framework::attribution::{
-    Attribution, AttributionMethod, Discovered, Needs, Run, Scoring, counterfactual_tokens,
+    AttributionMethod, Needs, Run, Scoring, counterfactual_tokens,
 };
 use circuit_framework::pass::{Replacement, Written};
 use circuit_framework::{Batch, Model, Pass, Result, Tensor, register};
@@ -22,17 +22,7 @@ impl AttributionMethod for EapIgActivations {
         Needs { counterfactual: true, ..Needs::default() }
     }
 
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(Scored(scoring)))
-    }
-}
-
-/// A scoring under way.
-struct Scored<'a>(Scoring<'a>);
-
-impl Attribution for Scored<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let scoring = &mut self.0;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
         let observation = scoring.observe(batch, true)?;
         let pass = scoring.watching(&observation, Pass::forward_only());
         let readout = scoring.model.forward(&pass, &batch.tokens)?;
@@ -56,14 +46,6 @@ impl Attribution for Scored<'_> {
             }
         }
         Ok(None)
-    }
-
-    fn metric(&self) -> f64 {
-        self.0.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        self.0.finish()
     }
 }
 

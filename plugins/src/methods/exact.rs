@@ -2,11 +2,9 @@
 //! from the block that reads it upwards. EAP is its first-order estimate. At all positions only, and slow: for
 //! small models, and to judge the others by.
 
-use circuit_framework::attribution::{
-    Attribution, AttributionMethod, Discovered, Needs, Run, Scoring,
-};
+use circuit_framework::attribution::{AttributionMethod, Discovered, Needs, Run, Scoring};
 use circuit_framework::pass::{AblatedEdges, Prefix};
-use circuit_framework::{Batch, Example, Model, Pass, Result, pass, register};
+use circuit_framework::{Batch, Example, Pass, Result, pass, register};
 use serde::{Deserialize, Serialize};
 
 /// No options.
@@ -19,35 +17,18 @@ impl AttributionMethod for Exact {
         Needs { all_positions: true, ..Needs::default() }
     }
 
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(Patching { scoring, batches: Vec::new() }))
-    }
-}
-
-/// A scoring under way. Means are known when all examples are, so the work is done at the end.
-struct Patching<'a> {
-    scoring: Scoring<'a>,
-    batches: Vec<Vec<Example>>,
-}
-
-impl Attribution for Patching<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let readout = self.scoring.model.forward(&Pass::forward_only(), &batch.tokens)?;
-        let share = self.scoring.share_of_mean(&readout, batch)?;
-        self.scoring.weigh(batch)?;
-        self.scoring.count(&share)?;
-        self.batches.push(batch.examples.iter().map(|&example| example.clone()).collect());
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
+        let readout = scoring.model.forward(&Pass::forward_only(), &batch.tokens)?;
+        let share = scoring.share_of_mean(&readout, batch)?;
+        scoring.weigh(batch)?;
+        scoring.count(&share)?;
         Ok(None)
     }
 
-    fn metric(&self) -> f64 {
-        self.scoring.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        let Self { mut scoring, batches } = *self;
+    /// Means are known when all examples are, so the work is done here.
+    fn finish(&self, mut scoring: Scoring, batches: &[Vec<&Example>]) -> Result<Discovered> {
         let (model, graph) = (scoring.model, scoring.graph().clone());
-        let own = || batches.iter().map(|examples| batch(model, examples));
+        let own = || batches.iter().map(|examples| Batch::new(examples.clone(), &model.device()));
         let ablated = scoring.ablated_values(own())?;
         let edges: Vec<_> = graph.edges().filter(|&edge| scoring.wants(edge)).collect();
         let columns = graph.readers().len();
@@ -73,10 +54,6 @@ impl Attribution for Patching<'_> {
         }
         scoring.finish_with(of_batches)
     }
-}
-
-fn batch<'e>(model: &dyn Model, examples: &'e [Example]) -> Result<Batch<'e>> {
-    Batch::new(examples.iter().collect(), &model.device())
 }
 
 /// A batch's share of the mean metric and, where they are asked for, its examples' shares.

@@ -7,7 +7,7 @@
 //! The authors' code puts x + 10⁻⁶ sign(x) under f(x), and leaves attention's gradient in by default. A
 //! model's own operations, those it doesn't leave to the pass, have their true gradient.
 
-use circuit_framework::attribution::{Attribution, AttributionMethod, Discovered, Run, Scoring};
+use circuit_framework::attribution::{AttributionMethod, Run, Scoring};
 use circuit_framework::pass::Rules;
 use circuit_framework::{Batch, Result, register};
 use serde::{Deserialize, Serialize};
@@ -33,19 +33,12 @@ struct Relp {
 }
 
 impl AttributionMethod for Relp {
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
+    fn rules(&self) -> Rules {
         let attention = self.attention == ThroughAttention::Constant;
-        let rules = Rules { norm_scales: true, activation_factors: true, attention };
-        Ok(Box::new(Scored(scoring.with_rules(rules))))
+        Rules { norm_scales: true, activation_factors: true, attention }
     }
-}
 
-/// A scoring under way.
-struct Scored<'a>(Scoring<'a>);
-
-impl Attribution for Scored<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let scoring = &mut self.0;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
         let observation = scoring.observe(batch, false)?;
         let pass = scoring.watching(&observation, scoring.pass_with_gradients()?);
         let readout = scoring.model.forward(&pass, &batch.tokens)?;
@@ -54,14 +47,6 @@ impl Attribution for Scored<'_> {
         scoring.count(&share)?;
         let captured = scoring.add_gradients(&pass, &share, batch, &difference, 1.0)?;
         Ok(Some(Run { pass, readout, share, captured }))
-    }
-
-    fn metric(&self) -> f64 {
-        self.0.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        self.0.finish()
     }
 }
 

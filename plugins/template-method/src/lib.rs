@@ -2,8 +2,8 @@
 //! the scores that edge attribution patching (Syed et al., 2023, arXiv 2310.10348) gives the edges out of
 //! it.
 
-use circuit_framework::attribution::{Attribution, AttributionMethod, Discovered, Run, Scoring};
-use circuit_framework::{Batch, Result, Scores, register};
+use circuit_framework::attribution::{AttributionMethod, Discovered, Run, Scoring};
+use circuit_framework::{Batch, Example, Result, Scores, register};
 
 /// How a writer's edges are summed.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -14,20 +14,7 @@ struct NodeSums {
 }
 
 impl AttributionMethod for NodeSums {
-    fn start<'a>(&self, scoring: Scoring<'a>) -> Result<Box<dyn Attribution + 'a>> {
-        Ok(Box::new(Scored { scoring, absolute: self.absolute }))
-    }
-}
-
-/// A scoring under way.
-struct Scored<'a> {
-    scoring: Scoring<'a>,
-    absolute: bool,
-}
-
-impl Attribution for Scored<'_> {
-    fn add(&mut self, batch: &Batch) -> Result<Option<Run>> {
-        let scoring = &mut self.scoring;
+    fn add(&self, scoring: &mut Scoring, batch: &Batch) -> Result<Option<Run>> {
         let observation = scoring.observe(batch, false)?;
         let pass = scoring.watching(&observation, scoring.pass_with_gradients()?);
         let readout = scoring.model.forward(&pass, &batch.tokens)?;
@@ -38,12 +25,8 @@ impl Attribution for Scored<'_> {
         Ok(Some(Run { pass, readout, share, captured }))
     }
 
-    fn metric(&self) -> f64 {
-        self.scoring.metric()
-    }
-
-    fn finish(self: Box<Self>) -> Result<Discovered> {
-        let mut discovered = self.scoring.finish()?;
+    fn finish(&self, scoring: Scoring, _: &[Vec<&Example>]) -> Result<Discovered> {
+        let mut discovered = scoring.finish()?;
         spread(&mut discovered.scores, self.absolute);
         Ok(discovered)
     }

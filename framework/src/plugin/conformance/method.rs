@@ -1,7 +1,9 @@
 //! What an attribution method must keep to.
 
 use super::check_float64;
-use crate::attribution::{AttributionMethod, Discovered, Discovery, Positions, Scoring};
+use crate::attribution::{
+    AttributionMethod, Discovered, Discovery, Positions, Scoring, score_batches,
+};
 use crate::data::example::{Batch, Example};
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::{Reader, Writer};
@@ -29,11 +31,9 @@ pub fn attribution_method(
         false => discovery.clone(),
     };
     let score = |examples: &[&Example], batch_size: usize| -> Result<Discovered> {
-        let mut scoring = method.start(Scoring::new(model, examples, metric, &discovery)?)?;
-        for batch in examples.chunks(batch_size) {
-            scoring.add(&Batch::new(batch.to_vec(), &model.device())?)?;
-        }
-        scoring.finish()
+        let scoring = Scoring::new(model, examples, metric, &discovery)?;
+        let batches: Vec<Vec<&Example>> = examples.chunks(batch_size).map(<[_]>::to_vec).collect();
+        score_batches(method, scoring, &batches, &mut |_| Ok(()))
     };
     let once: Vec<&Example> = examples.iter().collect();
     let found = score(&once, once.len())?;
