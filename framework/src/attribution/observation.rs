@@ -15,6 +15,27 @@ use crate::ops::{Kept, sum_rows};
 use crate::pass::{Captured, Rules, Written};
 use crate::{Error, Result, refuse};
 
+/// What is written on a batch's clean pass, as far as that has run, and on its counterfactuals'.
+pub struct Observation {
+    pub(super) view: Arc<BatchView>,
+    pub(super) clean: Watched,
+    pub(super) corrupt: Option<Watched>,
+}
+
+impl Observation {
+    /// The embedding's output [batch·seq, d_model] on the counterfactuals and on the clean pass, once
+    /// that has run.
+    ///
+    /// # Errors
+    /// If the counterfactuals were not asked for, or the clean pass has not run.
+    pub fn embeddings(&self) -> Result<[Tensor; 2]> {
+        let Some(corrupt) = &self.corrupt else {
+            return Err(Error::input("the counterfactuals were not run"));
+        };
+        Ok([corrupt.embedding()?, self.clean.embedding()?])
+    }
+}
+
 /// The rows of a batch that count. A score row is a token or, with key positions, an example, whose
 /// rows are averaged.
 pub(super) struct BatchView {

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::by_example::{ExampleScores, TakeScores};
 use super::method::Discovered;
-use super::observation::{BatchView, Watched};
+use super::observation::{BatchView, Observation, Watched};
 use super::products::Difference;
 use super::site_values::Sites;
 use super::sums::Sums;
@@ -21,7 +21,7 @@ use crate::graph::{Graph, Reader, Writer};
 use crate::model::Model;
 use crate::pass::{Backward, Captured, Pass, Readout, Rules, scalar};
 use crate::peers::{self, Alone, Peers, Rounds};
-use crate::{Error, Result, refuse};
+use crate::{Result, refuse};
 
 /// The running scores of a method, and the tools to add to them.
 pub struct Scoring<'a> {
@@ -40,27 +40,6 @@ pub struct Scoring<'a> {
     by_example: Option<ExampleScores<'a>>,
     /// Where only some edges' scores are asked for.
     wanted: Option<&'a BTreeSet<(Writer, Reader)>>,
-}
-
-/// What is written on a batch's clean pass, as far as that has run, and on its counterfactuals'.
-pub struct Observation {
-    view: Arc<BatchView>,
-    clean: Watched,
-    corrupt: Option<Watched>,
-}
-
-impl Observation {
-    /// The embedding's output [batch·seq, d_model] on the counterfactuals and on the clean pass, once
-    /// that has run.
-    ///
-    /// # Errors
-    /// If the counterfactuals were not asked for, or the clean pass has not run.
-    pub fn embeddings(&self) -> Result<[Tensor; 2]> {
-        let Some(corrupt) = &self.corrupt else {
-            return Err(Error::input("the counterfactuals were not run"));
-        };
-        Ok([corrupt.embedding()?, self.clean.embedding()?])
-    }
 }
 
 impl<'a> Scoring<'a> {
