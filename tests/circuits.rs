@@ -18,7 +18,7 @@ use circuit_framework::{
 };
 use proptest::prelude::*;
 
-use crate::properties::scores;
+use crate::graph::scores;
 use crate::support::{Geometry, examples, few, geometries, plugin};
 
 const KINDS: [Kind; 4] = [Kind::Head, Kind::Mlp, Kind::Embed, Kind::Logits];

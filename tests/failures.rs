@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use candle_core::Device;
 use circuit_framework::lora::Adapters;
 use circuit_framework::peers::Alone;
 use circuit_framework::run::experiment::Experiment;
@@ -14,6 +15,7 @@ use circuit_framework::{
 };
 use circuit_models::Loaded;
 
+use crate::command_line::{case, refuses, words};
 use crate::support::{at, load, weights};
 
 /// A task whose evaluation fails when it is asked for the given time.
@@ -242,4 +244,32 @@ fn a_finished_control_is_not_repeated_when_the_run_goes_on() {
         (controls["circuit"]["after"].clone(), estimates)
     };
     assert_eq!(figures(resumed), figures(whole));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = case("gpt2-tune-sgd");
+    refuses(
+        folder.path(),
+        &words(&format!(
+            "tune --model {model} --task tokens --data {data} --steps 9 --batch-size 4 \
+             --optimizer sgd --lr 1e30 --set model.dtype=float32 --top-n 20 --out out"
+        )),
+        &["at step 1", "lr"],
+    );
+    let saved = candle_core::safetensors::load(
+        folder.path().join("out/model/model.safetensors"),
+        &Device::Cpu,
+    )
+    .unwrap();
+    assert!(saved.values().all(|tensor| {
+        tensor
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .iter()
+            .all(|value| value.is_finite())
+    }));
 }

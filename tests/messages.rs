@@ -242,3 +242,21 @@ fn a_result_that_cannot_be_printed_is_an_error() {
         assert!(said.contains("error: standard output can't be written"), "{said}");
     }
 }
+
+#[test]
+fn devices_that_are_not_there_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    succeeds(folder.path(), &words("eval --device cpu --json"));
+    refuses(
+        folder.path(),
+        &words("eval --device gpu"),
+        &["device `gpu`: give cpu, cuda, cuda:N or auto"],
+    );
+    #[cfg(not(feature = "cuda"))]
+    for command in ["eval", "run"] {
+        let command = [command, "--device", "cuda:1"];
+        refuses(folder.path(), &command, &["device `cuda:1`", "--features cuda"]);
+    }
+    #[cfg(not(feature = "runtime"))]
+    refuses(folder.path(), &words("list --plugin any"), &["any: ", "--features runtime"]);
+}

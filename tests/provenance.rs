@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::command_line::{json, program, refuses, succeeds, words};
-use crate::properties::scores;
+use crate::graph::scores;
 use crate::support::{few, geometries, repository};
 
 fn provenance(model: &dyn Model) -> Provenance {
