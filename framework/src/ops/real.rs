@@ -1,6 +1,7 @@
 //! The numbers that the operations compute in, float32 and float64, and float32's exponential and tanh
 //! without branches, which the compiler turns into vector instructions.
 
+use bytemuck::Pod;
 use candle_core::cpu::erf::{erf_f32, erf_f64};
 use candle_core::{CpuStorage, WithDType};
 use num_traits::Float;
@@ -9,7 +10,7 @@ use pulp::Arch;
 use super::product::Product;
 
 /// What the operations compute in: float32, or float64 to check numbers to the last digit.
-pub(crate) trait Real: WithDType + Float + std::iter::Sum {
+pub(crate) trait Real: WithDType + Float + Pod + std::iter::Sum {
     /// eˣ.
     fn exponential(self) -> Self;
 

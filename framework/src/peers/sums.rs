@@ -5,9 +5,10 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::{Dtype, View};
+use safetensors::Dtype;
 
 use super::{Peers, give_all};
+use crate::ops::{Real, by_dtype, values};
 use crate::{Error, Result};
 
 /// The tensors that a batch gave; none where it has nothing to add.
@@ -154,7 +155,7 @@ impl Exchange<'_> {
         let mut given = vec![Vec::new(); self.peers.size()];
         for values in tensors.clone().flat_map(|tensor| self.own_parts(tensor)).flatten() {
             for rank in (0..given.len()).filter(others) {
-                given[rank].extend_from_slice(&View::data(&&self.piece(values, rank)?));
+                append(&mut given[rank], &self.piece(values, rank)?)?;
             }
         }
         let received = self.swap(given)?;
@@ -181,7 +182,7 @@ impl Exchange<'_> {
                 before[tensor].as_ref().map(|before| self.piece(before, own)).transpose()?;
             let sum = add(before, parts)?;
             if let Some(sum) = &sum {
-                bytes.extend_from_slice(&View::data(&&sum.contiguous()?));
+                append(&mut bytes, &sum.contiguous()?)?;
             }
             sums.push(sum);
         }
@@ -194,17 +195,36 @@ impl Exchange<'_> {
                 whole.push(before[tensor].take());
                 continue;
             };
-            let mut sum = sums.next().flatten();
-            let slices = rest.iter_mut().enumerate().map(|(rank, rest)| match rank == own {
-                true => Ok(sum.take()),
-                false => taken(rest, *dtype, &[self.slice(rank, shape).len()]).map(Some),
-            });
-            let slices: Vec<Tensor> =
-                slices.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-            let sum = Tensor::cat(&slices, 0)?;
-            whole.push(Some(sum.reshape(&shape[..])?.to_device(self.device)?));
+            let sum = sums.next().flatten();
+            let sum = match dtype {
+                Dtype::F64 => self.join::<f64>(sum.as_ref(), shape, &mut rest)?,
+                _ => self.join::<f32>(sum.as_ref(), shape, &mut rest)?,
+            };
+            whole.push(Some(sum.to_device(self.device)?));
         }
         Ok(whole)
+    }
+
+    /// A tensor of this shape, of the slices that each process added up: this one's, and the others' off the
+    /// front of their bytes.
+    fn join<T: Real>(
+        &self,
+        own: Option<&Tensor>,
+        shape: &[usize],
+        rest: &mut [&[u8]],
+    ) -> Result<Tensor> {
+        let mut whole = Vec::with_capacity(shape.iter().product());
+        for (rank, rest) in rest.iter_mut().enumerate() {
+            match own.filter(|_| rank == self.peers.rank()) {
+                Some(own) => whole.extend_from_slice(&values::<T>(own)?),
+                None => {
+                    let bytes = front(rest, self.slice(rank, shape).len() * size_of::<T>())?;
+                    let values = bytes.chunks_exact(size_of::<T>());
+                    whole.extend(values.map(bytemuck::pod_read_unaligned::<T>));
+                }
+            }
+        }
+        Ok(Tensor::from_vec(whole, shape, &Device::Cpu)?)
     }
 
     /// What each of this process's parts has of a tensor.
@@ -223,14 +243,25 @@ fn size(dtype: Dtype, shape: &[usize]) -> usize {
     shape.iter().product::<usize>() * dtype.bitsize() / 8
 }
 
-/// Takes a tensor off the front of bytes.
-fn taken(bytes: &mut &[u8], dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
-    let (own, rest) = bytes.split_at_checked(size(dtype, shape)).ok_or_else(|| {
+/// Appends the bytes of a contiguous tensor on the CPU.
+fn append(bytes: &mut Vec<u8>, tensor: &Tensor) -> candle_core::Result<()> {
+    by_dtype!(tensor, T => bytes.extend_from_slice(bytemuck::cast_slice(&values::<T>(tensor)?)));
+    Ok(())
+}
+
+/// Takes so many bytes off the front.
+fn front<'b>(bytes: &mut &'b [u8], count: usize) -> Result<&'b [u8]> {
+    let (front, rest) = bytes.split_at_checked(count).ok_or_else(|| {
         Error::input(
             "another process gave less than was to be added; start the same program on all",
         )
     })?;
     *bytes = rest;
-    let dtype = DType::try_from(dtype)?;
-    Ok(Tensor::from_raw_buffer(own, dtype, shape, &Device::Cpu)?)
+    Ok(front)
+}
+
+/// Takes a tensor off the front of bytes.
+fn taken(bytes: &mut &[u8], dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+    let own = front(bytes, size(dtype, shape))?;
+    Ok(Tensor::from_raw_buffer(own, DType::try_from(dtype)?, shape, &Device::Cpu)?)
 }
