@@ -173,18 +173,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     timed.remove(0);
     sent.sort_unstable();
     let sent_bytes = sent[sent.len() / 2];
-    // The keys are in each example's second half, and before the first there is nothing to go back to.
-    let backward_passes = match experiment.discovery.positions {
-        _ if plugins.metric.is_loss() => 1.0,
-        Positions::Key => 1.5,
-        Positions::All => 2.0,
-    };
-    let report = Report {
-        edges: model.graph().subset(&experiment.discovery.nodes).edge_count(),
-        ranks: tuner.peers.size(),
-        sent_bytes,
-        ..report(&timed, &*model, examples.len() * seq, backward_passes, matmul_gflops)
-    };
+    let report = Report::of(&timed, &tuner, examples.len() * seq, matmul_gflops, sent_bytes);
     show(matches, &outputs, &report, print)
 }
 
@@ -239,41 +228,52 @@ fn matmul_gflops(model: &dyn Model, rows: usize) -> Result<f64> {
     Ok(best / 1e9)
 }
 
-fn report(
-    steps: &[Step],
-    model: &dyn Model,
-    tokens: usize,
-    backward_passes: f64,
-    matmul_gflops: f64,
-) -> Report {
-    let whole = |step: &Step| step.discovery_seconds + step.tuning_seconds;
-    let step = Times::of(steps, whole);
-    let mut tuned: Vec<usize> = steps.iter().map(|step| step.tuned_parameters).collect();
-    tuned.sort_unstable();
-    let tuned = tuned[tuned.len() / 2] as f64;
-    let parameters = model.parameters();
-    let owned = Selection::blocks(parameters, |_, block| block.owner != Owner::Shared);
-    let owned = owned.count(parameters) as f64;
-    let unembedding = (model.vocabulary() * d_model(model)) as f64;
-    // Through the blocks forward and back; logits of every token and their pull-back; the selected
-    // rows' gradients. Two operations an entry and token each; the scores' own are left out.
-    let entries = (1.0 + backward_passes) * owned + 2.0 * unembedding + tuned;
-    let products = 2.0 * tokens as f64 * entries;
-    Report {
-        discover: Times::of(steps, |step| step.discovery_seconds - step.prune_seconds),
-        prune: Times::of(steps, |step| step.prune_seconds),
-        tune: Times::of(steps, |step| step.tuning_seconds),
-        tokens_per_s: tokens as f64 / step.median_s,
-        tuned_share: tuned / parameters.count() as f64,
-        tuned_share_of_nodes: tuned / owned,
-        matmul_gflops,
-        matmul_share: products / (matmul_gflops * 1e9) / step.median_s,
-        peak_rss_bytes: peak_rss_bytes(),
-        edges: 0,
-        ranks: 1,
-        sent_bytes: 0,
-        step,
+impl Report {
+    /// The report of timed steps of so many tokens each.
+    fn of(
+        steps: &[Step],
+        tuner: &Tuner,
+        tokens: usize,
+        matmul_gflops: f64,
+        sent_bytes: u64,
+    ) -> Self {
+        let step = Times::of(steps, |step| step.discovery_seconds + step.tuning_seconds);
+        let mut tuned: Vec<usize> = steps.iter().map(|step| step.tuned_parameters).collect();
+        tuned.sort_unstable();
+        let tuned = tuned[tuned.len() / 2] as f64;
+        let parameters = tuner.model.parameters();
+        let owned = Selection::blocks(parameters, |_, block| block.owner != Owner::Shared);
+        let owned = owned.count(parameters) as f64;
+        let products = 2.0 * tokens as f64 * entries(tuner, owned, tuned);
+        Self {
+            discover: Times::of(steps, |step| step.discovery_seconds - step.prune_seconds),
+            prune: Times::of(steps, |step| step.prune_seconds),
+            tune: Times::of(steps, |step| step.tuning_seconds),
+            tokens_per_s: tokens as f64 / step.median_s,
+            edges: tuner.model.graph().subset(&tuner.discovery.nodes).edge_count(),
+            tuned_share: tuned / parameters.count() as f64,
+            tuned_share_of_nodes: tuned / owned,
+            matmul_gflops,
+            matmul_share: products / (matmul_gflops * 1e9) / step.median_s,
+            peak_rss_bytes: peak_rss_bytes(),
+            ranks: tuner.peers.size(),
+            sent_bytes,
+            step,
+        }
     }
+}
+
+/// The entries of matrices that a token is multiplied with in a step: through the blocks forward and back; its
+/// logits and their pull-back; the selected rows' gradients. The scores' own are left out.
+fn entries(tuner: &Tuner, owned: f64, tuned: f64) -> f64 {
+    // The keys are in each example's second half, and before the first there is nothing to go back to.
+    let backward_passes = match tuner.discovery.positions {
+        _ if tuner.metric.is_loss() => 1.0,
+        Positions::Key => 1.5,
+        Positions::All => 2.0,
+    };
+    let unembedding = (tuner.model.vocabulary() * d_model(tuner.model)) as f64;
+    (1.0 + backward_passes) * owned + 2.0 * unembedding + tuned
 }
 
 /// The most memory this process has held, as Linux counts it.
