@@ -65,7 +65,10 @@ pub(crate) const TASK: &[Flag] = &[
 /// How edges are scored and a circuit is cut from them.
 pub(crate) const DISCOVERY: &[Flag] = &[
     text("metric", "metric.name", "METRIC"),
-    text("method", "discovery.method", "METHOD"),
+    Flag {
+        help: "The attribution method: its name, or with options a table, {name=\"relp\",attention=\"gradient\"}.",
+        ..flag("method", "discovery.method", "METHOD")
+    },
     flag("ig-steps", "discovery.ig_steps", "N"),
     flag("ablation", "discovery.ablation", "ABLATION"),
     flag("positions", "discovery.positions", "POSITIONS"),
@@ -81,7 +84,10 @@ pub(crate) const BOOTSTRAP: &[Flag] = &[flag("bootstrap", "discovery.bootstrap",
 pub(crate) const DISCOVERY_BATCH: &[Flag] = &[flag("batch-size", "discovery.batch_size", "N")];
 
 /// What edges outside a circuit read.
-pub(crate) const ABLATION: &[Flag] = &[flag("ablation", "faithfulness.ablation", "ABLATION")];
+pub(crate) const ABLATION: &[Flag] = &[Flag {
+    help: "What is read along the edges outside a circuit, at all positions.",
+    ..flag("ablation", "faithfulness.ablation", "ABLATION")
+}];
 
 /// How circuits are evaluated, beside the ablation.
 pub(crate) const FAITHFULNESS: &[Flag] = &[
@@ -326,6 +332,8 @@ mod tests {
             };
             let expected = match &setting.kind[..] {
                 "array" => Reading::List,
+                // A name, or a table with options.
+                _ if flag.key == "discovery.method" => Reading::Toml,
                 "string" if setting.values.is_empty() => Reading::Text,
                 _ => Reading::Toml,
             };

@@ -253,6 +253,9 @@ fn scores_and_circuits_know_their_graph() {
         let plot = std::fs::read_to_string(folder.path().join("plot.svg")).unwrap();
         assert!(plot.contains(">random</text>"), "{plot}");
     }
+    // Without a ranking, `absolute`.
+    succeeds(folder.path(), &words(&format!("{call} --scores s")));
+    assert!(json(&folder.path().join("out.json"))["absolute"]["cpr"].is_number());
     let all = succeeds(
         folder.path(),
         &words(&format!("{call} --circuit c --nodes head,mlp,embed,logits")),

@@ -133,3 +133,21 @@ fn comparisons_that_cannot_be_made_are_refused() {
     refused("--top 100000", &["--top is 100000", "edges; give at most that"]);
     refused("--positions key", &["method `exact` scores at all positions"]);
 }
+
+/// A method is given with its options as a table, by its own flag too.
+#[test]
+fn a_method_takes_options_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let edges = |method: &str| {
+        let line = "discover --task agreement --set task.train_examples=4 --table t.csv --force";
+        let mut call = words(line);
+        call.extend(["--method", method]);
+        succeeds(folder.path(), &call);
+        std::fs::read_to_string(folder.path().join("t.csv")).unwrap()
+    };
+    let plain = edges("relp");
+    assert_eq!(edges(r#"{name="relp",attention="constant"}"#), plain);
+    assert_ne!(edges(r#"{name="relp",attention="gradient"}"#), plain);
+    let call = ["discover", "--method", r#"{name="relp",attention="none"}"#];
+    refuses(folder.path(), &call, &["relp", "`attention`", "constant, gradient"]);
+}

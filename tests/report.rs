@@ -44,7 +44,7 @@ fn real_run(folder: &Path) {
     succeeds(folder, &words("run mine.toml --out run"));
 }
 
-/// A sweep whose second selector has no circuit.
+/// A sweep over seeds whose second selector has no circuit.
 fn real_sweep(folder: &Path) {
     let experiment = "
         [task]
@@ -58,6 +58,7 @@ fn real_sweep(folder: &Path) {
         batch_size = 4
         [sweep]
         selectors = ['nodes', 'all']
+        seeds = [0, 1]
     ";
     std::fs::write(folder.join("sweep.toml"), experiment).unwrap();
     succeeds(folder, &words("run sweep.toml --out sweep"));
@@ -86,7 +87,9 @@ fn edges(count: usize, from: usize) -> Vec<Value> {
             "kv" => format!("head.{reader}.kv{}.v", (hash >> 20) % 3),
             _ => format!("mlp.{reader}.up"),
         };
-        let score = 0.3 / (index + 1) as f64 * if hash & 64 == 0 { -1.0 } else { 1.0 };
+        // Digits that no compression foresees, as of real scores.
+        let fraction = (hash % 1_000_003) as f64 / 1_000_003.0;
+        let score = 0.3 / (index as f64 + 1.0 + fraction) * if hash & 64 == 0 { -1.0 } else { 1.0 };
         json!({ "writer": format!("head.{writer}.{}", (hash >> 12) % 9), "reader": reader, "score": score })
     };
     (0..count).map(edge).collect()
@@ -95,7 +98,10 @@ fn edges(count: usize, from: usize) -> Vec<Value> {
 /// A run folder with so many circuits of so many edges.
 fn made_run(folder: &Path, stops: usize, count: usize) {
     std::fs::create_dir_all(folder).unwrap();
-    std::fs::write(folder.join("config.toml"), "description = 'made'\nseed = 0\n").unwrap();
+    let config = "description = 'made'\nseed = 0\nmodel.path = 'models/SmolLM2.gguf'\n";
+    std::fs::write(folder.join("config.toml"), config).unwrap();
+    let inputs = json!({ "data.jsonl": "07", "models/SmolLM2.gguf": "f42a" });
+    std::fs::write(folder.join("inputs.json"), inputs.to_string()).unwrap();
     let circuit = json!({ "provenance": provenance(), "edges": edges(count, 0) });
     std::fs::write(folder.join("circuit-before.json"), circuit.to_string()).unwrap();
     let lines = |line: &dyn Fn(usize) -> Value| -> String {
@@ -230,6 +236,36 @@ fn two_hundred_circuits_of_five_hundred_edges_are_below_8_megabytes() {
     made_run(&folder.path().join("large"), 200, 500);
     let page = page(folder.path(), "large");
     assert!(page.len() < 8_000_000, "{}", page.len());
+    assert!(
+        page.contains("models/SmolLM2.gguf: llama, 30 layers of 9 heads, width 576, SHA-256 f42a")
+    );
+}
+
+#[test]
+fn runs_that_differ_by_their_seed_have_a_mean_with_its_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    real_sweep(folder.path());
+    let page = page(folder.path(), "sweep");
+    let cells = |start: &str| -> Vec<&str> {
+        let line = page.lines().find(|line| line.starts_with(start)).unwrap();
+        line.split(['<', '>'])
+            .filter(|part| !part.is_empty() && !part.starts_with(['t', '/']))
+            .collect()
+    };
+    let losses = [0, 1].map(|seed| {
+        let summary = folder.path().join(format!("sweep/nodes-seed{seed}/summary.json"));
+        crate::command_line::json(&summary)["after"]["loss"].as_f64().unwrap()
+    });
+    // After `nodes`, `after` and the tuned share come the figures by name: `logit_diff`, `loss`.
+    let after = cells("<tr><th scope=\"row\">nodes</th><td>after</td>");
+    let (mean, margin) = after[4].split_once(" ± ").unwrap();
+    let [mean, margin] = [mean, margin].map(|number| number.parse::<f64>().unwrap());
+    assert!((mean - (losses[0] + losses[1]) / 2.0).abs() <= 0.5 * margin, "{mean} {losses:?}");
+    // With one degree of freedom t is 12.7062, and s/√2 half the distance.
+    let expected = 12.7062 * (losses[0] - losses[1]).abs() / 2.0;
+    assert!((margin - expected).abs() <= 0.06 * expected, "{margin} {expected}");
+    // A run alone has none.
+    assert!(!cells("<tr><th scope=\"row\">nodes-seed0</th><td>after</td>")[4].contains('±'));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // The curves of tuning: what each step did, the circuit's run beside its controls and other seeds, and held-out
 // figures on the way.
 
-import type { Columns, Evaluation, Run } from "./data";
+import { setting, type Columns, type Evaluation, type Run } from "./data";
 import { choice, h } from "./dom";
 import { jaccard, stopOf } from "./edges";
 import { finite } from "./format";
@@ -34,13 +34,18 @@ function heldOut(run: Run | null, evaluations: Evaluation[], name: string): Poin
   return points;
 }
 
+/** What the run itself tunes: the circuit, or what its selector names where it needs none. */
+function tuned(run: Run): string {
+  return run.circuits.stops.length > 0 ? "circuit" : setting(run, "selector", "name");
+}
+
 /** What is tuned beside the circuit, each kind a class of lines of its own. */
 export function kinds(run: Run): { label: string; class: string }[] {
   const names = [...new Set(run.others.map((other) => other.kind))].sort();
   // As the figures have them.
   const listed = run.summary?.controls?.kinds.map((control) => control.kind) ?? [];
   const controls = [...listed, ...names.filter((name) => !listed.includes(name) && name !== "circuit")];
-  const own = [{ label: "circuit", class: "after" }];
+  const own = [{ label: tuned(run), class: "after" }];
   if (names.includes("circuit")) own.push({ label: "circuit, other seeds", class: "seed" });
   return [...own, ...controls.map((label, index) => ({ label, class: `control-${index % 4}` }))];
 }
@@ -58,7 +63,7 @@ function linesOf(run: Run, name: string): Line[] {
       quiet: run.others.length > 3,
     };
   });
-  return [...others, { label: "circuit", points: column(run.log, name), class: "after" }];
+  return [...others, { label: tuned(run), points: column(run.log, name), class: "after" }];
 }
 
 /** Jaccard overlap of each rediscovered circuit with the first of them, and with the one before. */
@@ -145,7 +150,7 @@ function heldLines(run: Run, name: string): Line[] {
         quiet: run.others.length > 3,
       };
     });
-  return [...beside, { label: "circuit", points: heldOut(run, run.evaluations, name), class: "after", dots: true }];
+  return [...beside, { label: tuned(run), points: heldOut(run, run.evaluations, name), class: "after", dots: true }];
 }
 
 function main(run: Run, store: Store): Plot[] {
@@ -157,7 +162,7 @@ function main(run: Run, store: Store): Plot[] {
   ];
   return [
     ...overSteps(run, store, "loss, on each step's examples", linesOf(run, "loss")),
-    ...overSteps(run, store, `${run.provenance?.metric ?? "metric"}, on each step's examples`, linesOf(run, "metric")),
+    ...overSteps(run, store, `${setting(run, "metric", "name") || "metric"}, on each step's examples`, linesOf(run, "metric")),
     ...overSteps(run, store, "overlap with the first circuit (blue), the one before (grey)", circuits, { logY: false, includes: [0, 1] }),
     ...heldNames(run).own.flatMap((name) => overSteps(run, store, `${name}, held out`, heldLines(run, name))),
     ...overSteps(run, store, "share of parameters tuned", linesOf(run, "tuned_share"), { includes: [0] }),

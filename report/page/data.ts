@@ -140,6 +140,10 @@ export interface Run {
   command: string;
   description: string;
   config: Record<string, unknown>;
+  /** SHA-256 of the files that it read, by path. */
+  inputs: Record<string, string>;
+  /** That of the model's weights. */
+  weights: string | null;
   summary: Summary | null;
   error: string | null;
   provenance: Provenance | null;
@@ -169,6 +173,8 @@ export interface Data {
   version: string;
   runs: Run[];
   rows: Row[];
+  /** Those over runs that differ by their seed alone. */
+  means: Row[];
 }
 
 /** Reads the data out of the page: JSON, deflated, in base64. */

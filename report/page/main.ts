@@ -53,7 +53,13 @@ function asked(run: Run): HTMLElement[] {
     [
       "Model",
       setting(run, "model", "path"),
-      model ? `${model.architecture}, ${model.layers} layers of ${model.heads} heads, width ${model.d_model}${run.summary ? `, ${count(run.summary.parameters)} parameters` : ""}` : "",
+      [
+        model ? `${model.architecture}, ${model.layers} layers of ${model.heads} heads, width ${model.d_model}` : "",
+        run.summary ? `${count(run.summary.parameters)} parameters` : "",
+        run.weights ? `SHA-256 ${run.weights.slice(0, 12)}\u2026` : "",
+      ]
+        .filter((part) => part !== "")
+        .join(", "),
     ],
     [
       "Discovery",
@@ -93,7 +99,13 @@ function settings(run: Run): HTMLElement {
     }
   };
   add("", run.config);
-  return h("details", {}, h("summary", {}, `${lines.length} settings`), h("dl", { class: "settings" }, ...lines));
+  const files = Object.entries(run.inputs).map(([path, hash]) => h("div", {}, h("dt", {}, path), h("dd", {}, hash)));
+  return h(
+    "div",
+    {},
+    h("details", {}, h("summary", {}, `${lines.length} settings`), h("dl", { class: "settings" }, ...lines)),
+    files.length > 0 ? h("details", {}, h("summary", {}, `SHA-256 of the ${files.length} files it read`), h("dl", { class: "settings wide" }, ...files)) : null,
+  );
 }
 
 type Theme = "auto" | "light" | "dark";

@@ -17,7 +17,7 @@ export function sweepPanel(data: Data, store: Store): HTMLElement | null {
       {
         name: "run",
         value: (row) => row.name,
-        cell: (row) => h("button", { type: "button", class: "link", click: () => store.set({ run: row.run, stop: 0, node: "", top: 0 }) }, row.name),
+        cell: (row) => data.means.includes(row) ? row.name : h("button", { type: "button", class: "link", click: () => store.set({ run: row.run, stop: 0, node: "", top: 0 }) }, row.name),
       },
       { name: "model", value: (row) => row.what },
       { name: "selector", value: (row) => row.selector },
@@ -31,11 +31,11 @@ export function sweepPanel(data: Data, store: Store): HTMLElement | null {
       })),
     ],
     text: (row) => `${row.name} ${row.what} ${row.selector} ${row.task}`,
-    chosen: (row) => row.run === store.state.run,
+    chosen: (row) => row.run === store.state.run && !data.means.includes(row),
     sort: [0, false],
     search: "search runs: a name, after, random",
   });
-  all.set(data.rows);
+  all.set([...data.means, ...data.rows]);
   const failed = data.runs.filter((run) => run.error !== null);
   const element = h(
     "div",

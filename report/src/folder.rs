@@ -1,6 +1,7 @@
 //! What the page needs of a run, read from its folder. Everything but config.toml may be missing: a run that
 //! is under way has no summary yet, one of a former version nothing that was observed in examples.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use circuit_framework::results::circuit_file::CircuitFile;
@@ -13,6 +14,7 @@ use crate::circuits::Circuits;
 use crate::log::{self, Columns};
 
 const CONFIG: &str = "config.toml";
+const INPUTS: &str = "inputs.json";
 
 /// A run as the page's script gets it.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +27,10 @@ pub struct Run {
     pub description: String,
     /// Every setting, as config.toml has it.
     pub config: Value,
+    /// SHA-256 of the files that it read, by path; empty with the built-in model and generated data.
+    pub inputs: BTreeMap<String, String>,
+    /// That of the model's weights, of the first file where there are several.
+    pub weights: Option<String>,
     /// None of a run that isn't finished.
     pub summary: Option<Summary>,
     /// Why it failed, where a sweep says so.
@@ -120,6 +126,11 @@ fn folders_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Run {
+    /// Its seed, as text.
+    pub fn seed(&self) -> String {
+        self.config["seed"].to_string()
+    }
+
     fn read(folder: &Path) -> Result<Self> {
         let config = config(&folder.join(CONFIG))?;
         let circuit = |when: &str| -> Result<Option<CircuitFile>> {
@@ -127,12 +138,15 @@ impl Run {
         };
         let (before, after) = (circuit("before")?, circuit("after")?);
         let provenance = before.as_ref().or(after.as_ref());
+        let inputs: BTreeMap<String, String> = optional(&folder.join(INPUTS))?.unwrap_or_default();
         Ok(Self {
             name: name(folder),
             command: format!("circuit-tuning run {}", folder.join(CONFIG).display()),
             folder: folder.display().to_string(),
             description: config["description"].as_str().unwrap_or_default().to_owned(),
+            weights: weights(&inputs, config["model"]["path"].as_str().unwrap_or_default()),
             config,
+            inputs,
             summary: optional(&folder.join(SUMMARY))?,
             error: None,
             provenance: provenance.and_then(|file| file.provenance.clone()),
@@ -146,6 +160,17 @@ impl Run {
             observed: BeforeAfter::read(folder, "observed")?,
         })
     }
+}
+
+/// The hash of a model's weights among those of a run's inputs: the model is one file or a folder of them.
+fn weights(inputs: &BTreeMap<String, String>, model: &str) -> Option<String> {
+    let of = |(path, hash): (&String, &String)| {
+        let path = Path::new(path);
+        let has_weights = path == Path::new(model)
+            || path.starts_with(model) && path.extension().is_some_and(|end| end == "safetensors");
+        has_weights.then(|| hash.clone())
+    };
+    inputs.iter().find_map(of)
 }
 
 /// What a folder is called, also `.`.

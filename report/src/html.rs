@@ -6,7 +6,7 @@ use circuit_framework::text::escape;
 use circuit_framework::{Result, refuse};
 use serde::Serialize;
 
-use crate::comparison::{Row, rows};
+use crate::comparison::{self, Row};
 use crate::encoding::encode;
 use crate::folder::Run;
 use crate::panels::{self, Panel};
@@ -21,6 +21,8 @@ struct Data<'a> {
     version: &'static str,
     runs: &'a [Run],
     rows: &'a [Row],
+    /// Those over runs that differ by their seed alone.
+    means: &'a [Row],
 }
 
 /// The page of runs, of which there is one at least.
@@ -31,9 +33,10 @@ pub fn page(runs: &[Run]) -> Result<String> {
     let Some(first) = runs.first() else {
         refuse!("there is no run to make a page of; name a run folder");
     };
-    let rows = rows(runs);
-    let panels = panels::of(first, &rows, runs.len());
-    let data = encode(&Data { version: env!("CARGO_PKG_VERSION"), runs, rows: &rows })?;
+    let (rows, means) = (comparison::rows(runs), comparison::means(runs));
+    let panels = panels::of(first, &rows, &means, runs.len());
+    let data =
+        encode(&Data { version: env!("CARGO_PKG_VERSION"), runs, rows: &rows, means: &means })?;
     let title = match runs {
         [run] => run.name.clone(),
         _ => format!("{} runs", runs.len()),
@@ -102,13 +105,16 @@ fn write_asked(out: &mut String, run: &Run) -> std::fmt::Result {
         let value = path.iter().fold(&run.config, |value, key| &value[*key]);
         value.as_str().map_or_else(|| value.to_string(), str::to_owned)
     };
-    let model = match &run.provenance {
+    let mut model = match &run.provenance {
         Some(of) => format!(
             "{}: {}, {} layers of {} heads, width {}",
             of.model_path, of.model.architecture, of.model.layers, of.model.heads, of.model.d_model
         ),
         None => setting(&["model", "path"]),
     };
+    if let Some(hash) = &run.weights {
+        write!(model, ", SHA-256 {hash}")?;
+    }
     let facts = [
         ("Task", setting(&["task", "name"])),
         ("Model", model),

@@ -30,16 +30,16 @@ pub struct Panel {
     pub content: String,
 }
 
-/// The panels of a run; the comparison is of all `runs`.
-pub fn of(run: &Run, rows: &[Row], runs: usize) -> Vec<Panel> {
+/// The panels of a run; the comparison is of all `runs`, with the `means` over their seeds.
+pub fn of(run: &Run, rows: &[Row], means: &[Row], runs: usize) -> Vec<Panel> {
     let panel = |id, title, about, content| Panel { id, title, about, content };
     let mut panels = Vec::new();
     if runs > 1 {
         panels.push(panel(
             "runs",
             "The runs side by side",
-            "Means over seeds, ± half their 95 % intervals. Choose a run by its name; the panels below are of that run.",
-            figures(rows, true),
+            "Of several seeds the mean, ± half its 95 % interval. Choose a run by its name; the panels below are of that run.",
+            figures(&[means, rows].concat(), true),
         ));
     }
     let own: Vec<Row> = rows.iter().filter(|row| row.name == run.name).cloned().collect();

@@ -199,6 +199,8 @@ test("tables are sorted and searched", async (t) => {
 test("a sweep's table is sorted, and a run is chosen in it", async (t) => {
   const page = await open(t, "sweep");
   assert.ok((await page.locator("#runs .plots figure").count()) >= 2);
+  const means = page.locator("#runs tbody tr", { hasText: /^allafter/ });
+  assert.match(await means.textContent(), /±/, "the mean over two seeds has an interval");
   await page.locator("#runs tbody .link", { hasText: "all" }).first().click();
   await frame(page);
   assert.match(await page.locator("#asked").textContent(), /all/);

@@ -36,8 +36,7 @@ pub(crate) fn command() -> Command {
         .mut_arg("ranking", |ranking| ranking.requires("scores"))
         .mut_arg("fractions", |fractions| fractions.requires("scores"))
         .arg(switch("no-prune", "Keep the edges of dead ends too"))
-        .arg(output("scores", "S.safetensors", "Circuits of growing size, the best edges by these scores")
-            .requires("ranking"))
+        .arg(output("scores", "S.safetensors", "Circuits of growing size, the best edges by these scores"))
         .arg(output("circuit", "C.json", "This circuit, and its complement"))
         .group(ArgGroup::new("which").args(["scores", "circuit"]).required(true))
         .arg(

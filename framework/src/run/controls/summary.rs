@@ -71,7 +71,8 @@ pub struct ControlSummary {
 }
 
 impl Estimate {
-    fn of(repeats: Vec<Figures>) -> Self {
+    /// The estimate from a table of figures a seed.
+    pub fn of(repeats: Vec<Figures>) -> Self {
         let all: Vec<&Figures> = repeats.iter().collect();
         let (mean, margin) = (means(&all), margins(&all));
         Self { repeats: repeats.into_iter().map(Found).collect(), mean, margin }
