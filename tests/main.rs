@@ -68,6 +68,7 @@ mod report;
 mod resume;
 mod run_folders;
 mod runs;
+mod saved;
 mod smollm2;
 mod support;
 mod tensorboard;

@@ -1,7 +1,7 @@
 //! Multiple-choice questions from JSON Lines: what tuning costs elsewhere. A line is `{"question": …,
 //! "choices": […], "answer": …}`, the answer being an index from 0, or one of the choices. A choice is
-//! scored by its log-likelihood after the question, as it is (`acc`) and divided by its length in
-//! bytes (`acc_norm`), as lm-evaluation-harness does.
+//! scored by its log-likelihood after the question and a space, as it is (`acc`) and divided by its length in
+//! characters (`acc_norm`), as lm-evaluation-harness does; docs/evaluation.md holds the two against each other.
 //!
 //! A circuit is found on the right choices. A key is the token at which wrong choices part from the
 //! right one, and is held against theirs; a question may have several.
@@ -47,6 +47,16 @@ enum Answer {
     Text(String),
 }
 
+/// How a question was answered, as it is written beside the figures.
+#[derive(Serialize)]
+struct Verdict<'a> {
+    origin: &'a str,
+    answer: usize,
+    log_likelihoods: &'a [f64],
+    acc: bool,
+    acc_norm: bool,
+}
+
 /// The questions, and of each the right choice's example.
 struct Questions {
     questions: Vec<Question>,
@@ -56,7 +66,7 @@ struct Questions {
 /// A question: one example a choice.
 struct Question {
     choices: Vec<Example>,
-    /// Of each choice, in bytes.
+    /// The choices' lengths in characters.
     lengths: Vec<usize>,
     answer: usize,
 }
@@ -83,15 +93,16 @@ impl Line {
                 self.choices[answer]
             );
         }
-        Ok(Question { choices, lengths: self.choices.iter().map(String::len).collect(), answer })
+        let lengths = self.choices.iter().map(|choice| choice.chars().count()).collect();
+        Ok(Question { choices, lengths, answer })
     }
 
-    /// The question with a choice behind it, which alone is predicted; without keys.
+    /// The question with a choice behind it, which alone is predicted; without keys. Space that the question ends
+    /// with stays, as a part of what is predicted: a word's token begins with the space before it.
     fn example(&self, choice: &str, tokenizer: &Tokenizer, origin: &str) -> Result<Example> {
-        let question = self.question.trim_end();
         let mut tokens: Vec<u32> = tokenizer.prefix().into_iter().collect();
-        let start = tokens.len() + tokenizer.encode(question)?.len();
-        tokens.extend(tokenizer.encode(&format!("{question} {choice}"))?);
+        let start = tokens.len() + tokenizer.encode(self.question.trim_end())?.len();
+        tokens.extend(tokenizer.encode(&format!("{} {choice}", self.question))?);
         if start == 0 || start >= tokens.len() || choice.trim().is_empty() {
             refuse!("the question or a choice is empty");
         }
@@ -102,6 +113,21 @@ impl Line {
             origin: origin.to_owned(),
             ..Example::default()
         })
+    }
+}
+
+impl Question {
+    /// How it is answered, by the choices' log-likelihoods.
+    fn verdict<'a>(&'a self, log_likelihoods: &'a [f64]) -> Verdict<'a> {
+        let pairs = log_likelihoods.iter().zip(&self.lengths);
+        let normed: Vec<f64> = pairs.map(|(score, length)| score / *length as f64).collect();
+        Verdict {
+            origin: &self.choices[self.answer].origin,
+            answer: self.answer,
+            log_likelihoods,
+            acc: best(log_likelihoods) == self.answer,
+            acc_norm: best(&normed) == self.answer,
+        }
     }
 }
 
@@ -167,9 +193,8 @@ impl Dataset for Questions {
     }
 
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Figures> {
-        let questions = &self.questions;
-        let examples: Vec<Example> =
-            questions.iter().flat_map(|question| question.choices.iter().cloned()).collect();
+        let choices = self.questions.iter().flat_map(|question| &question.choices);
+        let examples: Vec<Example> = choices.cloned().collect();
         let scores = evaluation.by_example(&examples, |batch, readout| {
             let score = |(index, example): (usize, &&Example)| {
                 let predicted = batch.predicted().filter(|&(of, ..)| of == index);
@@ -183,17 +208,17 @@ impl Dataset for Questions {
             batch.examples.iter().enumerate().map(score).collect()
         })?;
         let mut scores = &scores[..];
-        let (mut plain, mut normed) = (0, 0);
-        for question in questions {
+        let mut verdicts = Vec::new();
+        for question in &self.questions {
             let (own, rest) = scores.split_at(question.choices.len());
             scores = rest;
-            let per_byte: Vec<f64> =
-                own.iter().zip(&question.lengths).map(|(score, len)| score / *len as f64).collect();
-            plain += usize::from(best(own) == question.answer);
-            normed += usize::from(best(&per_byte) == question.answer);
+            verdicts.push(question.verdict(own));
         }
-        let figures = [("acc", plain), ("acc_norm", normed)];
-        Ok(figures.map(|(name, hits)| (name.to_owned(), share(hits, questions.len()))).into())
+        evaluation.write_jsonl("choices.jsonl", &verdicts)?;
+        let count =
+            |is_right: fn(&Verdict) -> bool| verdicts.iter().filter(|v| is_right(v)).count();
+        let figures = [("acc", count(|v| v.acc)), ("acc_norm", count(|v| v.acc_norm))];
+        Ok(figures.map(|(name, hits)| (name.to_owned(), share(hits, verdicts.len()))).into())
     }
 }
 
@@ -255,6 +280,26 @@ mod tests {
         assert_eq!(keys, [key(0, "s", "fe"), key(1, "e", "i"), key(4, "n", "r")]);
         assert_eq!(text(&right.tokens[right.predicted.clone()]), " seven");
         assert!(question.choices[1..].iter().all(|choice| choice.keys.is_empty()));
+    }
+
+    /// As in lm-evaluation-harness, which tests/tools/choices.py was held against.
+    #[test]
+    fn lengths_are_characters_and_space_behind_a_question_is_predicted() {
+        let mut choices = question(&["aé", "éee"]).unwrap();
+        assert_eq!(choices.lengths, [2, 3]);
+        // By characters -6.2 / 3 is the larger, by bytes, 3 and 4, -4.2 / 3.
+        choices.answer = 1;
+        let verdict = choices.verdict(&[-4.2, -6.2]);
+        assert_eq!((verdict.acc, verdict.acc_norm), (false, true));
+        let line = Line {
+            question: "Q: \n".to_owned(),
+            choices: vec!["six".to_owned(), "ten".to_owned()],
+            answer: Answer::Index(0),
+        };
+        let tokenizer = crate::tests::tokenizer();
+        let question = line.question(tokenizer, "here").unwrap();
+        let six = &question.choices[0];
+        assert_eq!(tokenizer.decode(&six.tokens[six.predicted.clone()]).unwrap(), " \n six");
     }
 
     #[test]

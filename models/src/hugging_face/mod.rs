@@ -1,6 +1,7 @@
 //! Hugging Face model folders: config.json, weights and the tokenizer's files. What is saved here,
 //! `transformers` loads.
 
+mod config;
 pub(crate) mod tokenizer;
 pub(crate) mod weights;
 
@@ -11,7 +12,6 @@ use candle_core::{DType, Device};
 use circuit_framework::data::tokenizer::Tokenizer;
 use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::{Checkpoint, Model, Result, files};
-use serde_json::json;
 
 /// What is read of a folder, shards aside.
 const FILES: [&str; 8] = [
@@ -28,7 +28,9 @@ const FILES: [&str; 8] = [
 /// Reads a folder's configuration, and lists its weights if they are wanted.
 pub(crate) fn read_checkpoint(folder: &Path, without_weights: bool) -> Result<Checkpoint> {
     FILES.iter().try_for_each(|file| files::check_regular(&folder.join(file)))?;
-    let config = files::read_json(&folder.join("config.json"))?;
+    let origin = folder.display().to_string();
+    let mut config = files::read_json(&folder.join("config.json"))?;
+    config::read(&mut config, &origin)?;
     let tensors = match without_weights {
         true => BTreeMap::new(),
         false => weights::list(folder)?,
@@ -38,7 +40,7 @@ pub(crate) fn read_checkpoint(folder: &Path, without_weights: bool) -> Result<Ch
         weights: Weights::Stored(tensors),
         dtype: DType::F32,
         device: Device::Cpu,
-        origin: folder.display().to_string(),
+        origin,
     })
 }
 
@@ -57,12 +59,7 @@ pub fn save(folder: &Path, model: &dyn Model, tokenizer: Option<&Tokenizer>) -> 
 }
 
 fn write_model(folder: &Path, model: &dyn Model) -> Result<()> {
-    let mut config = model.config().clone();
-    for key in ["torch_dtype", "dtype"] {
-        if !config[key].is_null() {
-            config[key] = json!("float32");
-        }
-    }
+    let config = config::to_save(model.config());
     files::write_json(&folder.join("config.json"), &config)?;
     // `transformers` refuses a file whose metadata doesn't say which framework it is from.
     let metadata = [("format".to_owned(), "pt".into())].into_iter().collect();
