@@ -42,6 +42,18 @@ proptest! {
     }
 }
 
+/// The configuration that an architecture is shown by has all that conformance asks for.
+#[test]
+fn examples_conform() {
+    for plugin in registry::all::<dyn Architecture>().unwrap() {
+        let architecture = plugin.build(&toml::Table::new()).unwrap();
+        let example = architecture.example().unwrap();
+        assert_eq!(example["model_type"], plugin.name);
+        let outcome = conformance::architecture(&*architecture, &example, 3);
+        assert!(outcome.is_ok(), "{}: {}", plugin.name, outcome.unwrap_err());
+    }
+}
+
 /// What builds models of a geometry.
 pub fn architecture(geometry: &Geometry) -> Box<dyn Architecture> {
     let name = geometry.config()["model_type"].as_str().unwrap().to_owned();
