@@ -47,7 +47,8 @@ proptest! {
 fn examples_conform() {
     for plugin in registry::all::<dyn Architecture>().unwrap() {
         let architecture = plugin.build(&toml::Table::new()).unwrap();
-        let example = architecture.example().unwrap();
+        // The laboratory's, which other tests register, has none.
+        let Some(example) = architecture.example() else { continue };
         assert_eq!(example["model_type"], plugin.name);
         let outcome = conformance::architecture(&*architecture, &example, 3);
         assert!(outcome.is_ok(), "{}: {}", plugin.name, outcome.unwrap_err());
