@@ -23,7 +23,7 @@ const KINDS: [&str; 7] =
 
 const MODELS: &str = "models";
 
-/// What no architecture does for itself: passes over any model do it, and tests hold it on all families.
+/// What no architecture does for itself: passes over any model do it, in tests whose models are drawn from all families.
 const EVERY_MODEL: &str = "All of them: generation with a cache, bfloat16, checkpointing, adapters in PEFT's names, \
     saving for transformers, circuit evaluation, every attribution method and ablation";
 
