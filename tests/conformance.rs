@@ -42,6 +42,19 @@ proptest! {
     }
 }
 
+/// The configuration that an architecture is shown by has all that conformance asks for.
+#[test]
+fn examples_conform() {
+    for plugin in registry::all::<dyn Architecture>().unwrap() {
+        let architecture = plugin.build(&toml::Table::new()).unwrap();
+        // The laboratory's, which other tests register, has none.
+        let Some(example) = architecture.example() else { continue };
+        assert_eq!(example["model_type"], plugin.name);
+        let outcome = conformance::architecture(&*architecture, &example, 3);
+        assert!(outcome.is_ok(), "{}: {}", plugin.name, outcome.unwrap_err());
+    }
+}
+
 /// What builds models of a geometry.
 pub fn architecture(geometry: &Geometry) -> Box<dyn Architecture> {
     let name = geometry.config()["model_type"].as_str().unwrap().to_owned();

@@ -164,7 +164,7 @@ fn trust_commands_run() {
 /// The figures of every shipped experiment on SmolLM2 stand beside the command that makes them.
 #[test]
 fn experiments_on_smollm2_are_documented() {
-    let pages = ["docs/trust.md", "docs/experiments.md", "docs/analyses.md"]
+    let pages = ["docs/trust.md", "docs/experiments.md", "docs/analyses.md", "docs/deltas.md"]
         .map(|page| std::fs::read_to_string(repository(page)).unwrap());
     let files = std::fs::read_dir(repository("experiments")).unwrap();
     let names: Vec<String> = files

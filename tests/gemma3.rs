@@ -4,8 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
+use crate::command_line::{json, succeeds};
 use crate::smollm2::generates_as_hugging_face;
-use crate::support::{repository, skip};
+use crate::support::{at, load, repository, skip};
 
 const MODEL: &str = "gemma-3-270m-q4_k_m.gguf";
 
@@ -45,4 +48,57 @@ fn gemma3_generates_what_hugging_face_does() {
     if let Some(file) = model() {
         generates_as_hugging_face(&file, "tests/fixtures/greedy_gemma3.json");
     }
+}
+
+#[test]
+#[ignore = "slow: a real model"]
+fn gemma3_names_the_indirect_object() {
+    let Some(file) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = load(at(&file)).tokenizer.unwrap();
+    for (text, name) in [
+        ("When Mary and John went to the store, John gave a drink to", " Mary"),
+        ("When Mary and John went to the store, Mary gave a drink to", " John"),
+    ] {
+        let model = file.to_str().unwrap();
+        let shown = succeeds(
+            folder.path(),
+            &["logits", "--model", model, "--text", text, "--top", "1", "--json"],
+        );
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let likeliest = &shown["top"].as_array().unwrap().last().unwrap()[0][0];
+        assert_eq!(tokenizer.encode(name).unwrap(), [likeliest.as_u64().unwrap() as u32], "{text}");
+    }
+}
+
+/// The best edges by their scores carry the task where as many drawn at random carry none of it.
+#[test]
+#[ignore = "slow: a real model"]
+fn the_circuit_of_indirect_objects_is_small_and_faithful() {
+    let Some(file) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let model = format!("model.path='{}'", file.display());
+    let settings = [
+        &model,
+        "task.test_examples=12",
+        "faithfulness.examples=12",
+        "discovery.examples=16",
+        "tuning.steps=1",
+        "tuning.batch_size=2",
+    ];
+    let set = settings.into_iter().flat_map(|setting| ["--set", setting]);
+    let arguments: Vec<&str> =
+        ["run", "gemma3-ioi", "--out", "run"].into_iter().chain(set).collect();
+    succeeds(folder.path(), &arguments);
+    let run = folder.path().join("run");
+    let share = json(&run.join("summary.json"))["before"]["right_share"].as_f64().unwrap();
+    assert!(share >= 0.9, "{share}");
+    let found = json(&run.join("faithfulness-before.json"));
+    let faithfulness = |curve: &str| {
+        let mut points = found[curve]["points"].as_array().unwrap().iter();
+        points.find(|point| point["fraction"] == 0.2).unwrap()["faithfulness"].as_f64().unwrap()
+    };
+    let (by_score, random) = (faithfulness("curve"), faithfulness("random_curve"));
+    assert!(by_score >= 0.5, "{found}");
+    assert!(random < 0.2, "{found}");
 }

@@ -210,6 +210,33 @@ fn smollm2_is_tuned_to_disagree() {
 
 #[test]
 #[ignore = "slow: tunes a real model"]
+fn smollm2_is_made_to_forget() {
+    let path = |name: &str| Some(shared(&format!("data/sv/{name}"))?.canonicalize().unwrap());
+    let (Some(train), Some(test)) = (path("dev_3000.jsonl"), path("test_3000.jsonl")) else {
+        return;
+    };
+    let tasks = format!(
+        "task.tasks=[{{ name = 'agreement', role = 'forget', data = '{}', test_data = '{}', test_examples = 40 }}, \
+         {{ name = 'ioi', role = 'retain', weight = 2, test_examples = 20 }}, \
+         {{ name = 'greater_than', role = 'control', test_examples = 20 }}]",
+        train.display(),
+        test.display()
+    );
+    let settings = [&tasks, "tuning.steps=12", "tuning.batch_size=6"].map(String::from);
+    let folder = tempfile::tempdir().unwrap();
+    let Some(summary) = run("smollm2-forget", folder.path(), &settings) else { return };
+    let figure = |when: &str, name: &str| summary[when][name].as_f64().unwrap();
+    let differences =
+        |task: &str| ["before", "after"].map(|when| figure(when, &format!("{task}.logit_diff")));
+    let [before, after] = differences("agreement");
+    assert!(0.0 < after && after < before - 0.5, "{summary}");
+    let [before, after] = differences("ioi");
+    assert!(after > before, "{summary}");
+    assert!(figure("after", "greater_than.right_share") > 0.9, "{summary}");
+}
+
+#[test]
+#[ignore = "slow: tunes a real model"]
 fn smollm2_is_tuned_on_bias() {
     let Some(winobias) = data("data", "bias/winobias") else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -4,12 +4,12 @@
 
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::StandardConfig;
+use circuit_framework::model::decoder::standard::{self, StandardConfig};
 use circuit_framework::model::decoder::{Decoder, NormKind, Norms};
 use circuit_framework::ops::activation::Activation;
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Gemma 2's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -74,11 +74,19 @@ impl Architecture for Gemma2Options {
         decoder.set_windows(&checkpoint, |layer| layer.is_multiple_of(2))?;
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        let own = json!({
+            "query_pre_attn_scalar": 4, "sliding_window": 8, "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        });
+        Some(standard::example("gemma2", own))
+    }
 }
 
 register!(
     dyn Architecture,
     Gemma2Options,
     "gemma2",
-    "Gemma 2: norms after sub-layers too, soft caps, sliding windows; from Hugging Face folders and GGUF"
+    "Gemma 2: norms after sub-layers too, soft caps, sliding windows"
 );

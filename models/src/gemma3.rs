@@ -7,9 +7,10 @@ use std::sync::Arc;
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::HeadNormNames;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::StandardConfig;
+use circuit_framework::model::decoder::standard::{self, StandardConfig};
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::gemma2::gemma;
 
@@ -53,11 +54,19 @@ impl Architecture for Gemma3Options {
         }
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        let own = json!({
+            "query_pre_attn_scalar": 4, "sliding_window": 8, "sliding_window_pattern": 2,
+            "rope_theta": 1e6,
+        });
+        Some(standard::example("gemma3_text", own))
+    }
 }
 
 register!(
     dyn Architecture,
     Gemma3Options,
     "gemma3_text",
-    "Gemma 3, text alone: norms on queries and keys too, two kinds of rotary positions; from Hugging Face folders and GGUF"
+    "Gemma 3, text alone: norms on queries and keys too, two kinds of rotary positions"
 );

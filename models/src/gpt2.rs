@@ -9,7 +9,7 @@ use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::{Architecture, Checkpoint, Model, Result, refuse, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// GPT-2's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -122,11 +122,13 @@ impl Architecture for Gpt2Options {
         };
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(json!({
+            "model_type": "gpt2", "vocab_size": 32, "n_positions": 32, "n_embd": 16, "n_layer": 2,
+            "n_head": 4, "layer_norm_epsilon": 1e-5,
+        }))
+    }
 }
 
-register!(
-    dyn Architecture,
-    Gpt2Options,
-    "gpt2",
-    "GPT-2 and models of its architecture, from Hugging Face folders"
-);
+register!(dyn Architecture, Gpt2Options, "gpt2", "GPT-2 and models of its architecture");

@@ -12,7 +12,7 @@ use circuit_framework::ops::activation::Activation;
 use circuit_framework::ops::attention::Attention;
 use circuit_framework::{Architecture, Checkpoint, Model, Result, refuse, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// GPT-NeoX's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -131,11 +131,19 @@ impl Architecture for GptNeoxOptions {
         };
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(json!({
+            "model_type": "gpt_neox", "vocab_size": 32, "max_position_embeddings": 32,
+            "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "layer_norm_eps": 1e-5, "rotary_pct": 0.25,
+        }))
+    }
 }
 
 register!(
     dyn Architecture,
     GptNeoxOptions,
     "gpt_neox",
-    "GPT-NeoX, such as Pythia: attention and MLP read side by side, partial rotary positions; from Hugging Face folders and GGUF"
+    "GPT-NeoX, such as Pythia: attention and MLP read side by side, partial rotary positions"
 );

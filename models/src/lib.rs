@@ -16,13 +16,16 @@ mod qwen3;
 
 use std::path::Path;
 
+use candle_core::DType;
 use circuit_framework::data::tokenizer::{Bos, Tokenizer};
 use circuit_framework::lora::Adapters;
 use circuit_framework::model::checkpoint::Weights;
 use circuit_framework::run::experiment::ModelChoice;
 use circuit_framework::{
-    Architecture, Checkpoint, Delta, Error, Model, Result, files, plugin::registry, refuse,
+    Architecture, Checkpoint, Delta, Device, Error, Model, Plugin, Result, files, plugin::registry,
+    refuse,
 };
+use serde::Serialize;
 
 pub use hugging_face::save;
 
@@ -69,6 +72,33 @@ pub fn outline(choice: &ModelChoice) -> Result<Box<dyn Model>> {
     let (mut checkpoint, _) = read(&choice.path, true)?;
     checkpoint.weights = Weights::Absent;
     build(checkpoint, choice)
+}
+
+/// What an architecture can do.
+#[derive(Serialize)]
+pub struct Abilities {
+    /// The name of the architecture in GGUF files, where these can be read beside Hugging Face folders.
+    pub gguf: Option<&'static str>,
+    /// The features of the model of its example.
+    pub features: Vec<&'static str>,
+}
+
+/// What a registered architecture can do, with its options as they are by default.
+///
+/// # Errors
+/// If it can't build the model of its own example.
+pub fn abilities(plugin: &Plugin<dyn Architecture>) -> Result<Abilities> {
+    let architecture = plugin.build(&toml::Table::new())?;
+    let features = match architecture.example() {
+        Some(config) => {
+            let (weights, origin) = (Weights::Absent, format!("the example of `{}`", plugin.name));
+            let (dtype, device) = (DType::F32, Device::Cpu);
+            let checkpoint = Checkpoint { config, weights, dtype, device, origin };
+            architecture.build(checkpoint)?.features()
+        }
+        None => Vec::new(),
+    };
+    Ok(Abilities { gguf: gguf::architecture(plugin.name), features })
 }
 
 /// The model of a checkpoint, by the architecture that its configuration names.

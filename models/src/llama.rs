@@ -3,10 +3,10 @@
 
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::{StandardConfig, refuse_windows};
+use circuit_framework::model::decoder::standard::{self, StandardConfig, refuse_windows};
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Llama's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -34,11 +34,15 @@ impl Architecture for LlamaOptions {
         decoder.mlp_head_width = self.mlp_head_width;
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(standard::example("llama", json!({})))
+    }
 }
 
 register!(
     dyn Architecture,
     LlamaOptions,
     "llama",
-    "Llama, SmolLM2 and models of their architecture, from Hugging Face folders and GGUF"
+    "Llama, SmolLM2 and models of their architecture"
 );

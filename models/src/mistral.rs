@@ -3,10 +3,10 @@
 
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::StandardConfig;
+use circuit_framework::model::decoder::standard::{self, StandardConfig};
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Mistral's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -28,11 +28,10 @@ impl Architecture for MistralOptions {
         decoder.set_windows(&checkpoint, |_| true)?;
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(standard::example("mistral", json!({ "sliding_window": 8 })))
+    }
 }
 
-register!(
-    dyn Architecture,
-    MistralOptions,
-    "mistral",
-    "Mistral: sliding windows; from Hugging Face folders"
-);
+register!(dyn Architecture, MistralOptions, "mistral", "Mistral: sliding windows");

@@ -3,11 +3,11 @@
 
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::StandardConfig;
+use circuit_framework::model::decoder::standard::{self, StandardConfig};
 use circuit_framework::model::decoder::{HeadNormNames, Norms};
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// OLMo 2's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -45,11 +45,15 @@ impl Architecture for Olmo2Options {
         }
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(standard::example("olmo2", json!({})))
+    }
 }
 
 register!(
     dyn Architecture,
     Olmo2Options,
     "olmo2",
-    "OLMo 2: norms after sub-layers, and on all heads' queries and keys together; from Hugging Face folders and GGUF"
+    "OLMo 2: norms after sub-layers, and on all heads' queries and keys together"
 );

@@ -4,10 +4,10 @@
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::Decoder;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::StandardConfig;
+use circuit_framework::model::decoder::standard::{self, StandardConfig};
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Qwen2's options.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -33,6 +33,13 @@ impl Architecture for Qwen2Options {
         }
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(standard::example(
+            "qwen2",
+            json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1 }),
+        ))
+    }
 }
 
 /// Sliding windows are there where `use_sliding_window` says so, from layer `max_window_layers` on.
@@ -44,9 +51,4 @@ pub(crate) fn set_windows(decoder: &mut Decoder, checkpoint: &Checkpoint) -> Res
     decoder.set_windows(checkpoint, |layer| layer >= first)
 }
 
-register!(
-    dyn Architecture,
-    Qwen2Options,
-    "qwen2",
-    "Qwen2 and Qwen2.5; from Hugging Face folders and GGUF"
-);
+register!(dyn Architecture, Qwen2Options, "qwen2", "Qwen2 and Qwen2.5");

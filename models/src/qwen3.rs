@@ -4,10 +4,10 @@
 use circuit_framework::model::config;
 use circuit_framework::model::decoder::HeadNormNames;
 use circuit_framework::model::decoder::rope::Rope;
-use circuit_framework::model::decoder::standard::StandardConfig;
+use circuit_framework::model::decoder::standard::{self, StandardConfig};
 use circuit_framework::{Architecture, Checkpoint, Model, Result, register};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::qwen2::set_windows;
 
@@ -43,11 +43,13 @@ impl Architecture for Qwen3Options {
         }
         decoder.build(checkpoint)
     }
+
+    fn example(&self) -> Option<Value> {
+        Some(standard::example(
+            "qwen3",
+            json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1 }),
+        ))
+    }
 }
 
-register!(
-    dyn Architecture,
-    Qwen3Options,
-    "qwen3",
-    "Qwen3: norms on queries and keys; from Hugging Face folders and GGUF"
-);
+register!(dyn Architecture, Qwen3Options, "qwen3", "Qwen3: norms on queries and keys");

@@ -9,6 +9,7 @@ use circuit_framework::{
     Architecture, AttributionMethod, MeasuringMetric, ParamSelector, PatchingMetric, Task,
     inventory,
 };
+use circuit_models::Abilities;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::{Serialize, Serializer};
 
@@ -18,7 +19,13 @@ use crate::outputs::Outputs;
 use crate::print::say;
 
 const KINDS: [&str; 7] =
-    ["models", "tasks", "metrics", "methods", "selectors", "experiments", "settings"];
+    [MODELS, "tasks", "metrics", "methods", "selectors", "experiments", "settings"];
+
+const MODELS: &str = "models";
+
+/// What no architecture does for itself: passes over any model do it, in tests whose models are drawn from all families.
+const EVERY_MODEL: &str = "All of them: generation with a cache, bfloat16, checkpointing, adapters in PEFT's names, \
+    saving for transformers, circuit evaluation, every attribution method and ablation";
 
 pub(crate) fn command() -> Command {
     Command::new("list")
@@ -50,6 +57,9 @@ struct Group {
 struct Entry {
     name: &'static str,
     summary: String,
+    /// What an architecture can do.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    abilities: Option<Abilities>,
     options: Vec<Description>,
 }
 
@@ -95,10 +105,10 @@ fn groups() -> Result<Vec<Group>> {
         let table: toml::Table = toml::from_str(experiment.toml)?;
         let description = table.get("description").and_then(|value| value.as_str());
         let summary = description.unwrap_or_default().to_owned();
-        Ok(Entry { name: experiment.name, summary, options: Vec::new() })
+        Ok(Entry { name: experiment.name, summary, abilities: None, options: Vec::new() })
     });
     Ok(vec![
-        plugins::<dyn Architecture>("models", "Model architectures", "model")?,
+        models()?,
         plugins::<dyn Task>("tasks", "Tasks", "task")?,
         plugins::<dyn PatchingMetric>("metrics", "Metrics", "metric")?,
         plugins::<dyn MeasuringMetric>(
@@ -116,6 +126,16 @@ fn groups() -> Result<Vec<Group>> {
     ])
 }
 
+/// The architectures with what they can do.
+fn models() -> Result<Group> {
+    let mut group = plugins::<dyn Architecture>(MODELS, "Model architectures", "model")?;
+    for entry in &mut group.entries {
+        let plugin = registry::find::<dyn Architecture>(entry.name)?;
+        entry.abilities = Some(circuit_models::abilities(plugin)?);
+    }
+    Ok(group)
+}
+
 /// The plugins of one kind, their options named as settings of `section`.
 fn plugins<T: Kind + ?Sized>(
     kind: &'static str,
@@ -128,6 +148,7 @@ where
     let entry = |plugin: &'static Plugin<T>| Entry {
         name: plugin.name,
         summary: plugin.summary.to_owned(),
+        abilities: None,
         options: (plugin.options().into_iter())
             .map(|option| Description { name: format!("{section}.{}", option.name), ..option })
             .collect(),
@@ -139,10 +160,26 @@ fn print(group: &Group) {
     say!("{}", group.title);
     for entry in &group.entries {
         say!("  {:22}{}", entry.name, entry.summary);
+        if let Some(abilities) = &entry.abilities {
+            print_abilities(abilities);
+        }
         for option in &entry.options {
             say!("    {} = {}", option.name, shown(&option.default));
             say!("        {}", option.description);
         }
     }
+    if group.kind == MODELS {
+        say!("{EVERY_MODEL}");
+    }
     say!("");
+}
+
+fn print_abilities(abilities: &Abilities) {
+    match abilities.gguf {
+        Some(name) => say!("    files: Hugging Face folders, GGUF (`{name}`)"),
+        None => say!("    files: Hugging Face folders"),
+    }
+    if !abilities.features.is_empty() {
+        say!("    has: {}", abilities.features.join(", "));
+    }
 }

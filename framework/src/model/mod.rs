@@ -127,6 +127,11 @@ pub trait Model: Send + Sync {
         false
     }
 
+    /// What sets it apart among decoders, each in a few words: `list models` shows it.
+    fn features(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// Where the weights are, and tokens have to be.
     fn device(&self) -> Device {
         let weight = self.parameters().iter().next();
@@ -224,4 +229,10 @@ pub trait Architecture: Send + Sync {
     /// If a tensor is missing or misshapen, or the configuration asks for what this architecture
     /// can't do; each names what and where.
     fn build(&self, checkpoint: Checkpoint) -> Result<Box<dyn Model>>;
+
+    /// A small config.json that asks for all that this architecture can do. `list models` shows the features of
+    /// its model, where there is one.
+    fn example(&self) -> Option<serde_json::Value> {
+        None
+    }
 }

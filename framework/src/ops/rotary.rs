@@ -27,6 +27,11 @@ impl Rotary {
         self.cos.len() / self.half.max(1)
     }
 
+    /// How many of a head's numbers are rotated.
+    pub fn width(&self) -> usize {
+        2 * self.half
+    }
+
     /// cos and sin [positions, half of the rotated width] at these positions.
     pub(super) fn rows(&self, positions: &[usize]) -> (Vec<f64>, Vec<f64>) {
         let of = |table: &[f64]| {

@@ -177,6 +177,10 @@ impl Architecture for Guarded<dyn Architecture> {
         let inner = self.call("build", |architecture| architecture.build(checkpoint))?;
         Ok(Box::new(Guarded { what: self.what.clone(), inner }))
     }
+
+    fn example(&self) -> Option<serde_json::Value> {
+        self.ask("example", |it| it.example())
+    }
 }
 
 impl Model for Guarded<dyn Model> {
@@ -214,6 +218,10 @@ impl Model for Guarded<dyn Model> {
 
     fn heads_share_a_norm(&self) -> bool {
         self.ask("heads_share_a_norm", |it| it.heads_share_a_norm())
+    }
+
+    fn features(&self) -> Vec<&'static str> {
+        self.ask("features", |it| it.features())
     }
 
     fn device(&self) -> Device {

@@ -1,4 +1,4 @@
-//! Results that are read again: circuits, scores, EAP-IG's graph files, the circuits of a run.
+//! Results that are read again: circuits, scores, EAP-IG's graph files, the circuits of a run, deltas.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use circuit_framework::results::circuit_file::CircuitFile;
 use circuit_framework::results::dynamics::Dynamics;
 use circuit_framework::results::eap_ig::Correspondence;
 use circuit_framework::results::provenance::Geometry;
-use circuit_framework::{Circuit, Scores};
+use circuit_framework::{Circuit, Delta, Scores};
 use serde_json::{Value, json};
 
 use super::{Reader, Target, checked, file, files, reference};
@@ -19,6 +19,7 @@ pub fn targets() -> Vec<Target> {
         Target::new("scores", mutate::safetensors::mutate, all_scores, scores),
         Target::new("eap-ig", mutate::json::mutate, graphs, eap_ig),
         Target::new("run-circuits", mutate::json::mutate_lines, runs, run),
+        Target::new("delta", mutate::safetensors::mutate, deltas, delta),
     ]
 }
 
@@ -95,6 +96,41 @@ fn run(folder: &Path) -> Result<Reader> {
     Ok(Box::new(move |input| {
         std::fs::write(folder.join("circuits.jsonl"), input)?;
         checked(Dynamics::of_run(&folder))?;
+        Ok(())
+    }))
+}
+
+/// What changing a few rows, and changing all of some parameters, leaves of a model.
+fn deltas() -> Result<Vec<Vec<u8>>> {
+    let few = delta_of(|parameter, row| parameter % 4 == 1 && row % 8 < 2)?;
+    Ok(vec![few, delta_of(|parameter, _| parameter % 9 == 2)?])
+}
+
+/// The file of a delta of the rows for which `is_changed` holds, by the parameter's place and the row's.
+fn delta_of(is_changed: impl Fn(usize, usize) -> bool) -> Result<Vec<u8>> {
+    let (base, tuned) = (reference(CASE)?, reference(CASE)?);
+    for (id, parameter) in tuned.parameters().iter() {
+        for row in (0..parameter.rows()).filter(|row| is_changed(id.0, *row)) {
+            let values = (parameter.tensor.narrow(0, row, 1)? + 1.0)?;
+            parameter.tensor.slice_set(&values, 0, row)?;
+        }
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    Delta::between(base.parameters(), tuned.parameters(), "model")?.save(file.path())?;
+    Ok(std::fs::read(file.path())?)
+}
+
+fn delta(folder: &Path) -> Result<Reader> {
+    let (path, model) = (folder.join("delta.safetensors"), reference(CASE)?);
+    Ok(Box::new(move |input| {
+        std::fs::write(&path, input)?;
+        let delta = checked(Delta::load(&path))?;
+        let half = checked(delta.scale(0.5))?;
+        checked(Delta::add(&[&delta, &half]))?;
+        // A changed value is put into the model, which is to be as it was for the next input.
+        let _base = model.parameters().put_back_on_drop()?;
+        checked(delta.apply(model.parameters()))?;
+        checked(delta.revert(model.parameters()))?;
         Ok(())
     }))
 }

@@ -24,6 +24,12 @@ use self::families::{Change, FAMILIES, Family};
 
 use circuit_framework::model::decoder::rope::{Llama3Scaling, frequencies};
 
+/// The architecture that GGUF files name for a Hugging Face `model_type`, where such files can be read.
+pub(crate) fn architecture(model_type: &str) -> Option<&'static str> {
+    let family = FAMILIES.iter().find(|family| family.model_type == model_type)?;
+    Some(family.architecture)
+}
+
 /// Reads a file's configuration and tokenizer, and lists its weights.
 pub(crate) fn read(path: &Path) -> Result<(Checkpoint, Tokenizer)> {
     files::check_regular(path)?;

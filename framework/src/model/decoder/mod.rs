@@ -3,6 +3,7 @@
 //! loading, saving and adapters. What a config.json of one family means is left to that family.
 
 mod build;
+mod features;
 mod owners;
 pub mod rope;
 pub mod standard;

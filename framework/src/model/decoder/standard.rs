@@ -142,6 +142,19 @@ impl Layer {
     }
 }
 
+/// A small config.json of a family that follows the convention, with the keys of its own.
+pub fn example(model_type: &str, own: Value) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 32,
+    });
+    if let (Value::Object(config), Value::Object(own)) = (&mut config, own) {
+        config.extend(own);
+    }
+    config
+}
+
 /// Refuses a configuration in which attention doesn't reach back over the whole context.
 ///
 /// # Errors

@@ -95,4 +95,8 @@ impl Model for Transformer {
         let norms = self.blocks.iter().filter_map(|block| block.attention.norms.as_ref());
         norms.into_iter().any(|norms| !norms.is_per_head)
     }
+
+    fn features(&self) -> Vec<&'static str> {
+        self.describe()
+    }
 }
