@@ -59,8 +59,9 @@ with tempfile.TemporaryDirectory() as folder:
             seconds = [report[phase]["median_s"] for report in reports]
             axis.plot(places, seconds, mark, label=phase, markersize=3, linewidth=1)
             print(f"{title}, {phase}:", ", ".join(f"{at}: {s:.2f} s" for at, s in zip(places, seconds)), flush=True)
-        axis.set(xlabel=title, xscale="log", ylim=(0, None))
+        axis.set(xlabel=title, xscale="log", yscale="log", ylim=(0.1, 10))
         axis.set_xticks(places, [f"{place:,}" for place in places], rotation=30)
+        axis.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
         axis.minorticks_off()
 axes[0].set_ylabel("seconds")
 axes[0].legend(frameon=False)
