@@ -27,7 +27,7 @@ parser.add_argument("--steps", default="4")
 arguments = parser.parse_args()
 CONFIG = json.loads((pathlib.Path(arguments.config) / "config.json").read_text())
 
-# Of each plot its title, what stands below it, and its points: flags of `bench`, or other fields of config.json.
+# The plots by title, each with the flag of `bench` or the field of config.json that is changed, and its values.
 PLOTS = {
     "sequences a batch": ("--batch-size", [4, 8, 16, 32, 64]),
     "tokens a sequence": ("--seq-len", [8, 16, 32, 64, 128, 256]),
@@ -39,7 +39,7 @@ PLOTS = {
 
 def bench(folder, name, value):
     """The report of a step with one thing changed."""
-    config = CONFIG | {} if name.startswith("--") else CONFIG | {name: value}
+    config = CONFIG if name.startswith("--") else CONFIG | {name: value}
     path = pathlib.Path(folder) / "config.json"
     path.write_text(json.dumps(config))
     command = [arguments.program, "bench", "--model", str(path), "--random-init", "0", "--nodes", "head,mlp"]

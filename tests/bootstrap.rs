@@ -13,8 +13,9 @@ use circuit_framework::evaluation::task::{Setting, Split};
 use circuit_framework::peers::Alone;
 use circuit_framework::plugin::registry;
 use circuit_framework::{
-    Batch, Example, Model, PatchingMetric, Result, Scores, Task, progress, register,
+    Batch, Dataset, Example, Model, PatchingMetric, Result, Scores, Task, progress, register,
 };
+use circuit_models::Loaded;
 use proptest::prelude::*;
 
 use crate::command_line::{json, refuses, succeeds, words};
@@ -44,6 +45,20 @@ pub fn by_example(
         discover_by_example(model, &all, metric, options, (&Alone, &progress::silent), &take)
             .unwrap();
     (found, is_sum, taken.into_inner())
+}
+
+/// The built-in model and sentences of its grammar.
+pub fn sentences(options: &str, seed: u64, counterfactuals: bool) -> (Loaded, Box<dyn Dataset>) {
+    let model = load(at(Path::new("embedded")));
+    let task: Box<dyn Task> = plugin("agreement", options);
+    let setting = Setting {
+        tokenizer: model.tokenizer.as_ref(),
+        context: model.model.context(),
+        seed,
+        counterfactuals,
+    };
+    let data = task.load(Split::Train, &setting).unwrap();
+    (model, data)
 }
 
 fn bits(scores: &Scores) -> Vec<u32> {
@@ -168,15 +183,7 @@ register!(dyn AttributionMethod, Sizes, "sizes", "EAP's scores without their sig
 
 #[test]
 fn a_method_that_is_no_sum_over_examples_is_told() {
-    let model = load(at(Path::new("embedded")));
-    let task: Box<dyn Task> = plugin("agreement", "train_examples = 8");
-    let setting = Setting {
-        tokenizer: model.tokenizer.as_ref(),
-        context: model.model.context(),
-        seed: 0,
-        counterfactuals: false,
-    };
-    let data = task.load(Split::Train, &setting).unwrap();
+    let (model, data) = sentences("train_examples = 8", 0, false);
     let metric: Box<dyn PatchingMetric> = plugin("logit_diff", "");
     for (name, expected) in [("eap", true), ("sizes", false)] {
         let options = Discovery { method: MethodChoice::named(name), ..Discovery::default() };

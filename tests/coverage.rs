@@ -1,19 +1,16 @@
 //! How often the intervals of a bootstrap hold the value of examples that it has not seen.
 
-use std::path::Path;
-
+use circuit_framework::PatchingMetric;
 use circuit_framework::attribution::{Ablation, Discovery, EdgeOrder, Resamples};
-use circuit_framework::evaluation::task::{Setting, Split};
 use circuit_framework::graph::circuit::Circuit;
 use circuit_framework::graph::pruning::Pruning;
 use circuit_framework::graph::{Graph, Input, Node, Port};
-use circuit_framework::{PatchingMetric, Task};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::bootstrap::by_example;
-use crate::support::{at, load, plugin};
+use crate::bootstrap::{by_example, sentences};
+use crate::support::plugin;
 
 /// How many of the intervals of ±1 and ±1.96 standard errors hold the value of a held-out half.
 #[derive(Default)]
@@ -73,20 +70,12 @@ fn intervals_cover_the_value_of_a_held_out_half() {
     coverage.check([0.03, 0.02]);
 }
 
-/// The same of the built-in model's strongest edges on generated sentences. (Those of weak edges, whose score
-/// a few examples make, are too narrow.)
+/// On generated sentences, intervals of the built-in model's strongest edges cover about as often too. (Those of weak
+/// edges, whose score a few examples make, are too narrow.)
 #[test]
 fn intervals_cover_the_value_of_held_out_sentences() {
     const HALF: usize = 200;
-    let model = load(at(Path::new("embedded")));
-    let task: Box<dyn Task> = plugin("agreement", "train_examples = 2000");
-    let setting = Setting {
-        tokenizer: model.tokenizer.as_ref(),
-        context: model.model.context(),
-        seed: 5,
-        counterfactuals: true,
-    };
-    let data = task.load(Split::Train, &setting).unwrap();
+    let (model, data) = sentences("train_examples = 2000", 5, true);
     let metric: Box<dyn PatchingMetric> = plugin("logit_diff", "");
     let options = Discovery { ablation: Ablation::Corrupt, ..Discovery::default() };
     let (found, _, mut terms) = by_example(&*model.model, data.examples(), &*metric, &options);

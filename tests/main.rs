@@ -19,6 +19,7 @@ mod command_line;
 mod commands_analyze;
 mod commands_circuit;
 mod commands_draw;
+mod commands_list;
 mod commands_logits;
 mod commands_output;
 mod commands_settings;

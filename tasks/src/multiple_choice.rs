@@ -282,7 +282,7 @@ mod tests {
         assert!(question.choices[1..].iter().all(|choice| choice.keys.is_empty()));
     }
 
-    /// As in lm-evaluation-harness, which tests/tools/choices.py was held against.
+    /// lm-evaluation-harness does both: tests/tools/choices.py holds its verdicts against ours.
     #[test]
     fn lengths_are_characters_and_space_behind_a_question_is_predicted() {
         let mut choices = question(&["aé", "éee"]).unwrap();

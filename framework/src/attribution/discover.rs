@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use super::by_example::EdgeOrder;
-use super::method::{AttributionMethod, Discovered, Run};
+use super::method::Discovered;
 use super::{Discovery, Scoring};
 use crate::data::example::{Batch, Example, by_length};
 use crate::evaluation::metric::PatchingMetric;
@@ -117,45 +117,20 @@ pub fn discover_by_example(
 
 /// Scores on examples in this order, of which this process does its own batches.
 fn score(scoring: Scoring, examples: &[&Example], report: &Report) -> Result<Discovered> {
-    let options = scoring.options;
+    let (options, device) = (scoring.options, scoring.model.device());
     let batches = peers::own(scoring.peers(), examples.chunks(options.batch_size));
     let batches: Vec<Vec<&Example>> = batches.map(<[_]>::to_vec).collect();
-    let mut done = 0;
-    score_batches(&*options.method.build()?, scoring, &batches, &mut |added| {
-        done += added.examples;
-        let figure = Some(("metric", added.metric));
-        report(Progress { stage: "discover", done, total: examples.len(), figure });
-        progress::check_stop()
-    })
-}
-
-/// A batch that was added to the scores.
-pub(crate) struct AddedBatch {
-    /// How many examples it has.
-    pub(crate) examples: usize,
-    /// The metric over all that was added so far.
-    pub(crate) metric: f64,
-    /// The clean pass, where the method hands it on.
-    pub(crate) run: Option<Run>,
-}
-
-/// Scores on this process's batches by a method, and tells `each` of every batch that was added.
-///
-/// # Errors
-/// As the method, and as `each`.
-pub(crate) fn score_batches(
-    method: &dyn AttributionMethod,
-    scoring: Scoring,
-    batches: &[Vec<&Example>],
-    each: &mut dyn FnMut(AddedBatch) -> Result<()>,
-) -> Result<Discovered> {
+    let method = options.method.build()?;
     let mut scoring = scoring.with_rules(method.rules());
-    for examples in batches {
-        let batch = Batch::new(examples.clone(), &scoring.model.device())?;
-        let run = method.add(&mut scoring, &batch)?;
-        each(AddedBatch { examples: examples.len(), metric: scoring.metric(), run })?;
+    let mut done = 0;
+    for batch in &batches {
+        progress::check_stop()?;
+        method.add(&mut scoring, &Batch::new(batch.clone(), &device)?)?;
+        done += batch.len();
+        let figure = Some(("metric", scoring.metric()));
+        report(Progress { stage: "discover", done, total: examples.len(), figure });
     }
-    method.finish(scoring, batches)
+    method.finish(scoring, &batches)
 }
 
 /// Whether sums over examples [writers, readers] are the scores, but for rounding. The difference of scores

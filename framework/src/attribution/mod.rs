@@ -26,7 +26,6 @@ pub use agreement::Agreement;
 pub use crate::evaluation::ablation::{AblatedValues, Ablation, counterfactual_tokens, values_of};
 pub use bootstrap::{Bootstrap, Certainty, Resamples};
 pub use by_example::EdgeOrder;
-pub(crate) use discover::score_batches;
 pub use discover::{TakeExamples, discover, discover_by_example, discover_edges};
 pub use method::{AttributionMethod, Discovered, MethodChoice, Needs, Run};
 pub use observation::Observation;

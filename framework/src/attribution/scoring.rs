@@ -140,7 +140,7 @@ impl<'a> Scoring<'a> {
     }
 
     /// This scoring with backward passes by other rules than the gradient's.
-    pub(super) fn with_rules(self, rules: Rules) -> Self {
+    pub(crate) fn with_rules(self, rules: Rules) -> Self {
         Self { rules, ..self }
     }
 

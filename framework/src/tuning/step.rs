@@ -7,8 +7,8 @@ use super::chunks::Chunks;
 use super::gradients::Gradients;
 use super::state::State;
 use super::{Event, Step, Tuner};
-use crate::attribution::{Run, Scoring, score_batches};
-use crate::data::example::Example;
+use crate::attribution::{Run, Scoring};
+use crate::data::example::{Batch, Example};
 use crate::graph::Graph;
 use crate::graph::circuit::Circuit;
 use crate::graph::scores::NodeScores;
@@ -128,14 +128,18 @@ impl Tuner<'_> {
         chunks: &Chunks,
         state: &mut State,
     ) -> Result<Found> {
-        let scoring = Scoring::new(self.model, examples, self.metric, self.discovery)?
-            .shared(self.peers, chunks.batches().len());
-        let (method, mut runs) = (self.discovery.method.build()?, Vec::new());
-        let found = score_batches(&*method, scoring, &self.own_batches(chunks), &mut |added| {
+        let method = self.discovery.method.build()?;
+        let mut scoring = Scoring::new(self.model, examples, self.metric, self.discovery)?
+            .shared(self.peers, chunks.batches().len())
+            .with_rules(method.rules());
+        let (batches, device) = (self.own_batches(chunks), self.model.device());
+        let mut runs = Vec::new();
+        for batch in &batches {
+            let run = method.add(&mut scoring, &Batch::new(batch.clone(), &device)?)?;
             // Kept, they take what one pass over all chunks would.
-            runs.extend(added.run.filter(|_| chunks.are_whole()));
-            Ok(())
-        })?;
+            runs.extend(run.filter(|_| chunks.are_whole()));
+        }
+        let found = method.finish(scoring, &batches)?;
         if let Err(Error::NotFinite(what)) = found.check() {
             return Err(Error::Diverged { step, what });
         }

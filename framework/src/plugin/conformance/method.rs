@@ -1,9 +1,7 @@
 //! What an attribution method must keep to.
 
 use super::check_float64;
-use crate::attribution::{
-    AttributionMethod, Discovered, Discovery, Positions, Scoring, score_batches,
-};
+use crate::attribution::{AttributionMethod, Discovered, Discovery, Positions, Scoring};
 use crate::data::example::{Batch, Example};
 use crate::evaluation::metric::PatchingMetric;
 use crate::graph::{Reader, Writer};
@@ -32,8 +30,12 @@ pub fn attribution_method(
     };
     let score = |examples: &[&Example], batch_size: usize| -> Result<Discovered> {
         let scoring = Scoring::new(model, examples, metric, &discovery)?;
+        let mut scoring = scoring.with_rules(method.rules());
         let batches: Vec<Vec<&Example>> = examples.chunks(batch_size).map(<[_]>::to_vec).collect();
-        score_batches(method, scoring, &batches, &mut |_| Ok(()))
+        for batch in &batches {
+            method.add(&mut scoring, &Batch::new(batch.clone(), &model.device())?)?;
+        }
+        method.finish(scoring, &batches)
     };
     let once: Vec<&Example> = examples.iter().collect();
     let found = score(&once, once.len())?;
